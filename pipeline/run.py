@@ -1,0 +1,249 @@
+"""A run, before and after the work: what is planned, what is left to do, and whether the accounting closes.
+
+    begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared)
+              todo = plan minus commit records
+    close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet
+
+Resuming is `begin` again: there is no state but the files of the dataset.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from pipeline import index
+from pipeline.plan import Plan, PlanConfig, make_plan
+from pipeline.sources.base import Scan, Source
+from pipeline.stores import zarr
+from pipeline.stores.column import zarr_specs
+from pipeline.stores.volume import Volume
+from pipeline.worker import ShardTask
+from shards_schema import layout
+from shards_schema.codecs import seal_of
+from shards_schema.commit import CommitRecord
+from shards_schema.errors import DatasetError, IncompleteError, MismatchError
+from shards_schema.manifests import ColumnManifest, DatasetManifest
+
+SYNTHETIC_NOTICE = "The frames are generated (synthetic): this is not driving data."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run that has begun.
+
+    Attributes:
+        volume: the dataset.
+        plan: every shard.
+        scan: what the source had under its filter.
+        manifest: `dataset.json` as it stands on disk.
+        dataset: its seal.
+        columns: column name -> manifest, in the order of work.
+        done: (shard, column) pairs that were committed before.
+    """
+
+    volume: Volume
+    plan: Plan
+    scan: Scan
+    manifest: DatasetManifest
+    dataset: str
+    columns: Mapping[str, ColumnManifest]
+    done: frozenset[tuple[int, str]]
+
+    def todo(self) -> list[ShardTask]:
+        """What has no commit record, the shards with most scenes first (so that none is left for the end)."""
+        counts = self.plan.counts()
+        order = sorted(range(self.plan.shards), key=lambda shard: (-counts[shard], shard))
+        tasks = []
+        for shard in order:
+            missing = tuple(c for c in self.columns if (shard, c) not in self.done)
+            if missing:
+                tasks.append(ShardTask(shard, self.plan.shard(shard).scenes, missing))
+        return tasks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnTotal:
+    """One column of a whole dataset: planned = written + quarantined, or the run has failed."""
+
+    column: str
+    shards: int
+    planned: int
+    written: int
+    quarantined: Mapping[str, int]
+    size: int
+
+
+def begin(
+    source: Source,
+    url: str,
+    columns: Sequence[ColumnManifest],
+    *,
+    plan_config: PlanConfig,
+    with_zarr: bool = True,
+    processes: int = 1,
+) -> Run:
+    """Plan, and write or compare the documents of the dataset at `url`.
+
+    Raises:
+        ConfigError: the source has no scenes.
+        MismatchError: the dataset there was planned otherwise, or a column was made otherwise.
+    """
+    volume = Volume(url)
+    scan = source.scan(processes=processes)
+    plan = make_plan(scan.refs, plan_config)
+    manifest = DatasetManifest(
+        source=source.describe(),
+        plan={
+            "digest": plan.digest,
+            "samples": plan.samples,
+            "shards": plan.shards,
+            "shard_size": plan_config.shard_size,
+            "seed": plan_config.seed,
+            "unreadable_logs": scan.unreadable,
+            "not_found": list(scan.not_found),
+            "skipped": scan.skipped,
+        },
+        zarr=with_zarr,
+        synthetic=source.synthetic,
+        notices=_notices(source, columns),
+        code_version=metadata.version("last-shards"),
+    )
+    manifest, dataset = _write_or_compare(volume, manifest, plan)
+    volume.sweep()
+    for column in columns:
+        _begin_column(volume, column, plan, with_zarr)
+    done = frozenset((shard, c.column) for c in columns for shard in committed(volume, c.column))
+    return Run(
+        volume=volume,
+        plan=plan,
+        scan=scan,
+        manifest=manifest,
+        dataset=dataset,
+        columns={c.column: c for c in columns},
+        done=done,
+    )
+
+
+def committed(volume: Volume, column: str) -> list[int]:
+    """The shards of a column that have a commit record, sorted."""
+    return sorted(s for name in volume.names(column) if (s := layout.shard_of_record(name)) is not None)
+
+
+def environment() -> dict[str, str]:
+    """Versions that a column was begun with; told in `column.json`, compared by nobody."""
+    packages = ("last-shards", "torch", "diffusers", "numpy", "simplejpeg", "zarr")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+
+
+def close(run: Run) -> list[ColumnTotal]:
+    """Read back every commit record, check the accounting, write the indices.
+
+    Raises:
+        DatasetError: a record is damaged, or belongs to another dataset or column.
+        IncompleteError: a shard has no record, or the counts do not close.
+    """
+    records: list[CommitRecord] = []
+    totals: list[ColumnTotal] = []
+    counts = run.plan.counts()
+    for column, manifest in run.columns.items():
+        shards = committed(run.volume, column)
+        if missing := sorted(set(range(run.plan.shards)) - set(shards)):
+            raise IncompleteError(
+                f"column {column}: {len(missing)} of {run.plan.shards} shards have no commit record "
+                f"(first: {missing[:5]}); run the same command again to finish"
+            )
+        own = [read_record(run.volume, column, shard) for shard in range(run.plan.shards)]
+        for record in own:
+            _check_record(record, run.dataset, manifest, counts[record.shard])
+        records += own
+        totals.append(_total(column, own))
+        if totals[-1].planned != run.plan.samples:
+            raise IncompleteError(f"column {column}: records plan {totals[-1].planned}, the plan {run.plan.samples}")
+    for column in columns_of(run.volume):
+        if column not in run.columns:  # a column of an earlier run stays in the index
+            records += [read_record(run.volume, column, shard) for shard in committed(run.volume, column)]
+    index.write(run.volume, records, run.plan)
+    run.volume.sweep()  # a worker that outlived its driver may have left a file under way
+    return totals
+
+
+def columns_of(volume: Volume) -> list[str]:
+    """The columns that were begun in a dataset, sorted."""
+    return [name for name in volume.folders("") if volume.exists(layout.column_json(name))]
+
+
+def read_record(volume: Volume, column: str, shard: int) -> CommitRecord:
+    """The commit record of a shard.
+
+    Raises:
+        MissingFileError: it was never committed.
+        DatasetError: the record is damaged.
+    """
+    path = layout.record(column, shard)
+    return CommitRecord.from_bytes(volume.read(path), volume.path(path))
+
+
+def _check_record(record: CommitRecord, dataset: str, manifest: ColumnManifest, planned: int) -> None:
+    where = f"commit record of column {record.column}, shard {record.shard}"
+    if record.dataset != dataset or record.fingerprint != manifest.fingerprint:
+        raise MismatchError(
+            f"{where}: written for dataset {record.dataset[:12]}, fingerprint {record.fingerprint[:12]}; here they are "
+            f"{dataset[:12]}, {manifest.fingerprint[:12]}: it belongs to another run"
+        )
+    if record.planned != planned:
+        raise DatasetError(f"{where}: planned {record.planned}, the plan has {planned}")
+
+
+def _total(column: str, records: Sequence[CommitRecord]) -> ColumnTotal:
+    return ColumnTotal(
+        column=column,
+        shards=len(records),
+        planned=sum(r.planned for r in records),
+        written=sum(r.written for r in records),
+        quarantined=dict(Counter(q.code for r in records for q in r.quarantined)),
+        size=sum(r.size for r in records),
+    )
+
+
+def _notices(source: Source, columns: Sequence[ColumnManifest]) -> tuple[str, ...]:
+    notices = [SYNTHETIC_NOTICE] if source.synthetic else []
+    if random := [c.column for c in columns if c.random_weights]:
+        notices.append(
+            f"Made with RANDOM WEIGHTS: {', '.join(random)}. These targets carry no knowledge; do not train on them."
+        )
+    return tuple(notices)
+
+
+def _write_or_compare(volume: Volume, manifest: DatasetManifest, plan: Plan) -> tuple[DatasetManifest, str]:
+    """`dataset.json` as it stands on disk, and its seal; it is written last of the three, and only once."""
+    if volume.exists(layout.DATASET):
+        data = volume.read(layout.DATASET)
+        recorded = DatasetManifest.from_bytes(data, volume.path(layout.DATASET))
+        manifest.refuse_other(recorded, volume.path(layout.DATASET))
+        return recorded, seal_of(data)
+    volume.put(layout.PLAN, plan.to_parquet())
+    data = manifest.to_bytes()
+    if manifest.zarr:
+        attributes: dict[str, Any] = {"format": "last-shards", "synthetic": manifest.synthetic}
+        for path, document in zarr.root_document(attributes | {"notices": list(manifest.notices)}).items():
+            volume.put(path, document)
+    volume.put(layout.DATASET, data)
+    return manifest, seal_of(data)
+
+
+def _begin_column(volume: Volume, column: ColumnManifest, plan: Plan, with_zarr: bool) -> None:
+    path = layout.column_json(column.column)
+    if volume.exists(path):
+        recorded = ColumnManifest.from_bytes(volume.read(path), volume.path(path))
+        column.refuse_other(recorded, volume.path(path))
+        return
+    if with_zarr:
+        documents = zarr.array_documents(column.column, zarr_specs(column), plan.shards, plan.config.shard_size)
+        for name, document in documents.items():
+            volume.put(name, document)
+    volume.put(path, column.to_bytes())

@@ -1,0 +1,152 @@
+"""One shard of one column, from the first sample to the commit record.
+
+Samples come in row order and go straight to the tar and to the Zarr shards; nothing of the shard is held but its
+index. `commit` puts the data files in place and then, last, the record that makes them a shard. If anything raises
+before that, no file of this attempt is left under its final name without being complete, and there is no record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.stores.tar import TarWriter
+from pipeline.stores.volume import Buffer, FileWriter, Volume
+from pipeline.stores.zarr import ZarrShardWriter
+from shards_schema import layout
+from shards_schema.codecs import npy_bytes
+from shards_schema.commit import CommitRecord, Quarantined
+from shards_schema.errors import DatasetError, SampleError
+from shards_schema.manifests import ColumnManifest
+from shards_schema.specs import TEXT, TargetSpec
+
+VALID_SPEC = TargetSpec(
+    name=layout.VALID, dims=(), shape=(), dtype="uint8", unit="1", meaning="1 where the row was written, else 0"
+)
+
+
+def zarr_specs(manifest: ColumnManifest) -> tuple[TargetSpec, ...]:
+    """The arrays that a column has in Zarr: its targets that are not ragged, and `valid`."""
+    return (*(spec for spec in manifest.targets if not spec.ragged), VALID_SPEC)
+
+
+class ColumnShardWriter:
+    """A context manager; leave it without `commit` and the shard does not exist.
+
+    Args:
+        volume: the dataset.
+        manifest: of the column.
+        dataset: seal of `dataset.json`.
+        shard: number in the plan.
+        shard_size: rows a shard has in Zarr.
+        zarr: whether to write the Zarr arrays as well.
+    """
+
+    def __init__(
+        self, volume: Volume, manifest: ColumnManifest, *, dataset: str, shard: int, shard_size: int, zarr: bool
+    ) -> None:
+        self._volume, self._manifest, self._dataset = volume, manifest, dataset
+        self._shard, self._shard_size = shard, shard_size
+        self._specs = {spec.name: spec for spec in manifest.targets}
+        self._files: dict[str, FileWriter] = {}
+        self._tokens: list[str] = []
+        self._rows: list[int] = []
+        self._quarantined: list[Quarantined] = []
+        self._stack = ExitStack()
+        self._tar = TarWriter(self._open(layout.tar(manifest.column, shard)))
+        self._zarr: dict[str, ZarrShardWriter] = {}
+        for spec in zarr_specs(manifest) if zarr else ():
+            path = layout.zarr_chunk(manifest.column, spec.name, shard, 1 + len(spec.shape))
+            self._zarr[spec.name] = ZarrShardWriter(self._open(path), spec, shard_size)
+
+    def _open(self, path: str) -> FileWriter:
+        self._files[path] = self._stack.enter_context(self._volume.create(path))
+        return self._files[path]
+
+    def __enter__(self) -> ColumnShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:  # the open files must see an exception, or they would put themselves in place
+            kind, error = RuntimeError, RuntimeError("left without commit")
+        self._stack.__exit__(kind, error, trace)
+
+    def add_targets(self, token: str, row: int, targets: Mapping[str, NDArray[Any]]) -> bool:
+        """Write one sample of a teacher; a non-finite value quarantines it instead.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            SpecError: the arrays are not what the specs say.
+        """
+        ordered = {name: np.asarray(targets[name]) for name in self._specs}
+        try:
+            for name, spec in self._specs.items():
+                spec.check(ordered[name])
+        except SampleError as error:
+            self.quarantine(token, row, error)
+            return False
+        self.add(token, row, {f"{name}.npy": npy_bytes(array) for name, array in ordered.items()}, ordered)
+        return True
+
+    def add(
+        self, token: str, row: int, members: Mapping[str, Buffer], arrays: Mapping[str, NDArray[Any] | str]
+    ) -> None:
+        """Write one sample: its tar members by extension, and its Zarr rows by target."""
+        self._tar.add(token, members)
+        slot = row - self._shard * self._shard_size
+        for name, writer in self._zarr.items():
+            writer.add(slot, np.uint8(1) if name == layout.VALID else arrays[name])  # type: ignore[arg-type]
+        self._tokens.append(token)
+        self._rows.append(row)
+
+    def quarantine(self, token: str, row: int, error: SampleError) -> None:
+        """Note a sample that cannot be written."""
+        self._quarantined.append(Quarantined(token=token, row=row, code=error.code, reason=error.reason))
+
+    def commit(self, planned: Sequence[str]) -> CommitRecord:
+        """Put the files in place, then the record.
+
+        Args:
+            planned: the tokens that the plan has for this shard.
+
+        Raises:
+            DatasetError: the accounting does not close; nothing is committed.
+        """
+        accounted = [*self._tokens, *(q.token for q in self._quarantined)]
+        if sorted(accounted) != sorted(planned):
+            raise DatasetError(
+                f"column {self._manifest.column}, shard {self._shard}: planned {len(planned)} samples, accounted for "
+                f"{len(accounted)} ({len(self._tokens)} written, {len(self._quarantined)} quarantined)"
+            )
+        self._tar.finish()
+        for writer in self._zarr.values():
+            writer.finish()
+        self._stack.close()
+        record = CommitRecord(
+            column=self._manifest.column,
+            shard=self._shard,
+            dataset=self._dataset,
+            fingerprint=self._manifest.fingerprint,
+            planned=len(planned),
+            quarantined=tuple(sorted(self._quarantined, key=lambda q: q.row)),
+            files={path: file.finish() for path, file in self._files.items()},
+            tokens=tuple(self._tokens),
+            rows=tuple(self._rows),
+            members={name: tuple(places) for name, places in self._tar.members.items()},
+        )
+        self._volume.put(layout.record(self._manifest.column, self._shard), record.to_bytes())
+        return record
+
+
+def text_or_array(spec: TargetSpec, value: Any) -> NDArray[Any] | str:
+    """A value as its spec wants it in Zarr: text stays text."""
+    return str(value) if spec.dtype == TEXT else np.asarray(value, dtype=spec.dtype)

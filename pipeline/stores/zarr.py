@@ -1,0 +1,136 @@
+"""Zarr v3 arrays, one plan shard a file, written as a stream by one writer.
+
+Every array has the sample on its first axis and ``shards x shard_size`` rows; row ``shard * shard_size + i`` is the
+plan's. Rows that were quarantined, or that no sample uses, read as the fill value: NaN for floats (never a zero that
+looks like a feature), 0 for integers, "" for text; ``<column>/valid`` tells them apart.
+
+Two layouts, both with crc32c, told apart by the array's own metadata:
+
+- a sample of more than 4 KiB: the sharding codec, one inner chunk a sample, so that one sample is one small read:
+
+      | chunk + crc32c | chunk + crc32c | ... | index: (offset, nbytes) uint64 x shard_size | crc32c of the index |
+
+- smaller ones (poses, tokens, flags): one plain chunk of shard_size rows, so that a whole column is a few reads.
+
+zarr-python makes the metadata and the tests hold each file to zarr-python's own, byte for byte; the files are written
+here because a shard must not be held in memory three times over, and must pass through our own commit.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numcodecs import VLenUTF8
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
+
+from pipeline.stores.volume import FileWriter
+from shards_schema import layout
+from shards_schema.specs import TEXT, TargetSpec
+
+ROW_CHUNK_BYTES = 4096
+"""Samples up to this size share one chunk a shard."""
+
+_ABSENT = (1 << 64) - 1
+
+
+def is_sharded(spec: TargetSpec) -> bool:
+    """Whether each sample is an inner chunk of its own."""
+    return spec.dtype != TEXT and _sample_bytes(spec) > ROW_CHUNK_BYTES
+
+
+def array_documents(column: str, specs: tuple[TargetSpec, ...], shards: int, shard_size: int) -> dict[str, bytes]:
+    """The `zarr.json` of the column's group and of each of its arrays, as path -> bytes."""
+    store = MemoryStore()
+    group = zarr.create_group(store, path=column)
+    for spec in specs:
+        create_array(group, spec, shards, shard_size)
+    root = f"{layout.ZARR}/zarr.json"  # zarr-python makes it along the way; ours has attributes
+    return {path: document for path, document in _documents(store).items() if path != root}
+
+
+def root_document(attributes: Mapping[str, Any]) -> dict[str, bytes]:
+    """The `zarr.json` of the root group."""
+    store = MemoryStore()
+    zarr.create_group(store, attributes=dict(attributes))
+    return _documents(store)
+
+
+def create_array(group: zarr.Group, spec: TargetSpec, shards: int, shard_size: int) -> zarr.Array[Any]:
+    """The array of a target in an open group: the one place that says how targets lie in Zarr."""
+    shape = spec.fixed_shape
+    sharded = is_sharded(spec)
+    floating = spec.dtype != TEXT and np.dtype(spec.dtype).kind == "f"
+    return group.create_array(
+        spec.name,
+        shape=(shards * shard_size, *shape),
+        chunks=(1 if sharded else shard_size, *shape),
+        shards=(shard_size, *shape) if sharded else None,
+        dtype=str if spec.dtype == TEXT else spec.dtype,
+        fill_value="" if spec.dtype == TEXT else (np.nan if floating else 0),
+        compressors=[Crc32cCodec()],
+        dimension_names=["sample", *spec.dims],
+        attributes={"units": spec.unit, "long_name": spec.meaning},
+    )
+
+
+def _documents(store: MemoryStore) -> dict[str, bytes]:
+    out: dict[str, bytes] = {}
+    for path in list(store._store_dict):
+        buffer = sync(store.get(path, default_buffer_prototype()))
+        assert buffer is not None
+        out[f"{layout.ZARR}/{path}"] = buffer.to_bytes()
+    return out
+
+
+class ZarrShardWriter:
+    """One array's rows of one plan shard, into a file that someone else opened."""
+
+    def __init__(self, file: FileWriter, spec: TargetSpec, shard_size: int) -> None:
+        self._file = file
+        self._spec = spec
+        self._shard_size = shard_size
+        self._index = np.full((shard_size, 2), _ABSENT, dtype="<u8")
+        self._rows: NDArray[Any] | None = None
+        if not is_sharded(spec):
+            fill: Any = "" if spec.dtype == TEXT else (np.nan if np.dtype(spec.dtype).kind == "f" else 0)
+            dtype = object if spec.dtype == TEXT else np.dtype(spec.dtype)
+            self._rows = np.full((shard_size, *spec.fixed_shape), fill, dtype=dtype)
+
+    def add(self, slot: int, value: NDArray[Any] | str) -> None:
+        """Write the row `slot` (0 <= slot < shard_size) of the shard; each slot at most once."""
+        if self._rows is not None:
+            self._rows[slot] = value
+            return
+        assert not isinstance(value, str)
+        data = np.ascontiguousarray(value).data.cast("B")
+        self._index[slot] = (self._file.position, len(data) + 4)
+        self._file.write(data, _crc32c(data))
+
+    def finish(self) -> None:
+        """Write what stands at the end: the index, or the chunk of all rows."""
+        if self._rows is None:
+            data = self._index.tobytes()
+        elif self._spec.dtype == TEXT:
+            data = bytes(VLenUTF8().encode(self._rows))
+        else:
+            data = self._rows.tobytes()
+        self._file.write(data, _crc32c(data))
+
+
+def _crc32c(data: bytes | memoryview) -> bytes:
+    view = np.frombuffer(data, np.uint8)
+    view.flags.writeable = False  # google_crc32c takes no writable buffer
+    return struct.pack("<I", google_crc32c.value(view))
+
+
+def _sample_bytes(spec: TargetSpec) -> int:
+    return int(np.prod(spec.fixed_shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize

@@ -1,0 +1,339 @@
+"""The shard worker: a plain class that turns one planned shard at a time into committed columns.
+
+    process(task)   records -> images wanted -> decode pool ----+
+                                                                v
+                    for each column: batch -> [ teacher, one at a time ] -> writer -> commit
+
+`process` may be called from two or three threads at once, and should be: while one shard holds the teacher, the next
+one's images are being decoded and the last one's files are being written, so the teacher does not wait. Batches follow
+from the plan alone (rows k*B .. k*B+B-1 of the shard, less the quarantined), never from timing. Memory is bounded by
+the shards in flight: their small images, and one batch of targets each. No Ray here, and no argv.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.images import ShardImages, read_image
+from pipeline.plan import PlannedScene
+from pipeline.samples import SamplesColumn, StoredImage
+from pipeline.sources.base import Source
+from pipeline.stores.column import ColumnShardWriter
+from pipeline.stores.volume import Volume
+from shards_schema import layout
+from shards_schema.commit import CommitRecord
+from shards_schema.errors import MismatchError, SampleError
+from shards_schema.manifests import ColumnManifest
+from shards_schema.records import Scene
+from teachers.base import Teacher, TeacherInput, fingerprint
+
+
+class WorkerConfig(BaseModel):
+    """How one worker uses its machine; none of it changes a byte of the output.
+
+    Attributes:
+        device: where the teachers run: "cpu", "cuda", "cuda:1"; "auto" is cuda where there is one.
+        decode_threads: threads that read, decode and shrink images.
+        shards_in_flight: shards that a worker holds at once; memory grows with it.
+        torch_threads: intra-op threads of a teacher on the CPU; None leaves torch's default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = "auto"
+    decode_threads: int = Field(default=4, ge=1)
+    shards_in_flight: int = Field(default=2, ge=1)
+    torch_threads: int | None = Field(default=None, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """What to do: the columns of one shard that have no commit record yet."""
+
+    shard: int
+    scenes: tuple[PlannedScene, ...]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnReceipt:
+    """What became of one (shard, column)."""
+
+    column: str
+    planned: int
+    written: int
+    quarantined: Mapping[str, int]
+    size: int
+    teacher_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReceipt:
+    """What became of a task; a few hundred bytes, the only thing that leaves the worker.
+
+    Attributes:
+        decodes: images decoded.
+        images: distinct images asked for.
+        seconds: wall time of the task, waiting included.
+    """
+
+    shard: int
+    columns: tuple[ColumnReceipt, ...]
+    decodes: int
+    images: int
+    seconds: float
+
+
+class ShardWorker:
+    """Holds the teachers of one device and makes shards with them.
+
+    Args:
+        source: where scenes come from.
+        volume: where shards go.
+        teachers: constructed, not loaded.
+        samples: the `samples` column.
+        manifests: column name -> what the driver wrote into `column.json`.
+        dataset: seal of `dataset.json`.
+        shard_size: of the plan.
+        zarr: whether to write Zarr as well as tars.
+        config: threads and device.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        volume: Volume,
+        teachers: Sequence[Teacher],
+        samples: SamplesColumn,
+        manifests: Mapping[str, ColumnManifest],
+        dataset: str,
+        shard_size: int,
+        zarr: bool,
+        config: WorkerConfig,
+    ) -> None:
+        self._source, self._volume = source, volume
+        self._teachers = {t.name: t for t in teachers}
+        self._samples = samples
+        self._manifests = manifests
+        self._dataset, self._shard_size, self._zarr = dataset, shard_size, zarr
+        self._config = config
+        self._teacher_turn = threading.Lock()
+        self._pool = ThreadPoolExecutor(config.decode_threads, "decode")
+
+    def load(self) -> None:
+        """Build the networks and read the weights.
+
+        Raises:
+            MismatchError: a teacher here is not the one that the driver wrote down (other weights on this machine).
+        """
+        device = self._config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self._config.torch_threads is not None:
+            torch.set_num_threads(self._config.torch_threads)
+        for name, teacher in self._teachers.items():
+            here, recorded = fingerprint(teacher), self._manifests[name].fingerprint
+            if here != recorded:
+                raise MismatchError(
+                    f"column {name}: the driver recorded fingerprint {recorded[:12]}, this worker has {here[:12]}; "
+                    "do the machines see the same weights?"
+                )
+            teacher.load(device)
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def process(self, task: ShardTask) -> ShardReceipt:
+        """Make and commit the columns of one shard. Safe to call from `shards_in_flight` threads at once."""
+        began = time.perf_counter()
+        shard = _OpenShard(task, self._load_scenes(task.scenes))
+        consumers = {name: t for name, t in self._teachers.items() if name in task.columns}
+        images = ShardImages(
+            read_image,
+            {name: _preprocess(t) for name, t in consumers.items()} | {layout.SAMPLES: self._samples.make},
+        )
+        for planned, scene in shard.good():
+            self._want(shard, planned, scene, images, task.columns)
+        images.start(self._pool)
+        try:
+            receipts = tuple(self._column(shard, name, images) for name in task.columns)
+        finally:
+            images.drop()
+        return ShardReceipt(
+            shard=task.shard,
+            columns=receipts,
+            decodes=images.decodes,
+            images=images.unique,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _load_scenes(self, scenes: Sequence[PlannedScene]) -> list[Scene | SampleError]:
+        """The records of every scene, each log opened once; a scene that cannot be had is its error."""
+        out: list[Scene | SampleError] = []
+        for log, group in groupby(scenes, key=lambda planned: planned.ref.log):
+            refs = [planned.ref for planned in group]
+            try:
+                out += self._source.scenes(log, refs)
+            except SampleError as error:
+                out += [error] * len(refs)
+        return out
+
+    def _want(
+        self, shard: _OpenShard, planned: PlannedScene, scene: Scene, images: ShardImages, columns: Sequence[str]
+    ) -> None:
+        """Announce the images that each column needs of a scene; a column that cannot have them quarantines it."""
+        for column in columns:
+            try:
+                if column == layout.SAMPLES:
+                    paths = [scene.camera(0, channel).image for channel in self._samples.config.views]
+                else:
+                    paths = [scene.camera(r.step, r.channel).image for r in self._teachers[column].requests(scene)]
+            except SampleError as error:
+                shard.fail(column, planned, error)
+                continue
+            shard.paths[column, planned.row] = paths
+            for path in paths:
+                images.want(column, path)
+
+    def _column(self, shard: _OpenShard, column: str, images: ShardImages) -> ColumnReceipt:
+        writer = ColumnShardWriter(
+            self._volume,
+            self._manifests[column],
+            dataset=self._dataset,
+            shard=shard.task.shard,
+            shard_size=self._shard_size,
+            zarr=self._zarr,
+        )
+        with writer:
+            if column == layout.SAMPLES:
+                self._write_samples(shard, writer, images)
+                busy = 0.0
+            else:
+                busy = self._teach(shard, writer, self._teachers[column], images)
+            record = writer.commit([planned.ref.token for planned in shard.task.scenes])
+        return _column_receipt(record, busy)
+
+    def _write_samples(self, shard: _OpenShard, writer: ColumnShardWriter, images: ShardImages) -> None:
+        for planned, scene in shard.rows(layout.SAMPLES, writer):
+            with _quarantine(writer, planned):
+                paths = shard.paths[layout.SAMPLES, planned.row]
+                stored: dict[str, StoredImage] = dict(
+                    zip(self._samples.config.views, _take_all(images, layout.SAMPLES, paths), strict=True)
+                )
+                members, arrays = self._samples.members(scene, stored), self._samples.arrays(scene)
+                writer.add(scene.token, planned.row, members, arrays)
+
+    def _teach(self, shard: _OpenShard, writer: ColumnShardWriter, teacher: Teacher, images: ShardImages) -> float:
+        """Batches of rows through the teacher, into the writer. Returns the seconds that the teacher was at work."""
+        busy = 0.0
+        for batch in _batches(shard.task.scenes, teacher.batch_size):
+            ready: list[tuple[PlannedScene, TeacherInput]] = []
+            for planned, scene in shard.rows(teacher.name, writer, batch):
+                with _quarantine(writer, planned):
+                    taken = _take_all(images, teacher.name, shard.paths[teacher.name, planned.row])
+                    pixels = np.stack(taken) if taken else np.zeros((0,), np.uint8)
+                    ready.append((planned, TeacherInput(scene, pixels)))
+            if not ready:
+                continue
+            with self._teacher_turn:
+                began = time.perf_counter()
+                targets = teacher.compute([item for _, item in ready])
+                busy += time.perf_counter() - began
+            for (planned, item), arrays in zip(ready, targets, strict=True):
+                writer.add_targets(item.scene.token, planned.row, arrays)
+        return busy
+
+
+@dataclass(slots=True)
+class _OpenShard:
+    """A task under way: its scenes, and what is known to fail.
+
+    Attributes:
+        scenes: aligned with the task's; the error in the place of a scene that cannot be had.
+        paths: (column, row) -> the images it will take, in order.
+        failed: (column, row) -> why it will not be written.
+    """
+
+    task: ShardTask
+    scenes: list[Scene | SampleError]
+    paths: dict[tuple[str, int], list[str]] = field(default_factory=dict)
+    failed: dict[tuple[str, int], SampleError] = field(default_factory=dict)
+
+    def good(self) -> Iterator[tuple[PlannedScene, Scene]]:
+        """The scenes that can be had."""
+        for planned, scene in zip(self.task.scenes, self.scenes, strict=True):
+            if isinstance(scene, Scene):
+                yield planned, scene
+
+    def fail(self, column: str, planned: PlannedScene, error: SampleError) -> None:
+        """Note that a column cannot have a scene."""
+        self.failed[column, planned.row] = error
+
+    def rows(
+        self, column: str, writer: ColumnShardWriter, batch: slice = slice(None)
+    ) -> Iterator[tuple[PlannedScene, Scene]]:
+        """The scenes of a batch that `column` can have; the others are quarantined in `writer`."""
+        for planned, scene in zip(self.task.scenes[batch], self.scenes[batch], strict=True):
+            error = scene if isinstance(scene, SampleError) else self.failed.get((column, planned.row))
+            if error is not None:
+                writer.quarantine(planned.ref.token, planned.row, error)
+            else:
+                assert isinstance(scene, Scene)
+                yield planned, scene
+
+
+def _batches(scenes: Sequence[PlannedScene], size: int) -> Iterator[slice]:
+    """Slices of at most `size` scenes, by their place in the shard."""
+    return (slice(first, first + size) for first in range(0, len(scenes), size))
+
+
+def _preprocess(teacher: Teacher) -> Any:
+    return lambda data, image: teacher.preprocess(image)
+
+
+def _take_all(images: ShardImages, column: str, paths: Sequence[str]) -> list[Any]:
+    """Take every image, also after one failed, so that each is freed; then raise the first failure."""
+    taken: list[Any] = []
+    first: SampleError | None = None
+    for path in paths:
+        try:
+            taken.append(images.take(column, path))
+        except SampleError as error:
+            first = first or error
+    if first is not None:
+        raise first
+    return taken
+
+
+@contextmanager
+def _quarantine(writer: ColumnShardWriter, planned: PlannedScene) -> Iterator[None]:
+    """Turn a `SampleError` of the block into a quarantined row."""
+    try:
+        yield
+    except SampleError as error:
+        writer.quarantine(planned.ref.token, planned.row, error)
+
+
+def _column_receipt(record: CommitRecord, teacher_seconds: float) -> ColumnReceipt:
+    return ColumnReceipt(
+        column=record.column,
+        planned=record.planned,
+        written=record.written,
+        quarantined=dict(Counter(q.code for q in record.quarantined)),
+        size=record.size,
+        teacher_seconds=teacher_seconds,
+    )

@@ -1,0 +1,58 @@
+"""Where everything lies in a dataset, as paths relative to its root, with "/" on every store.
+
+dataset.json  plan.parquet  index.parquet  quarantine.parquet
+<column>/column.json  <column>/000000.tar  <column>/000000.json
+targets.zarr/zarr.json  targets.zarr/<column>/zarr.json  targets.zarr/<column>/<target>/{zarr.json, c/0/0/...}
+logs/...   (timings: the only files that two equal runs do not write alike)
+.tmp/...   (files under way; swept when a run starts)
+"""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+"""Raised when a reader of the last version could misread a dataset of the next."""
+
+DATASET = "dataset.json"
+PLAN = "plan.parquet"
+INDEX = "index.parquet"
+QUARANTINE = "quarantine.parquet"
+ZARR = "targets.zarr"
+LOGS = "logs"
+TEMP = ".tmp"
+
+SAMPLES = "samples"
+"""The one column that is not a teacher's: records, trajectories and the student's images."""
+
+VALID = "valid"
+"""``<column>/valid`` in the Zarr group: uint8, 1 where a row was written, 0 where it was quarantined or is unused."""
+
+
+def column_json(column: str) -> str:
+    """What a column is: specs, provenance, fingerprint."""
+    return f"{column}/column.json"
+
+
+def tar(column: str, shard: int) -> str:
+    """The members of one shard of one column."""
+    return f"{column}/{shard:06d}.tar"
+
+
+def record(column: str, shard: int) -> str:
+    """The commit record. A shard exists when, and only when, this file does."""
+    return f"{column}/{shard:06d}.json"
+
+
+def shard_of_record(name: str) -> int | None:
+    """The shard number of a record's file name (without folder), or None for any other file."""
+    stem, dot, extension = name.rpartition(".")
+    return int(stem) if dot and extension == "json" and stem.isdecimal() and len(stem) >= 6 else None
+
+
+def zarr_array(column: str, target: str) -> str:
+    """The Zarr array of a target."""
+    return f"{ZARR}/{column}/{target}"
+
+
+def zarr_chunk(column: str, target: str, shard: int, ndim: int) -> str:
+    """The one file of a Zarr array that holds plan shard `shard`; `ndim` counts the sample axis."""
+    return "/".join([zarr_array(column, target), "c", str(shard), *["0"] * (ndim - 1)])

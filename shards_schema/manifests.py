@@ -1,0 +1,181 @@
+"""The two documents that are written once and never edited: `dataset.json` and `<column>/column.json`.
+
+`dataset.json` says what was planned from which source; `column.json` says what one column holds and who made it. A
+run that finds one of them with other content is refused, with both values named: two runs are never mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shards_schema.codecs import digest_of, seal, unseal
+from shards_schema.commit import check_version
+from shards_schema.errors import DatasetError, MismatchError
+from shards_schema.layout import SCHEMA_VERSION
+from shards_schema.specs import TargetSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetManifest:
+    """`dataset.json`.
+
+    Attributes:
+        source: what the source says of itself (kind, root, split, filter), without credentials.
+        plan: digest, samples, shards, shard_size, seed, unreadable_logs {log: reason}, not_found [token].
+        zarr: whether targets stand in `targets.zarr` as well as in the tars.
+        synthetic: whether the frames are generated.
+        notices: sentences that every report repeats, e.g. that targets come from random weights.
+        code_version: of last-shards.
+    """
+
+    source: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    zarr: bool
+    synthetic: bool
+    notices: tuple[str, ...]
+    code_version: str
+
+    def to_bytes(self) -> bytes:
+        """The sealed document."""
+        return seal(
+            {
+                "format": "last-shards",
+                "schema_version": SCHEMA_VERSION,
+                "synthetic": self.synthetic,
+                "notices": list(self.notices),
+                "source": dict(self.source),
+                "plan": dict(self.plan),
+                "zarr": self.zarr,
+                "code_version": self.code_version,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> DatasetManifest:
+        """The manifest in a file.
+
+        Raises:
+            DatasetError: damaged, not ours, or of another schema version.
+        """
+        document = unseal(data, where)
+        if document.get("format") != "last-shards":
+            raise DatasetError(f"{where}: not a last-shards dataset (format {document.get('format')!r})")
+        check_version(document, where)
+        return cls(
+            source=document["source"],
+            plan=document["plan"],
+            zarr=document["zarr"],
+            synthetic=document["synthetic"],
+            notices=tuple(document["notices"]),
+            code_version=document["code_version"],
+        )
+
+    def refuse_other(self, recorded: DatasetManifest, where: str) -> None:
+        """Refuse to go on in a dataset that was planned otherwise.
+
+        Raises:
+            MismatchError: the plan or the source differs; both values are named.
+        """
+        for what in ("digest", "shard_size", "seed"):
+            if recorded.plan.get(what) != self.plan.get(what):
+                raise MismatchError(
+                    f"{where}: plan {what} on disk is {recorded.plan.get(what)}, this run has {self.plan.get(what)}; "
+                    "give the same source, filter, seed and shard size, or another out"
+                )
+        for what in ("synthetic", "zarr"):
+            if getattr(recorded, what) != getattr(self, what):
+                raise MismatchError(
+                    f"{where}: {what} is {getattr(recorded, what)} on disk, {getattr(self, what)} in this run"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnManifest:
+    """`<column>/column.json`.
+
+    Attributes:
+        column: its name.
+        targets: the arrays of a sample (for `samples` they stand in Zarr only; its tar has JSON and JPEG members).
+        provenance: everything that decides the bits of the output; the fingerprint is over it and the targets.
+        random_weights: whether a network with random weights made it.
+        environment: versions of the libraries that the column was begun with; told, not compared.
+    """
+
+    column: str
+    targets: tuple[TargetSpec, ...]
+    provenance: Mapping[str, Any]
+    random_weights: bool
+    environment: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over name, provenance and targets: outputs may be mixed if and only if it is equal."""
+        return digest_of(
+            {
+                "column": self.column,
+                "provenance": dict(self.provenance),
+                "targets": [spec.to_json() for spec in self.targets],
+            }
+        )
+
+    def to_bytes(self) -> bytes:
+        """The sealed document."""
+        return seal(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "column": self.column,
+                "fingerprint": self.fingerprint,
+                "random_weights": self.random_weights,
+                "targets": [spec.to_json() for spec in self.targets],
+                "provenance": dict(self.provenance),
+                "environment": dict(self.environment),
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> ColumnManifest:
+        """The manifest in a file.
+
+        Raises:
+            DatasetError: damaged, or of another schema version.
+        """
+        document = unseal(data, where)
+        check_version(document, where)
+        return cls(
+            column=document["column"],
+            targets=tuple(TargetSpec.from_json(t) for t in document["targets"]),
+            provenance=document["provenance"],
+            random_weights=document["random_weights"],
+            environment=document["environment"],
+        )
+
+    def refuse_other(self, recorded: ColumnManifest, where: str) -> None:
+        """Refuse to go on in a column that another teacher began.
+
+        Raises:
+            MismatchError: the fingerprint differs; the first differing entries are named with both values.
+        """
+        if recorded.fingerprint == self.fingerprint:
+            return
+        ours = {"provenance": dict(self.provenance), "targets": [s.to_json() for s in self.targets]}
+        theirs = {"provenance": dict(recorded.provenance), "targets": [s.to_json() for s in recorded.targets]}
+        changes = "; ".join(list(differences(theirs, ours))[:6])
+        raise MismatchError(
+            f"{where}: column {self.column!r} was begun with fingerprint {recorded.fingerprint[:12]}, this run has "
+            f"{self.fingerprint[:12]} ({changes}); give the same config and weights, or another out"
+        )
+
+
+def differences(recorded: Any, found: Any, path: str = "") -> list[str]:
+    """Where two JSON values differ, as ``path: recorded -> found``."""
+    if isinstance(recorded, dict) and isinstance(found, dict):
+        out: list[str] = []
+        for key in sorted(recorded.keys() | found.keys()):
+            if key not in recorded or key not in found:
+                out.append(f"{path}{key}: {recorded.get(key, 'absent')} -> {found.get(key, 'absent')}")
+            else:
+                out += differences(recorded[key], found[key], f"{path}{key}.")
+        return out
+    return [] if recorded == found else [f"{path.rstrip('.')}: {recorded} -> {found}"]

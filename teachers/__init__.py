@@ -1,0 +1,1 @@
+"""Frozen teachers. One package a teacher, one protocol (`base`), one registry, one conformance suite (`testing`)."""

@@ -1,0 +1,123 @@
+"""The teacher protocol: scenes and small images in, named target arrays out.
+
+A teacher is a frozen function. It says which images of a scene it needs (`requests`), how one decoded image is made
+small (`preprocess`, pure, run in the decode threads), and what comes out for a batch (`compute`, run by one thread on
+one device). It knows no file format and no Ray; the pipeline knows no teacher but this file.
+
+Identity: `provenance()` holds everything that decides an output's bits (config, weights, preprocessing, revision of
+the code). Its digest is the teacher's fingerprint; it must be known before the weights are loaded, because the driver,
+which has no GPU, writes it into ``column.json`` and refuses to mix two of them.
+
+Batch invariance: what is batched together follows from the plan, but a quarantined scene leaves a hole in its batch,
+so a sample's targets must not depend on its neighbours beyond rounding. `teachers.testing.TeacherConformance` checks
+all this; a new teacher passes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards_schema.manifests import ColumnManifest
+from shards_schema.records import Image, Scene
+from shards_schema.specs import TargetSpec
+
+Targets = dict[str, NDArray[Any]]
+"""One sample's arrays by target name, as the specs say."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ImageRequest:
+    """One image of a scene: the exposure of `channel` at `step` frames from now (see `Scene.at`)."""
+
+    step: int
+    channel: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TeacherInput:
+    """What `compute` gets of one scene.
+
+    Attributes:
+        scene: the records.
+        images: uint8 [N, h, w, 3] RGB, one for each of `Teacher.requests(scene)`, in that order, each as `preprocess`
+            made it; [0] when the teacher asks for no images.
+    """
+
+    scene: Scene
+    images: NDArray[np.uint8]
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A frozen teacher. Constructing one is cheap; `load` builds the network and reads the weights."""
+
+    @property
+    def name(self) -> str:
+        """The column it writes: ``[a-z][a-z0-9_]*``."""
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        """Its targets, in the order in which they are written."""
+
+    @property
+    def batch_size(self) -> int:
+        """Scenes a `compute` call gets at most; part of the config, since floating point depends on it."""
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether its weights are random: outputs are then for testing only, and every record says so."""
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON: config, weights (repository, revision, digest), preprocessing, revision of the code.
+
+        Raises:
+            WeightsError: the checkpoint cannot be found.
+        """
+
+    def requests(self, scene: Scene) -> Sequence[ImageRequest]:
+        """The images that this teacher needs of `scene`, in order; may be empty.
+
+        Raises:
+            SampleError: the scene cannot be taught (e.g. no future frames); it is quarantined for this column.
+        """
+
+    def preprocess(self, image: Image) -> Image:
+        """One decoded image as the network wants it, uint8 [h, w, 3]; pure and safe to call from many threads."""
+
+    def load(self, device: str) -> None:
+        """Build the network on `device` ("cpu", "cuda", "cuda:1") and read its weights. Idempotent.
+
+        Raises:
+            WeightsError: the checkpoint does not fit, or is not the one that `provenance` names.
+        """
+
+    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+        """The targets of each scene, in order. Called by one thread at a time, after `load`.
+
+        Returns arrays exactly as `specs` says (non-finite values are left in: the writer quarantines them).
+        """
+
+
+def column_manifest(teacher: Teacher, environment: Mapping[str, str] | None = None) -> ColumnManifest:
+    """`column.json` of the column that `teacher` writes.
+
+    Raises:
+        WeightsError: the checkpoint cannot be found.
+    """
+    return ColumnManifest(
+        column=teacher.name,
+        targets=teacher.specs,
+        provenance=teacher.provenance(),
+        random_weights=teacher.random_weights,
+        environment=environment or {},
+    )
+
+
+def fingerprint(teacher: Teacher) -> str:
+    """Digest of name, `provenance()` and specs: equal if and only if outputs may be mixed."""
+    return column_manifest(teacher).fingerprint
