@@ -7,16 +7,18 @@
 `process` may be called from two or three threads at once, and should be: while one shard holds the teacher, the next
 one's images are being decoded and the last one's files are being written, so the teacher does not wait. Batches follow
 from the plan alone (rows k*B .. k*B+B-1 of the shard, less the quarantined), never from timing. Memory is bounded by
-the shards in flight: their small images, and one batch of targets each. No Ray here, and no argv.
+the shards in flight: their small images, and two batches of targets each. No Ray here, and no argv.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -37,7 +39,7 @@ from shards_schema.commit import CommitRecord
 from shards_schema.errors import MismatchError, SampleError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Scene
-from teachers.base import Teacher, TeacherInput, fingerprint
+from teachers.base import Targets, Teacher, TeacherInput, fingerprint
 
 
 class WorkerConfig(BaseModel):
@@ -130,7 +132,8 @@ class ShardWorker:
         self._manifests = manifests
         self._dataset, self._shard_size, self._zarr = dataset, shard_size, zarr
         self._config = config
-        self._teacher_turn = threading.Lock()
+        self._turns = _Turns()
+        self._tickets = itertools.count()
         self._pool = ThreadPoolExecutor(config.decode_threads, "decode")
 
     def load(self) -> None:
@@ -160,7 +163,8 @@ class ShardWorker:
     def process(self, task: ShardTask) -> ShardReceipt:
         """Make and commit the columns of one shard. Safe to call from `shards_in_flight` threads at once."""
         began = time.perf_counter()
-        shard = _OpenShard(task, self._load_scenes(task.scenes))
+        ticket = next(self._tickets)
+        shard = _OpenShard(task, ticket, self._load_scenes(task.scenes))
         consumers = {name: t for name, t in self._teachers.items() if name in task.columns}
         images = ShardImages(
             read_image,
@@ -238,24 +242,74 @@ class ShardWorker:
                 writer.add(scene.token, planned.row, members, arrays)
 
     def _teach(self, shard: _OpenShard, writer: ColumnShardWriter, teacher: Teacher, images: ShardImages) -> float:
-        """Batches of rows through the teacher, into the writer. Returns the seconds that the teacher was at work."""
+        """Batches of rows through the teacher, into the writer. Returns the seconds that the teacher was at work.
+
+        A batch is written in a thread of its own while the next one is taught; at most one waits to be written.
+        """
         busy = 0.0
-        for batch in _batches(shard.task.scenes, teacher.batch_size):
-            ready: list[tuple[PlannedScene, TeacherInput]] = []
-            for planned, scene in shard.rows(teacher.name, writer, batch):
-                with _quarantine(writer, planned):
-                    taken = _take_all(images, teacher.name, shard.paths[teacher.name, planned.row])
-                    pixels = np.stack(taken) if taken else np.zeros((0,), np.uint8)
-                    ready.append((planned, TeacherInput(scene, pixels)))
-            if not ready:
-                continue
-            with self._teacher_turn:
-                began = time.perf_counter()
-                targets = teacher.compute([item for _, item in ready])
-                busy += time.perf_counter() - began
-            for (planned, item), arrays in zip(ready, targets, strict=True):
-                writer.add_targets(item.scene.token, planned.row, arrays)
+        with ThreadPoolExecutor(1, "write") as write_thread:
+            writing: Future[None] | None = None
+            for batch in _batches(shard.task.scenes, teacher.batch_size):
+                ready = self._batch(shard, writer, teacher, images, batch)
+                if not ready:
+                    continue
+                with self._turns.take(shard.ticket):
+                    began = time.perf_counter()
+                    targets = teacher.compute([item for _, item in ready])
+                    busy += time.perf_counter() - began
+                if writing is not None:
+                    writing.result()
+                writing = write_thread.submit(_write_batch, writer, ready, targets)
+            if writing is not None:
+                writing.result()
         return busy
+
+    def _batch(
+        self, shard: _OpenShard, writer: ColumnShardWriter, teacher: Teacher, images: ShardImages, batch: slice
+    ) -> list[_Ready]:
+        """The scenes of a batch with their images; waits for the decode pool. What cannot be had is quarantined."""
+        ready: list[_Ready] = []
+        for planned, scene in shard.rows(teacher.name, writer, batch):
+            with _quarantine(writer, planned):
+                taken = _take_all(images, teacher.name, shard.paths[teacher.name, planned.row])
+                pixels = np.stack(taken) if taken else np.zeros((0,), np.uint8)
+                ready.append((planned, TeacherInput(scene, pixels)))
+        return ready
+
+
+_Ready = tuple[PlannedScene, TeacherInput]
+
+
+def _write_batch(writer: ColumnShardWriter, ready: Sequence[_Ready], targets: Sequence[Targets]) -> None:
+    for (planned, item), arrays in zip(ready, targets, strict=True):
+        writer.add_targets(item.scene.token, planned.row, arrays)
+
+
+class _Turns:
+    """One batch at a time; of the shards that have one ready, the one that came first goes first.
+
+    So the shards in flight do not share the teacher evenly: the oldest is done as soon as it can be, which keeps short
+    what a kill destroys, and a younger one fills the gaps.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._waiting: list[int] = []
+        self._busy = False
+
+    @contextmanager
+    def take(self, ticket: int) -> Iterator[None]:
+        with self._condition:
+            heapq.heappush(self._waiting, ticket)
+            self._condition.wait_for(lambda: not self._busy and self._waiting[0] == ticket)
+            heapq.heappop(self._waiting)
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._busy = False
+                self._condition.notify_all()
 
 
 @dataclass(slots=True)
@@ -263,12 +317,14 @@ class _OpenShard:
     """A task under way: its scenes, and what is known to fail.
 
     Attributes:
+        ticket: when it came to this worker, as a number.
         scenes: aligned with the task's; the error in the place of a scene that cannot be had.
         paths: (column, row) -> the images it will take, in order.
         failed: (column, row) -> why it will not be written.
     """
 
     task: ShardTask
+    ticket: int
     scenes: list[Scene | SampleError]
     paths: dict[tuple[str, int], list[str]] = field(default_factory=dict)
     failed: dict[tuple[str, int], SampleError] = field(default_factory=dict)

@@ -1,0 +1,255 @@
+"""`python -m jobs.teachers CONFIG [key=value ...]`: logs in, committed shards of teacher features out.
+
+Plans, writes down what will be made, gives the shards to Ray workers, and closes the books. Run the same command again
+after any interruption: it does what has no commit record. Exit code: 0 when planned = written + quarantined and no
+more than `max_quarantined` was quarantined; 1 when not; 2 when the config cannot be.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from jobs import config as job_config
+from jobs.cluster import ClusterConfig, drive, session, worker_count
+from jobs.report import bytes_text, table
+from pipeline import run as runs
+from pipeline.plan import PlanConfig
+from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.sources import registry as sources
+from pipeline.sources.base import Source
+from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
+from shards_schema import layout
+from shards_schema.errors import ConfigError, IncompleteError, ShardsError
+from teachers import registry as teachers
+from teachers.base import Teacher, column_manifest
+
+
+class TeachersConfig(BaseModel):
+    """`configs/*.yaml`.
+
+    Attributes:
+        out: where the dataset goes: a path or an fsspec URL.
+        source: `kind` (navsim, synthetic) and that source's own config.
+        teachers: column name -> that teacher's config; `kind` names the teacher where it is not the column's name.
+        plan: how scenes become shards.
+        samples: what the `samples` column carries.
+        zarr: whether targets also stand in `targets.zarr`, beside the tars.
+        worker: threads and device.
+        cluster: workers and Ray.
+        scan_processes: processes that read logs while planning.
+        max_quarantined: largest share of the planned samples (and of the logs) that may be quarantined.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str
+    source: Mapping[str, Any]
+    teachers: Mapping[str, Mapping[str, Any]]
+    plan: PlanConfig = PlanConfig()
+    samples: SamplesConfig = SamplesConfig()
+    zarr: bool = True
+    worker: WorkerConfig = WorkerConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    scan_processes: int = Field(default=2, ge=1)
+    max_quarantined: float = Field(default=0.01, ge=0, le=1)
+
+
+class Progress:
+    """The bar while the job runs, and the sums for the closing table."""
+
+    def __init__(self, shards: int, done: int, workers: int) -> None:
+        self._workers = workers
+        self._bar = tqdm(
+            total=shards, initial=done, unit="shard", dynamic_ncols=True, mininterval=0.5, disable=shards == done
+        )
+        self._first = 0.0
+        self.scenes = 0
+        self.decodes = 0
+        self.images = 0
+        self.busy = 0.0
+        self.quarantined: Counter[str] = Counter()
+
+    def started(self, pid: int) -> None:
+        """A worker is ready."""
+        self._first = self._first or time.perf_counter()
+
+    def receipt(self, receipt: ShardReceipt) -> None:
+        """A shard is committed."""
+        self.scenes += max(c.planned for c in receipt.columns)
+        self.decodes += receipt.decodes
+        self.images += receipt.images
+        self.busy += sum(c.teacher_seconds for c in receipt.columns)
+        for column in receipt.columns:
+            self.quarantined.update(column.quarantined)
+        self._bar.set_postfix_str(
+            f"{self.scenes / self.seconds:.1f} scenes/s, teacher busy {self.busy_share:.0%}"
+            + (f", quarantined {self.quarantined.total()}" if self.quarantined else "")
+        )
+        self._bar.update()
+
+    @property
+    def seconds(self) -> float:
+        """Since the first worker was ready."""
+        return max(time.perf_counter() - self._first, 1e-9) if self._first else 0.0
+
+    @property
+    def busy_share(self) -> float:
+        """Teacher seconds over wall seconds of all workers."""
+        return self.busy / (self.seconds * self._workers) if self.seconds else 0.0
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
+def main(arguments: list[str]) -> None:
+    """Run the job."""
+    began = time.perf_counter()
+    config = job_config.load(TeachersConfig, arguments)
+    source = _source(config)
+    columns: list[Teacher] = [
+        teachers.build(str(dict(c).get("kind", name)), {k: v for k, v in c.items() if k != "kind"}, column=name)
+        for name, c in config.teachers.items()
+    ]
+    samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
+    versions = runs.environment()
+    manifests = [samples.manifest(versions), *(column_manifest(t, versions) for t in columns)]
+    print(f"scanning {json.dumps(dict(config.source))}", flush=True)
+    run = runs.begin(
+        source,
+        config.out,
+        manifests,
+        plan_config=config.plan,
+        with_zarr=config.zarr,
+        processes=config.scan_processes,
+    )
+    todo = run.todo()
+    _print_plan(run, len(todo))
+    make = functools.partial(
+        ShardWorker,
+        source=source,
+        volume=run.volume,
+        teachers=columns,
+        samples=samples,
+        manifests=run.columns,
+        dataset=run.dataset,
+        shard_size=config.plan.shard_size,
+        zarr=run.manifest.zarr,
+        config=config.worker,
+    )
+    progress = None
+    if todo:
+        with session(config.cluster):
+            workers = min(worker_count(config.cluster), len(todo))
+            progress = Progress(run.plan.shards, run.plan.shards - len(todo), workers)
+            try:
+                drive(
+                    todo,
+                    make,
+                    config=config.cluster,
+                    in_flight=config.worker.shards_in_flight,
+                    on_start=progress.started,
+                    on_receipt=functools.partial(_received, run, progress),
+                )
+            finally:
+                progress.close()
+    totals = runs.close(run)
+    _print_closing(config, run, totals, progress, time.perf_counter() - began)
+    _check_quarantine(config, run, totals)
+
+
+def _source(config: TeachersConfig) -> Source:
+    try:
+        return sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
+    except ValidationError as error:
+        raise ConfigError(job_config.describe(error, "source")) from error
+
+
+def _received(run: runs.Run, progress: Progress, receipt: ShardReceipt) -> None:
+    """Count a receipt, and keep its timings beside the dataset: the only files that differ between equal runs."""
+    progress.receipt(receipt)
+    run.volume.put(f"{layout.LOGS}/{receipt.shard:06d}.json", json.dumps(asdict(receipt)).encode())
+
+
+def _print_plan(run: runs.Run, todo: int) -> None:
+    scan, plan = run.scan, run.plan
+    done = plan.shards - todo
+    print(
+        f"planned {plan.samples} scenes in {plan.shards} shards of at most {plan.config.shard_size} "
+        f"(plan {plan.digest[:12]}); columns {', '.join(run.columns)}; "
+        + (f"{done} shards are committed, {todo} to do" if done else "none is committed yet")
+    )
+    if scan.skipped:
+        print("windows passed over: " + ", ".join(f"{n} {why}" for why, n in sorted(scan.skipped.items())))
+    for log, reason in sorted(scan.unreadable.items())[:10]:
+        print(f"UNREADABLE LOG {log}: {reason}")
+    if scan.not_found:
+        print(f"NOT FOUND: {len(scan.not_found)} tokens of the filter are in no log, e.g. {scan.not_found[0]}")
+    for notice in run.manifest.notices:
+        print(f"NOTE: {notice}")
+
+
+def _print_closing(
+    config: TeachersConfig, run: runs.Run, totals: list[runs.ColumnTotal], progress: Progress | None, seconds: float
+) -> None:
+    rows = [
+        [t.column, str(t.shards), str(t.planned), str(t.written), str(sum(t.quarantined.values())), bytes_text(t.size)]
+        for t in totals
+    ]
+    print()
+    print(table(["column", "shards", "planned", "written", "quarantined", "size"], rows))
+    for total in totals:
+        for code, count in sorted(total.quarantined.items()):
+            print(f"  {total.column}: {count} x {code}")
+    if progress is not None and progress.images:
+        print(
+            f"\n{progress.scenes} scenes in {progress.seconds:.1f} s of work ({seconds:.1f} s in all): "
+            f"{progress.scenes / progress.seconds:.2f} scenes/s, teacher busy {progress.busy_share:.0%}, "
+            f"{progress.decodes / progress.images:.2f} JPEG decodes per distinct image"
+        )
+    for notice in run.manifest.notices:
+        print(f"NOTE: {notice}")
+    print(f"\nplanned = written + quarantined for every column. The dataset is {run.volume.path('').rstrip('/')}")
+    print(f"  make verify OUT={config.out}    re-read and check every byte")
+    print(f"  make inspect OUT={config.out}   what is in it, and a page of pictures")
+
+
+def _check_quarantine(config: TeachersConfig, run: runs.Run, totals: list[runs.ColumnTotal]) -> None:
+    """Raises IncompleteError where more was left out than the config allows."""
+    for total in totals:
+        share = sum(total.quarantined.values()) / total.planned
+        if share > config.max_quarantined:
+            raise IncompleteError(
+                f"column {total.column}: {share:.2%} of {total.planned} samples are quarantined, max_quarantined is "
+                f"{config.max_quarantined:.2%}; the reasons stand in {run.volume.path(layout.QUARANTINE)}"
+            )
+    logs = len({*run.plan.table["log"].unique().to_pylist(), *run.scan.unreadable})
+    if len(run.scan.unreadable) > config.max_quarantined * logs:
+        raise IncompleteError(
+            f"{len(run.scan.unreadable)} of {logs} logs are unreadable, max_quarantined is "
+            f"{config.max_quarantined:.2%}; the reasons stand in dataset.json"
+        )
+    if len(run.scan.not_found) > config.max_quarantined * run.plan.samples:
+        raise IncompleteError(
+            f"{len(run.scan.not_found)} tokens of the filter are in no log; they stand in dataset.json (plan.not_found)"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ShardsError as error:
+        job_config.fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was committed stays; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None

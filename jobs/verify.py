@@ -1,0 +1,58 @@
+"""`python -m jobs.verify out=DIR [threads=2]`: re-read every byte of a dataset, name each fault, exit 1 if there is one."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs import config as job_config
+from jobs.report import bytes_text, table
+from pipeline.verify import verify
+from shards_schema.errors import ShardsError
+
+
+class VerifyConfig(BaseModel):
+    """What to check.
+
+    Attributes:
+        out: the dataset: a path or an fsspec URL.
+        threads: shards that are read at once.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str
+    threads: int = Field(default=2, ge=1)
+
+
+def main(arguments: list[str]) -> int:
+    """Check a dataset; returns the exit code."""
+    config = job_config.load(VerifyConfig, arguments)
+    began = time.perf_counter()
+    report = verify(config.out, threads=config.threads)
+    rows = [
+        [c, str(report.planned), str(report.written[c]), str(report.quarantined[c]), str(report.incomplete.get(c, 0))]
+        for c in report.columns
+    ]
+    print(table(["column", "planned", "written", "quarantined", "shards missing"], rows))
+    seconds = time.perf_counter() - began
+    print(f"\n{report.files} files, {bytes_text(report.size)} read in {seconds:.1f} s")
+    for fault in report.faults:
+        print(f"FAULT {fault.path}: {fault.what}")
+    if report.faults:
+        print(f"\n{config.out}: {len(report.faults)} faults")
+        return 1
+    if report.incomplete:
+        print(f"\n{config.out}: not finished, and no fault in what is there; run the job again to go on")
+        return 1
+    print(f"\n{config.out}: clean")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except ShardsError as error:
+        job_config.fail(error)
