@@ -1,0 +1,211 @@
+"""From a config to the network that it names: files found, config.json read, tensors loaded strictly or drawn.
+
+`describe` is all that identity needs and imports neither torch nor diffusers. `build_network` makes the module.
+A checkpoint is a folder in the hub's layout: ``[vae/]config.json`` and ``[vae/]diffusion_pytorch_model.safetensors``.
+
+Random weights are drawn by a generator of our own, uniformly (torch's uniform floats are exact multiples of 2^-24, the
+same on every instruction set, which its normal ones are not) and scaled by fan-in; norm gains are one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from shards_schema.errors import ConfigError, WeightsError
+from teachers.cosmos.config import CHANNELS_OUT, CosmosConfig
+from teachers.cosmos.statistics import Statistics
+
+if TYPE_CHECKING:
+    import torch
+
+FILES = ("vae/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors")
+"""Where the weights may lie in a repository or folder."""
+
+_STATISTICS = ("latents_mean", "latents_std")
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A network before it is built.
+
+    Attributes:
+        arguments: constructor arguments, without statistics; what is not named is the class's default.
+        statistics: the latent statistics, or None where the model has none.
+        file: the safetensors file; None for random weights.
+    """
+
+    arguments: dict[str, Any]
+    statistics: Statistics | None
+    file: Path | None
+
+    def identity(self) -> dict[str, Any]:
+        """JSON for provenance. The class's defaults are part of a random network, so it names diffusers' version."""
+        network: dict[str, Any] = {"arguments": self.arguments}
+        if self.file is None:
+            network["diffusers"] = version("diffusers")
+        return {
+            "network": network,
+            "normalised": self.statistics is not None,
+            "statistics": None if self.statistics is None else self.statistics.identity(),
+        }
+
+
+def describe(config: CosmosConfig) -> Description:
+    """What `config` names; reads a checkpoint's config.json, not its weights.
+
+    Raises:
+        WeightsError: a file is missing, or the checkpoint is of another class or another shape of latents.
+        ConfigError: the checkpoint's statistics end before the clip does.
+    """
+    if config.weights.random is not None:
+        default = Statistics("diffusers", CHANNELS_OUT) if config.vae.own_statistics else None
+        return Description(config.random_network(), config.given_statistics or default, None)
+    file = config.weights.locate(*FILES)
+    beside = _config_beside(config, file)
+    arguments = _read_config(beside)
+    _check_config(config, arguments, beside)
+    statistics = config.given_statistics or _checkpoint_statistics(config, arguments, beside)
+    if statistics is not None:
+        statistics.check_times(config.latents)
+    public = {k: v for k, v in arguments.items() if not k.startswith("_") and k not in _STATISTICS}
+    return Description(public, statistics, file)
+
+
+def _config_beside(config: CosmosConfig, file: Path) -> Path:
+    weights = config.weights
+    if weights.path is not None:
+        beside = file.with_name("config.json")
+        if not beside.is_file():
+            raise WeightsError(f"no config.json beside {file}: expected a folder as save_pretrained writes it")
+        return beside
+    inside = next(name for name in (weights.file, *FILES) if name is not None and file.as_posix().endswith(name))
+    name = str(PurePosixPath(inside).with_name("config.json"))
+    return weights.model_copy(update={"file": name}).locate()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        arguments = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise WeightsError(f"{path}: expected a JSON object, got {type(arguments).__name__}")
+    return arguments
+
+
+def _check_config(config: CosmosConfig, arguments: dict[str, Any], path: Path) -> None:
+    vae = config.vae
+    if arguments.get("_class_name") != vae.class_name:
+        raise WeightsError(
+            f"{path}: model {config.model} is a {vae.class_name}, but this is a {arguments.get('_class_name')!r}"
+        )
+    # An argument that the file leaves out has the class's default: those of cv8x8x8 and wan, but not cv4x8x8's.
+    for name, want in vae.fixed.items():
+        default = 8 if name == "temporal_compression_ratio" else want
+        if (got := arguments.get(name, default)) != want:
+            raise WeightsError(f"{path}: model {config.model} has {name} {want!r}, but this checkpoint has {got!r}")
+
+
+def _checkpoint_statistics(config: CosmosConfig, arguments: dict[str, Any], path: Path) -> Statistics | None:
+    if not config.vae.own_statistics:
+        return None
+    if not set(_STATISTICS) & set(arguments):
+        return Statistics("diffusers", CHANNELS_OUT)
+    mean, std = (arguments.get(name) for name in _STATISTICS)
+    if mean is None and std is None:
+        return None
+    try:
+        return Statistics("checkpoint", CHANNELS_OUT, tuple(map(float, mean or ())), tuple(map(float, std or ())))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def build_network(config: CosmosConfig, description: Description) -> tuple[Any, Statistics | None]:
+    """The float32 VAE on the CPU, and its statistics with their values.
+
+    Torch's global random state is as it was.
+
+    Raises:
+        WeightsError: tensors are missing, unexpected or of another shape; config.json names an unknown argument.
+        ConfigError: `network` makes no network.
+    """
+    import diffusers
+    import torch
+
+    vae_class = getattr(diffusers, config.vae.class_name)
+    defaults = inspect.signature(vae_class.__init__).parameters
+    if unknown := set(description.arguments) - set(defaults):
+        raise WeightsError(f"{config.vae.class_name} of diffusers {diffusers.__version__} knows no {sorted(unknown)}")
+    statistics = description.statistics
+    if statistics is not None and statistics.mean is None:
+        statistics = _default_statistics(defaults)
+        statistics.check_times(config.latents)
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the global generator
+        try:
+            network: torch.nn.Module = vae_class(**description.arguments)
+        except Exception as error:
+            message = f"{description.arguments} makes no {vae_class.__name__}: {error}"
+            if description.file is not None:
+                raise WeightsError(f"config.json beside {description.file}: {message}") from error
+            raise ConfigError(f"network: {message}") from error
+    if description.file is None:
+        assert config.weights.random is not None
+        _draw(network, config.weights.random)
+    else:
+        _load(network, description.file)
+    return network.eval().requires_grad_(False), statistics
+
+
+def _default_statistics(defaults: Any) -> Statistics:
+    mean, std = (defaults[name].default for name in _STATISTICS)
+    if mean is None or std is None:
+        raise WeightsError(
+            f"diffusers {version('diffusers')} has no default statistics for this VAE; give latents_mean, latents_std"
+        )
+    return Statistics("diffusers", CHANNELS_OUT, tuple(mean), tuple(std))
+
+
+def _load(network: torch.nn.Module, file: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{file} is not a readable safetensors file: {error}") from error
+    want = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = [f"missing {_some(want.keys() - got.keys())}"] if want.keys() - got.keys() else []
+    problems += [f"unexpected {_some(got.keys() - want.keys())}"] if got.keys() - want.keys() else []
+    reshaped = {f"{k} {got[k]} for {want[k]}" for k in want.keys() & got.keys() if want[k] != got[k]}
+    problems += [f"of another shape {_some(reshaped)}"] if reshaped else []
+    if problems:
+        raise WeightsError(f"{file} does not fit {type(network).__name__} of its config.json: " + "; ".join(problems))
+    network.load_state_dict(tensors, strict=True)
+
+
+def _some(names: set[str]) -> str:
+    first = ", ".join(sorted(names)[:5])
+    return f"{first} and {len(names) - 5} more" if len(names) > 5 else first
+
+
+def _draw(network: torch.nn.Module, seed: int) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(network.named_parameters()):
+            if name.endswith("bias"):
+                scale = 0.1
+            elif name.endswith("weight") and parameter.ndim > 1:
+                scale = math.sqrt(12.0 / parameter[0].numel())  # unit variance out, for unit variance in
+            else:
+                parameter.fill_(1.0)
+                continue
+            parameter.uniform_(0.0, 1.0, generator=generator).sub_(0.5).mul_(scale)

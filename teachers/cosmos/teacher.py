@@ -1,0 +1,169 @@
+"""The Cosmos teacher: one camera's clip around now, encoded once by a frozen video VAE.
+
+The latents of the true future are the dynamics target; those of the history come with them at no price, because the
+VAE is causal in time: history latents are the same with or without the future behind them (spec/cosmos.md section 1).
+`latent_role` says which is which: future latents supervise, and are never an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from shards_schema.errors import WeightsError
+from shards_schema.records import Image, Scene
+from shards_schema.specs import TargetSpec
+from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.cosmos import frames, images
+from teachers.cosmos.checkpoint import FILES, describe
+from teachers.cosmos.config import CHANNELS_OUT, CosmosConfig
+from teachers.cosmos.encoder import VideoEncoder
+
+REVISION = 1
+"""Raised whenever the same config and weights give other targets."""
+
+
+class CosmosTeacher:
+    """Video-VAE latents of one camera; see `teachers.base.Teacher` for the methods."""
+
+    def __init__(self, config: CosmosConfig) -> None:
+        self.config = config
+        self._specs = _specs(config)
+        self._weights: dict[str, Any] | None = None
+        self._encoder: VideoEncoder | None = None
+
+    @property
+    def name(self) -> str:
+        """The column."""
+        return self.config.name
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        """latent, latent_pool (unless off), frame_idx, frame_valid, latent_role."""
+        return self._specs
+
+    @property
+    def batch_size(self) -> int:
+        """Scenes encoded together."""
+        return self.config.batch_size
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the VAE is randomly initialised."""
+        return self.config.weights.random is not None
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON identity. Weights are named by digest alone, so that hub and path are the same teacher."""
+        config = self.config
+        if self._weights is None:
+            self._weights = config.weights.provenance(*FILES)
+        return {
+            "kind": "cosmos",
+            "revision": REVISION,
+            "model": config.model,
+            "class": config.vae.class_name,
+            "weights": self._weights,
+            **describe(config).identity(),
+            "channel": config.channel,
+            "layout": {
+                "name": config.layout if isinstance(config.layout, str) else None,
+                "steps": list(config.frame_layout.steps),
+                "optional_first": config.frame_layout.optional_first,
+            },
+            "size": list(config.size),
+            **images.RULE,
+            "pool": config.pool,
+            "batch_size": config.batch_size,
+            "dtype": config.dtype,
+        }
+
+    def requests(self, scene: Scene) -> list[ImageRequest]:
+        """The clip's distinct frames, oldest first."""
+        clip = self._clip(scene)
+        return [ImageRequest(step, self.config.channel) for step in clip.distinct]
+
+    def preprocess(self, image: Image) -> Image:
+        """uint8 [h, w, 3] at `size`, by `teachers.cosmos.images.fit`."""
+        return images.fit(image, self.config.size)
+
+    def load(self, device: str) -> None:
+        """Build the VAE, read its weights, drop its decoder."""
+        if self._encoder is not None and self._encoder.device == torch.device(device):
+            return
+        if self._weights is not None and (found := self.config.weights.provenance(*FILES)) != self._weights:
+            raise WeightsError(f"the weights have changed since they were identified: {self._weights}, now {found}")
+        self._encoder = VideoEncoder(self.config, describe(self.config), device)
+
+    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+        """Encode the batch's clips together."""
+        if self._encoder is None:
+            raise RuntimeError("CosmosTeacher.compute before load(device)")
+        if not batch:
+            return []
+        clips = [self._clip(item.scene) for item in batch]
+        stacked_BTHW3 = np.stack([item.images[list(clip.index)] for item, clip in zip(batch, clips, strict=True)])
+        images_BTHW3 = torch.from_numpy(stacked_BTHW3).to(self._encoder.device)
+        latents_BCTHW = self._encoder.encode(images.to_video(images_BTHW3, self._encoder.dtype))
+        latents_BTCHW = latents_BCTHW.transpose(1, 2).contiguous()
+        tensors = {"latent": latents_BTCHW}
+        if self.config.pool is not None:
+            side = self.config.pool
+            tensors["latent_pool"] = functional.avg_pool3d(latents_BTCHW, (1, side, side))
+        arrays = {name: tensor.to("cpu", torch.float16).numpy() for name, tensor in tensors.items()}
+        return [
+            {name: array[i].copy() for name, array in arrays.items()} | self._labels(clip)
+            for i, clip in enumerate(clips)
+        ]
+
+    def _clip(self, scene: Scene) -> frames.Clip:
+        return frames.clip_of(scene, self.config.frame_layout, self.config.channel)
+
+    def _labels(self, clip: frames.Clip) -> Targets:
+        return {
+            "frame_idx": np.asarray(clip.steps, dtype=np.int16),
+            "frame_valid": np.asarray(clip.valid, dtype=np.uint8),
+            "latent_role": np.asarray(frames.latent_roles(clip, self.config.vae.temporal), dtype=np.uint8),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encoder": None}  # a copy elsewhere loads its own
+
+
+def _specs(config: CosmosConfig) -> tuple[TargetSpec, ...]:
+    frame_count, latents, (rows, columns) = len(config.frame_layout.steps), config.latents, config.latent_grid
+    latent = TargetSpec(
+        name="latent",
+        dims=("time", "channel", "row", "col"),
+        shape=(latents, CHANNELS_OUT, rows, columns),
+        dtype="float16",
+        unit="1",
+        meaning=f"Mode of the {config.model} VAE's latents of the clip, (z - mean) / std where it has statistics.",
+    )
+    pooled: tuple[TargetSpec, ...] = ()
+    if config.pool is not None:
+        side = config.pool
+        pooled = (
+            TargetSpec(
+                name="latent_pool",
+                dims=("time", "channel", "pool_row", "pool_col"),
+                shape=(latents, CHANNELS_OUT, rows // side, columns // side),
+                dtype="float16",
+                unit="1",
+                meaning=f"Mean of latent over squares of {side}x{side} cells, taken in float32.",
+            ),
+        )
+    labels = (
+        _label("frame_idx", "frame", frame_count, "int16", "Frame of each place of the clip, steps of 0.5 s from now."),
+        _label("frame_valid", "frame", frame_count, "uint8", "0 where the frame repeats another as padding, else 1."),
+        _label("latent_role", "time", latents, "uint8", "0 padding only, 1 history and now, 2 some of the future."),
+    )
+    return (latent, *pooled, *labels)
+
+
+def _label(name: str, dim: str, size: int, dtype: str, meaning: str) -> TargetSpec:
+    unit = "0.5 s" if name == "frame_idx" else "1"
+    return TargetSpec(name=name, dims=(dim,), shape=(size,), dtype=dtype, unit=unit, meaning=meaning)

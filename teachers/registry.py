@@ -1,0 +1,107 @@
+"""Teachers by kind: the built-in ones, and those of other packages under the entry point group `last_shards.teachers`.
+
+An entry point names a function ``build(config: Mapping[str, Any]) -> Teacher``. It is imported when its kind is asked
+for and not before, so one that is broken breaks nothing else. The built-ins need no installed metadata: they are there
+with the package on PYTHONPATH alone, and no other package can take their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from shards_schema.errors import ConfigError, ShardsError
+from shards_schema.specs import NAME
+from teachers.base import Teacher
+
+GROUP = "last_shards.teachers"
+BUILT_IN = {"cosmos": "teachers.cosmos:build", "vggt": "teachers.vggt:build"}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def available() -> dict[str, str]:
+    """Each kind, and where it comes from (``module:function``); nothing is imported.
+
+    Where two packages claim one kind, its value names both, and `build` refuses it.
+    """
+    kinds: dict[str, set[str]] = {}
+    for point in entry_points(group=GROUP):
+        kinds.setdefault(point.name, set()).add(point.value)
+    found = {kind: " | ".join(sorted(values)) for kind, values in sorted(kinds.items())}
+    return {**found, **BUILT_IN}
+
+
+def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) -> Teacher:
+    """A teacher, not yet loaded.
+
+    Args:
+        kind: one of `available`.
+        config: the fields of that teacher's config.
+        column: the column's name, where it is not `kind`; handed over as the config's `name`, so that two configs of
+            one teacher can live in one dataset.
+
+    Raises:
+        ConfigError: `kind` is unknown, claimed twice or broken; the config is impossible; the result is no `Teacher`.
+    """
+    kinds = available()
+    if kind not in kinds:
+        raise ConfigError(f"no teacher {kind!r}; there are: {', '.join(sorted(kinds))}")
+    fields = dict(config)
+    if column is not None and column != kind:
+        if not NAME.match(column):
+            raise ConfigError(f"{kind}: column must match [a-z][a-z0-9_]*, got {column!r}")
+        if fields.setdefault("name", column) != column:
+            raise ConfigError(f"{kind}: the config's name is {fields['name']!r}, but the column is {column!r}")
+    function = _find(kind, kinds[kind])
+    try:
+        teacher = function(fields)
+    except ValidationError as error:
+        raise _as_config_error(kind, error) from error
+    if not isinstance(teacher, Teacher):
+        raise ConfigError(f"{kind}: {kinds[kind]} returned a {type(teacher).__name__}, which is not a Teacher")
+    if teacher.name != (column or fields.get("name", kind)):
+        raise ConfigError(f"{kind}: asked for the column {column or kind!r}, but the teacher is named {teacher.name!r}")
+    return teacher
+
+
+def parse_config(model: type[Model], config: Mapping[str, Any], kind: str) -> Model:
+    """`config` as a `model`.
+
+    Raises:
+        ConfigError: with each field that is unknown, missing or impossible.
+    """
+    try:
+        return model.model_validate(dict(config))
+    except ValidationError as error:
+        raise _as_config_error(kind, error) from error
+
+
+def _as_config_error(kind: str, error: ValidationError) -> ConfigError:
+    lines = []
+    for problem in error.errors(include_url=False):
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        given = "" if problem["type"] in ("value_error", "missing") else f", got {problem['input']!r}"
+        lines.append(f"{where}: {message}{given}" if where else f"{message}{given}")
+    return ConfigError(f"teacher {kind}: " + "; ".join(lines))
+
+
+def _find(kind: str, target: str) -> Any:
+    if " | " in target:
+        raise ConfigError(f"teacher {kind!r} is claimed by more than one package: {target}; uninstall all but one")
+    module, _, path = target.partition(":")
+    try:
+        function: Any = import_module(module.strip())
+        for attribute in path.strip().split("."):
+            function = getattr(function, attribute)
+    except ShardsError:
+        raise
+    except Exception as error:
+        message = f"teacher {kind!r} cannot be imported from {target}: {type(error).__name__}: {error}"
+        raise ConfigError(message) from error
+    return function

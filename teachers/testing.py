@@ -1,0 +1,479 @@
+"""The conformance suite that every teacher passes, and synthetic scenes to run it on. Ships with the package.
+
+Subclass `TeacherConformance` in a test file, make teachers in three methods, and pytest runs the inherited checks:
+
+    class TestMine(TeacherConformance):
+        def make(self): return build({"weights": {"random": 0}})
+        def make_other_weights(self): return build({"weights": {"random": 1}})
+        def make_other_config(self): return build({"weights": {"random": 0}, "size": (224, 128)})
+
+The loaded teacher and its outputs are made once a class, so a check that needs a fresh one says so. pytest is imported
+only where a check is skipped. Scenes carry no real data: smooth images whose phase moves with time, drawn from names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import random
+import tempfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards_schema.errors import SampleError
+from shards_schema.records import CHANNELS, Annotations, Camera, Frame, Image, Scene
+from shards_schema.specs import NAME, TargetSpec
+from teachers.base import ImageRequest, Targets, Teacher, TeacherInput, fingerprint
+
+FRAME_US = 500_000
+"""Microseconds between frames."""
+
+_YAW = {"F0": 0.0, "L0": 0.96, "L1": 1.57, "L2": 2.4, "R0": -0.96, "R1": -1.57, "R2": -2.4, "B0": np.pi}
+_OPTICAL = np.array(
+    [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
+)  # camera axes (x right, z forward) in the ego's
+
+
+def synthetic_scene(
+    seed: int = 0, *, history: int = 4, future: int = 10, before: int = 0, size: tuple[int, int] = (480, 270)
+) -> Scene:
+    """A drive along a gentle curve at 8 m/s or so, with two boxes around; eight cameras a frame.
+
+    Args:
+        seed: names the log and everything in it.
+        history: H, frames up to now.
+        future: F, frames after now.
+        before: frames right before the window.
+        size: width and height of the images [px], which the intrinsics fit.
+    """
+    draw = np.random.default_rng(seed)
+    speed, turn = draw.uniform(6.0, 10.0), draw.uniform(-0.05, 0.05)  # m/s, rad/s
+    poses, pose = [], np.array([664_000.0 + 100 * seed, 3_997_000.0, draw.uniform(-3.0, 3.0)])
+    for _ in range(before + history + future):
+        poses.append(pose)
+        pose = pose + np.array([np.cos(pose[2]) * speed / 2, np.sin(pose[2]) * speed / 2, turn / 2])
+    frames = tuple(_frame(seed, i, pose, speed, turn, size) for i, pose in enumerate(poses))
+    return Scene(
+        log=f"synthetic-{seed:04d}",
+        scene_token=f"{seed:016x}",
+        map_name="us-nv-las-vegas-strip",
+        frames=frames[before:],
+        num_history=history,
+        before=frames[:before],
+    )
+
+
+def _frame(seed: int, i: int, pose: NDArray[np.float64], speed: float, turn: float, size: tuple[int, int]) -> Frame:
+    token = f"{zlib.crc32(f'{seed}/{i}'.encode()):08x}{i:08x}"
+    return Frame(
+        token=token,
+        timestamp=1_620_000_000_000_000 + i * FRAME_US,
+        ego_pose=pose,
+        ego_translation=np.array([pose[0], pose[1], 600.0]),
+        ego_rotation=np.array([np.cos(pose[2] / 2), 0.0, 0.0, np.sin(pose[2] / 2)]),
+        velocity=np.array([speed, 0.0]),
+        acceleration=np.array([0.0, speed * turn]),
+        command=(0, 1, 0, 0),
+        roadblock_ids=("100", "101"),
+        traffic_lights=((5, False),),
+        cameras={channel: _camera(token, channel, size) for channel in CHANNELS},
+        annotations=Annotations(
+            boxes=np.array([[15.0, 0.0, 0.8, 4.6, 1.9, 1.6, 0.0], [8.0, 4.0, 0.9, 0.7, 0.7, 1.8, 0.3]]),
+            names=("vehicle", "pedestrian"),
+            velocity=np.array([[speed, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+            track_tokens=(f"{seed:015x}a", f"{seed:015x}b"),
+        ),
+    )
+
+
+def _camera(token: str, channel: str, size: tuple[int, int]) -> Camera:
+    width, height = size
+    yaw = _YAW[channel.removeprefix("CAM_")]
+    turn = np.array([[np.cos(yaw), -np.sin(yaw), 0.0], [np.sin(yaw), np.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
+    focal = 0.8 * width  # nuPlan's 1545 px at 1920
+    return Camera(
+        channel=channel,
+        image=f"synthetic/{token}/{channel}.jpg",
+        intrinsics=np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]),
+        distortion=np.array([-0.36, 0.17, 0.0, 0.0, -0.05]),
+        sensor2ego_rotation=turn @ _OPTICAL,
+        sensor2ego_translation=np.array([1.7 * np.cos(yaw), 0.5 * np.sin(yaw), 1.5]),
+    )
+
+
+def synthetic_image(scene: Scene, request: ImageRequest, size: tuple[int, int] = (480, 270)) -> Image:
+    """uint8 [H, W, 3]: a few waves named by log and channel, whose phases move with the step; smooth as a photo is."""
+    width, height = size
+    draw = np.random.default_rng(zlib.crc32(f"{scene.log}/{request.channel}".encode()))
+    u, v = np.arange(width)[None, :] / width, np.arange(height)[:, None] / height
+    total = np.zeros((height, width, 3))
+    for _ in range(4):
+        fu, fv = draw.uniform(-6.0, 6.0, 2)
+        phase, drift = draw.uniform(0.0, 2 * np.pi, 3), draw.uniform(-0.4, 0.4)
+        total += np.sin((2 * np.pi * (fu * u + fv * v))[..., None] + phase + drift * request.step)
+    return np.round(127.5 + 31.0 * total).astype(np.uint8)
+
+
+class TeacherConformance(ABC):
+    """What `teachers.base.Teacher` promises, as tests.
+
+    Attributes:
+        device: where the teacher is loaded.
+        image_size: width and height of the original images [px].
+        rtol: by floating dtype, how far a target may move with its neighbours in the batch, relative to the largest
+            magnitude in it. Other dtypes must be equal.
+    """
+
+    device: str = "cpu"
+    image_size: tuple[int, int] = (480, 270)
+    rtol: ClassVar[dict[str, float]] = {"float16": 1e-3, "float32": 1e-4, "float64": 1e-10}
+
+    _loaded: ClassVar[Teacher]
+    _alone: ClassVar[list[Targets]]
+
+    # What a subclass gives.
+
+    @abstractmethod
+    def make(self) -> Teacher:
+        """A small teacher, not loaded; the same each time. Let its batch size be 2 or more."""
+
+    @abstractmethod
+    def make_other_weights(self) -> Teacher | None:
+        """The same config with other weights; None for a teacher that has none."""
+
+    @abstractmethod
+    def make_other_config(self) -> Teacher:
+        """The same weights under a config that gives other targets."""
+
+    def scenes(self) -> Sequence[Scene]:
+        """Three scenes or more that the teacher can teach, each different."""
+        return [synthetic_scene(seed, before=seed % 2, size=self.image_size) for seed in range(3)]
+
+    def image(self, scene: Scene, request: ImageRequest) -> Image:
+        """The decoded image for a request."""
+        return synthetic_image(scene, request, self.image_size)
+
+    # Made once a class.
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        """Let go of the loaded teacher (pytest calls this)."""
+        for name in ("_loaded", "_alone"):
+            if name in cls.__dict__:
+                delattr(cls, name)
+
+    def loaded(self) -> Teacher:
+        """A teacher on `device`, shared by the checks of this class."""
+        cls = type(self)
+        if "_loaded" not in cls.__dict__:
+            cls._loaded = self.make()
+            cls._loaded.load(self.device)
+        return cls._loaded
+
+    def alone(self) -> list[Targets]:
+        """Each scene's targets, computed by itself."""
+        cls = type(self)
+        if "_alone" not in cls.__dict__:
+            cls._alone = [self.run(self.loaded(), [scene])[0] for scene in self.scenes()]
+        return cls._alone
+
+    def inputs(self, teacher: Teacher, scenes: Sequence[Scene]) -> list[TeacherInput]:
+        """What the pipeline would hand to `compute`."""
+        inputs = []
+        for scene in scenes:
+            images = [teacher.preprocess(self.image(scene, request)) for request in teacher.requests(scene)]
+            inputs.append(TeacherInput(scene, np.stack(images) if images else np.zeros((0, 0, 0, 3), np.uint8)))
+        return inputs
+
+    def run(self, teacher: Teacher, scenes: Sequence[Scene]) -> list[Targets]:
+        """The targets of `scenes` as one batch."""
+        return teacher.compute(self.inputs(teacher, scenes))
+
+    def first_image(self) -> Image | None:
+        """An original image that the teacher asks for; None if it asks for none."""
+        scene = self.scenes()[0]
+        requests = self.make().requests(scene)
+        return self.image(scene, requests[0]) if requests else None
+
+    # The checks: what it says of itself.
+
+    def test_is_a_teacher(self) -> None:
+        """Every attribute of the protocol, of the right type."""
+        teacher = self.make()
+        assert isinstance(teacher, Teacher), f"{type(teacher).__name__} lacks a member of teachers.base.Teacher"
+        assert NAME.match(teacher.name), f"name must match [a-z][a-z0-9_]*, got {teacher.name!r}"
+        assert type(teacher.batch_size) is int, f"batch_size must be an int, got {teacher.batch_size!r}"
+        assert teacher.batch_size >= 1, f"batch_size must be positive, got {teacher.batch_size}"
+        assert type(teacher.random_weights) is bool, f"random_weights must be a bool, got {teacher.random_weights!r}"
+
+    def test_specs(self) -> None:
+        """At least one target, each name once, no dim with two sizes, and JSON that reads back."""
+        specs = self.make().specs
+        assert isinstance(specs, tuple), f"specs must be a tuple, got {type(specs).__name__}"
+        assert specs, "specs must not be empty"
+        names = [spec.name for spec in specs]
+        assert len(set(names)) == len(names), f"target names must differ, got {names}"
+        sizes: dict[str, int | None] = {}
+        for spec in specs:
+            assert isinstance(spec, TargetSpec), f"specs must hold TargetSpec, got {type(spec).__name__}"
+            back = TargetSpec.from_json(json.loads(json.dumps(spec.to_json())))
+            assert back == spec, f"target {spec.name}: JSON gives back {back}"
+            for dim, size in zip(spec.dims, spec.shape, strict=True):
+                assert sizes.setdefault(dim, size) == size, f"dim {dim!r} has sizes {sizes[dim]} and {size}"
+        assert self.make().specs == specs, "a second teacher of this config has other specs"
+
+    def test_requests(self) -> None:
+        """Images that the scene has, the same each time."""
+        teacher = self.make()
+        for scene in self.scenes():
+            requests = list(teacher.requests(scene))
+            for request in requests:
+                assert isinstance(request, ImageRequest), f"expected ImageRequest, got {type(request).__name__}"
+                assert scene.has_step(request.step), f"{request} is outside scene {scene.token}"
+                assert request.channel in scene.at(request.step).cameras, f"{request}: no such camera"
+            assert list(teacher.requests(scene)) == requests, "requests of one scene differ from call to call"
+
+    def test_requests_of_a_bare_scene(self) -> None:
+        """A scene of one frame without cameras is taught, or refused by a SampleError."""
+        frame = _frame(0, 0, np.zeros(3), 8.0, 0.0, self.image_size)
+        bare = Frame(**{name: getattr(frame, name) for name in Frame.__slots__} | {"cameras": {}})
+        scene = Scene(log="bare", scene_token="0" * 16, map_name="none", frames=(bare,), num_history=1)
+        with contextlib.suppress(SampleError):
+            requests = list(self.make().requests(scene))
+            assert not requests, f"the scene has no cameras, yet the teacher asks for {requests}"
+
+    # The checks: preprocessing.
+
+    def test_preprocess_is_pure(self) -> None:
+        """The same output twice, uint8 [h, w, 3], not the input's memory; the input untouched, even if read-only."""
+        image = self.first_image()
+        if image is None:
+            self._skip("asks for no images")
+            return
+        teacher, before = self.make(), image.copy()
+        first = teacher.preprocess(image)
+        assert np.array_equal(image, before), "preprocess wrote into its input"
+        assert first.dtype == np.uint8, f"expected uint8, got {first.dtype}"
+        assert first.ndim == 3, f"expected [h, w, 3], got {list(first.shape)}"
+        assert first.shape[2] == 3, f"expected [h, w, 3], got {list(first.shape)}"
+        teacher.preprocess(255 - image)
+        assert np.array_equal(teacher.preprocess(image), first), "a second call gives another image"
+        image.flags.writeable = False
+        assert np.array_equal(teacher.preprocess(image), first), "read-only memory gives another image"
+
+    def test_preprocess_takes_any_memory_layout(self) -> None:
+        """Views, flips and padded rows give what a contiguous copy gives."""
+        image = self.first_image()
+        if image is None:
+            self._skip("asks for no images")
+            return
+        teacher = self.make()
+        want = teacher.preprocess(image)
+        planar = np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0)
+        flipped = np.ascontiguousarray(image[::-1, :, ::-1])[::-1, :, ::-1]
+        padded = np.pad(image, ((3, 2), (5, 1), (0, 1)))[3:-2, 5:-1, :-1]
+        for what, view in (("planar", planar), ("flipped", flipped), ("padded", padded)):
+            assert np.array_equal(view, image)
+            assert np.array_equal(teacher.preprocess(view), want), f"{what} memory gives another image"
+
+    def test_preprocess_from_four_threads(self) -> None:
+        """What one thread gives."""
+        scene, teacher = self.scenes()[0], self.make()
+        images = [self.image(scene, request) for request in teacher.requests(scene)][:8]
+        if not images:
+            self._skip("asks for no images")
+            return
+        want = [teacher.preprocess(image) for image in images]
+        with ThreadPoolExecutor(4) as pool:
+            got = list(pool.map(teacher.preprocess, images * 4))
+        for i, image in enumerate(got):
+            assert np.array_equal(image, want[i % len(images)]), "preprocess is not safe to call from many threads"
+
+    # The checks: outputs.
+
+    def test_outputs_are_as_the_specs_say(self) -> None:
+        """Names in order, dtypes, shapes, finite."""
+        specs = self.loaded().specs
+        for targets in self.alone():
+            assert list(targets) == [spec.name for spec in specs], (
+                f"expected {[s.name for s in specs]}: {list(targets)}"
+            )
+            for spec in specs:
+                assert isinstance(targets[spec.name], np.ndarray), f"target {spec.name} is no numpy array"
+                spec.check(targets[spec.name])
+
+    def test_outputs_depend_on_the_scene(self) -> None:
+        """Different scenes have different targets."""
+        first, second = self.alone()[:2]
+        assert any(not np.array_equal(first[name], second[name]) for name in first), "two scenes have equal targets"
+
+    def test_computes_the_same_twice(self) -> None:
+        """Bit for bit, without touching the inputs, and without reusing the memory of what it gave before."""
+        teacher, scenes = self.loaded(), list(self.scenes())
+        inputs = self.inputs(teacher, scenes[:1])
+        before = inputs[0].images.copy()
+        first = teacher.compute(inputs)[0]
+        assert np.array_equal(inputs[0].images, before), "compute wrote into its input"
+        kept = {name: array.copy() for name, array in first.items()}
+        self.run(teacher, scenes[1:2])
+        _assert_equal(first, kept, "compute reuses the arrays that it returned before")
+        _assert_equal(teacher.compute(inputs)[0], kept, "a second compute differs")
+
+    def test_a_fresh_teacher_computes_the_same(self) -> None:
+        """Bit for bit, with the global generators in another state."""
+        import torch
+
+        scene, want = self.scenes()[0], self.alone()[0]
+        with torch.random.fork_rng(devices=[]):
+            torch.rand(3)
+            teacher = self.make()
+            teacher.load(self.device)
+        _assert_equal(self.run(teacher, [scene])[0], want, "a fresh teacher computes something else")
+
+    def test_empty_batch(self) -> None:
+        """Nothing in, nothing out."""
+        assert len(self.loaded().compute([])) == 0, "compute([]) must be empty"
+
+    def test_batch_invariance(self) -> None:
+        """A scene's targets do not depend on its neighbours, or its place among them, beyond `rtol`."""
+        teacher, scenes = self.loaded(), list(self.scenes())
+        size = min(teacher.batch_size, len(scenes))
+        if size < 2:
+            self._skip("batch_size is 1")
+            return
+        for start in range(size):
+            order = [(start + i) % len(scenes) for i in range(size)]
+            results = self.run(teacher, [scenes[i] for i in order])
+            assert len(results) == size, f"{size} scenes in, {len(results)} out"
+            for place, i in enumerate(order):
+                self._assert_close(results[place], self.alone()[i], f"scene {i} at place {place} of {order}")
+
+    def _assert_close(self, got: Targets, want: Targets, where: str) -> None:
+        for name, array in want.items():
+            tolerance = self.rtol.get(array.dtype.name)
+            if tolerance is None or array.size == 0:
+                assert np.array_equal(got[name], array), f"target {name}: {where} differs from alone"
+                continue
+            wide = array.astype(np.float64)
+            assert got[name].shape == array.shape, f"target {name}: {where} has another shape than alone"
+            error, scale = float(np.abs(got[name] - wide).max()), float(np.abs(wide).max())
+            assert error <= tolerance * scale, f"target {name}: {where} is {error:g} off alone, largest value {scale:g}"
+
+    # The checks: identity.
+
+    def test_fingerprint_is_known_before_load(self) -> None:
+        """Stable over objects and over load and compute."""
+        teacher = self.make()
+        before = fingerprint(teacher)
+        assert fingerprint(teacher) == before, "the fingerprint changes from call to call"
+        assert fingerprint(self.make()) == before, "a second teacher of this config has another fingerprint"
+        assert fingerprint(self.loaded()) == before, "the fingerprint changes with load"
+        self.alone()
+        assert fingerprint(self.loaded()) == before, "the fingerprint changes with compute"
+
+    def test_other_weights_are_another_teacher(self) -> None:
+        """Another fingerprint, and other targets."""
+        other = self.make_other_weights()
+        if other is None:
+            self._skip("has no weights")
+            return
+        assert fingerprint(other) != fingerprint(self.make()), "other weights have the same fingerprint"
+        other.load(self.device)
+        targets, mine = self.run(other, [self.scenes()[0]])[0], self.alone()[0]
+        assert any(not np.array_equal(targets[name], mine[name]) for name in mine), "other weights, equal targets"
+
+    def test_other_config_is_another_teacher(self) -> None:
+        """Another fingerprint."""
+        assert fingerprint(self.make_other_config()) != fingerprint(self.make()), "other config, same fingerprint"
+
+    def test_provenance_is_json(self) -> None:
+        """It reads back as it was written, and names no place of this machine."""
+        provenance = self.make().provenance()
+        back = json.loads(json.dumps(provenance, allow_nan=False))
+        assert back == provenance, f"JSON gives back {back} for {provenance}"
+        places = {str(Path.cwd()), str(Path.home()), tempfile.gettempdir()} - {"/"}
+        for text in _strings(provenance):
+            local = os.path.isabs(text) or any(place in text for place in places)
+            assert not local, f"provenance holds a path of this machine: {text!r}"
+
+    # The checks: manners.
+
+    def test_leaves_global_state_alone(self) -> None:
+        """The global generators, dtype, grad mode and thread count are as they were after load and compute."""
+        teacher = self.make()
+        before = _global_state()
+        inputs = self.inputs(teacher, self.scenes()[:1])
+        assert _same_state(before), "requests or preprocess changed global state"
+        teacher.load(self.device)
+        assert _same_state(before), "load changed global state (torch, numpy or random)"
+        teacher.compute(inputs)
+        assert _same_state(before), "compute changed global state (torch, numpy or random)"
+
+    def test_pickles(self) -> None:
+        """An unloaded teacher travels to a worker and is the same there."""
+        teacher = self.make()
+        copy: Teacher = pickle.loads(pickle.dumps(teacher))
+        assert fingerprint(copy) == fingerprint(teacher), "a pickled teacher has another fingerprint"
+        copy.load(self.device)
+        _assert_equal(
+            self.run(copy, [self.scenes()[0]])[0], self.alone()[0], "a pickled teacher computes another thing"
+        )
+
+    def test_load_is_idempotent(self) -> None:
+        """A second load changes nothing."""
+        teacher = self.make()
+        teacher.load(self.device)
+        teacher.load(self.device)
+        _assert_equal(self.run(teacher, [self.scenes()[0]])[0], self.alone()[0], "a second load changes the targets")
+
+    def _skip(self, reason: str) -> None:
+        import pytest
+
+        pytest.skip(f"{self.make().name}: {reason}")
+
+
+def _assert_equal(got: Targets, want: Targets, message: str) -> None:
+    assert list(got) == list(want), f"{message}: targets {list(got)} for {list(want)}"
+    for name, array in want.items():
+        same = got[name].dtype == array.dtype and np.array_equal(got[name], array, equal_nan=array.dtype.kind == "f")
+        assert same, f"{message}: target {name}"
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _strings(key)
+            yield from _strings(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _global_state() -> tuple[bytes, ...]:
+    import torch
+
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.zeros(0)
+    flags = (
+        torch.get_default_dtype(),
+        torch.is_grad_enabled(),
+        torch.get_num_threads(),
+        torch.backends.cudnn.benchmark,
+    )
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    values = (random.getstate(), [str(flag) for flag in flags], [np.asarray(part).tolist() for part in numpy_state])
+    return (torch.get_rng_state().numpy().tobytes(), cuda.numpy().tobytes(), repr(values).encode())
+
+
+def _same_state(before: tuple[bytes, ...]) -> bool:
+    return _global_state() == before
