@@ -1,0 +1,190 @@
+"""The VGGT teacher: views of a scene in, pooled tokens, pose encodings and depth cells out.
+
+One scene is one window: len(window) x len(views) frames that attend to each other, the first of them the reference.
+Membership, order and reference are part of a target's identity (spec section 1.1), so they are in the config, in every
+spec's meaning and in the fingerprint. Scenes of a batch do not see each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from shards_schema.errors import ConfigError, SampleError, ShardsError, WeightsError
+from shards_schema.records import Image, Scene
+from shards_schema.specs import TargetSpec
+from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.registry import parse_config
+from teachers.vggt import network, upstream
+from teachers.vggt.checkpoint import CANDIDATES, fill_random, load_checkpoint
+from teachers.vggt.config import VGGTConfig
+from teachers.vggt.preprocess import preprocess
+from teachers.vggt.targets import target_specs, to_targets
+
+
+def build(config: Mapping[str, Any]) -> VGGTTeacher:
+    """The teacher of the raw mapping `config`.
+
+    Raises:
+        ConfigError: a value is impossible, or `implementation` asks for a package that is not installed.
+    """
+    return VGGTTeacher(parse_config(VGGTConfig, config, "vggt"))
+
+
+class VGGTTeacher:
+    """A `teachers.base.Teacher`."""
+
+    def __init__(self, config: VGGTConfig) -> None:
+        self.config = config
+        self._package = upstream.package_record() if config.implementation == "upstream" else None
+        self._specs = target_specs(config)
+        self._weights: dict[str, Any] | None = None
+        self._network: nn.Module | None = None
+        self._device = ""
+
+    @property
+    def name(self) -> str:
+        """The column: ``vggt``, or the config's name."""
+        return self.config.name
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        """See `targets.target_specs`."""
+        return self._specs
+
+    @property
+    def batch_size(self) -> int:
+        """Scenes run together."""
+        return self.config.batch_size
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the weights come from a seed."""
+        return self.config.weights.random is not None
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides the targets' bits, JSON; hashes the weights file (once a process), builds nothing.
+
+        Raises:
+            WeightsError: the checkpoint cannot be found.
+        """
+        config = self.config
+        if self._weights is None:
+            self._weights = config.weights.provenance(*CANDIDATES)
+        ours = config.implementation == "ours"
+        return {
+            "implementation": config.implementation,
+            "revision": network.REVISION if ours else upstream.REVISION,
+            **({} if self._package is None else {"package": dict(self._package)}),
+            "network": config.built.model_dump(mode="json"),
+            "weights": dict(self._weights),
+            "views": list(config.views),
+            "window": list(config.window),
+            "reference": {"step": config.window[0], "view": config.views[0]},
+            "width": config.width,
+            "height": config.image_height,
+            "resize": "bicubic, antialiased, uint8; crop mode",
+            "layers": list(config.layer_indices),
+            "pools": {name: pool.model_dump(mode="json") for name, pool in config.pools.items()},
+            "pool_rule": "adaptive average in float32 from the patch grid",
+            "heads": list(config.heads),
+            "depth_cell": config.depth_cell,
+            "depth_rule": "median of log(depth), of log(max(confidence - 1, 2^-23))",
+            "dtype": config.dtype,
+            "batch_size": config.batch_size,
+        }
+
+    def requests(self, scene: Scene) -> list[ImageRequest]:
+        """One image a frame of the window: by step, then by view.
+
+        Raises:
+            SampleError: code ``missing_frame`` or ``missing_camera``.
+        """
+        wanted = [ImageRequest(step, view) for step in self.config.window for view in self.config.views]
+        for request in wanted:
+            scene.camera(request.step, request.channel)
+        return wanted
+
+    def preprocess(self, image: Image) -> Image:
+        """`image` fitted to the config's width; uint8 [height, width, 3].
+
+        Raises:
+            SampleError: code ``image_shape``, its aspect leads to another height than the config's.
+        """
+        small = preprocess(image, self.config.width)
+        if small.shape[0] != self.config.image_height:
+            raise SampleError(
+                "image_shape",
+                f"an image of {image.shape[1]} x {image.shape[0]} is {small.shape[0]} high at width "
+                f"{self.config.width}, but the teacher's targets are for {self.config.image_height} (config `height`)",
+            )
+        return small
+
+    def load(self, device: str) -> None:
+        """Build the network on `device` and fill it; a second call only moves it.
+
+        Raises:
+            WeightsError: the checkpoint does not fit, or has changed since `provenance` was asked.
+        """
+        if self._network is None:
+            recorded = self.provenance()["weights"]
+            now = self.config.weights.provenance(*CANDIDATES)
+            if recorded != now:
+                raise WeightsError(f"the weights have changed since they were recorded: {recorded}, now {now}")
+            self._network = self._filled(device)
+        elif device != self._device:
+            self._network.to(device)
+        self._device = device
+
+    def _filled(self, device: str) -> nn.Module:
+        config = self.config
+        built: nn.Module
+        if config.implementation == "upstream":
+            with torch.random.fork_rng(devices=[]):
+                built = upstream.UpstreamNetwork(config.built)
+        else:
+            with torch.device("meta"):
+                built = network.VGGTNetwork(config.built)
+        if config.weights.random is not None:
+            fill_random(built, config.weights.random, device)
+        else:
+            load_checkpoint(built, config.weights.locate(*CANDIDATES), device)
+        return built.to(device).requires_grad_(False).eval()
+
+    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+        """The targets of each scene, in order.
+
+        Raises:
+            ConfigError: images that `requests` and `preprocess` did not make.
+            ShardsError: `load` has not been called.
+        """
+        if self._network is None:
+            raise ShardsError("VGGTTeacher.compute: call load(device) first")
+        if not batch:
+            return []
+        expected = (self.config.frames, self.config.image_height, self.config.width, 3)
+        for item in batch:
+            if item.images.shape != expected or item.images.dtype != np.uint8:
+                raise ConfigError(
+                    f"scene {item.scene.token}: expected uint8 images {list(expected)}, "
+                    f"got {item.images.dtype} {list(item.images.shape)}"
+                )
+        stacked = torch.from_numpy(np.stack([item.images for item in batch])).to(self._device)
+        images_BS3HW = stacked.permute(0, 1, 4, 2, 3).float() / 255
+        with torch.inference_mode(), _exact_convolutions(self._device):
+            out = self._network(
+                images_BS3HW, self.config.layer_indices, torch.bfloat16 if self.config.dtype == "bfloat16" else None
+            )
+            return to_targets(self.config, out)
+
+
+def _exact_convolutions(device: str) -> contextlib.AbstractContextManager[None]:
+    """On CUDA: float32 convolutions in float32 (not TF32, PyTorch's default), by the same algorithm every time."""
+    if not device.startswith("cuda"):
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
