@@ -92,10 +92,11 @@ class TeacherActor:
     """A `ShardWorker` in a process of its own."""
 
     def __init__(self, make: Callable[[], ShardWorker]) -> None:
-        self._worker = make()
+        self._make = make
 
     def load(self) -> int:
-        """Load the weights; returns the process id."""
+        """Build the worker and load the weights (here, since Ray hides what a constructor raises); the process id."""
+        self._worker = self._make()
         self._worker.load()
         return os.getpid()
 

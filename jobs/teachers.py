@@ -123,7 +123,10 @@ def main(arguments: list[str]) -> None:
     ]
     samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
     versions = runs.environment()
-    manifests = [samples.manifest(versions), *(column_manifest(t, versions) for t in columns)]
+    manifests = [
+        samples.manifest(versions),
+        *(column_manifest(t, config.teachers[t.name], versions) for t in columns),
+    ]
     print(f"scanning {json.dumps(dict(config.source))}", flush=True)
     run = runs.begin(
         source,

@@ -1,4 +1,4 @@
-"""`python -m jobs.verify out=DIR [threads=2]`: re-read every byte of a dataset, name each fault, exit 1 if there is one."""
+"""`python -m jobs.verify out=DIR [threads=2]`: re-read every byte of a dataset; name each fault; exit 1 if any."""
 
 from __future__ import annotations
 

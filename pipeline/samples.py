@@ -89,6 +89,7 @@ class SamplesColumn:
                 "num_future": self.num_future,
             },
             random_weights=False,
+            config=self.config.model_dump(mode="json"),
             environment=environment,
         )
 
@@ -206,6 +207,6 @@ def _annotations(frame: Frame) -> dict[str, Any] | None:
     return {
         "boxes": a.boxes.tolist(),
         "names": list(a.names),
-        "velocity": a.velocity.tolist(),
+        "velocity": [[v if np.isfinite(v) else None for v in row] for row in a.velocity.tolist()],
         "track_tokens": list(a.track_tokens),
     }

@@ -100,6 +100,7 @@ class ColumnManifest:
         targets: the arrays of a sample (for `samples` they stand in Zarr only; its tar has JSON and JPEG members).
         provenance: everything that decides the bits of the output; the fingerprint is over it and the targets.
         random_weights: whether a network with random weights made it.
+        config: the config as it was given (with the weights' repository and revision); told, not compared.
         environment: versions of the libraries that the column was begun with; told, not compared.
     """
 
@@ -107,6 +108,7 @@ class ColumnManifest:
     targets: tuple[TargetSpec, ...]
     provenance: Mapping[str, Any]
     random_weights: bool
+    config: Mapping[str, Any]
     environment: Mapping[str, str]
 
     @property
@@ -130,6 +132,7 @@ class ColumnManifest:
                 "random_weights": self.random_weights,
                 "targets": [spec.to_json() for spec in self.targets],
                 "provenance": dict(self.provenance),
+                "config": dict(self.config),
                 "environment": dict(self.environment),
             }
         )
@@ -148,6 +151,7 @@ class ColumnManifest:
             targets=tuple(TargetSpec.from_json(t) for t in document["targets"]),
             provenance=document["provenance"],
             random_weights=document["random_weights"],
+            config=document["config"],
             environment=document["environment"],
         )
 

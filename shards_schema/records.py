@@ -51,7 +51,7 @@ class Annotations:
     Attributes:
         boxes: float64 [N, 7]: x, y, z (centre), length, width, height [m], heading [rad] relative to the ego.
         names: N class names (vehicle, pedestrian, bicycle, traffic_cone, barrier, czone_sign, generic_object).
-        velocity: float64 [N, 3], m/s, ego axes.
+        velocity: float64 [N, 3], m/s, ego axes; NaN where the log does not know it.
         track_tokens: N tokens that persist over frames.
     """
 

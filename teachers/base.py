@@ -73,7 +73,7 @@ class Teacher(Protocol):
         """Whether its weights are random: outputs are then for testing only, and every record says so."""
 
     def provenance(self) -> dict[str, Any]:
-        """JSON: config, weights (repository, revision, digest), preprocessing, revision of the code.
+        """JSON: config, weights (seed, or file and digest), preprocessing, revision of the code.
 
         Raises:
             WeightsError: the checkpoint cannot be found.
@@ -103,8 +103,10 @@ class Teacher(Protocol):
         """
 
 
-def column_manifest(teacher: Teacher, environment: Mapping[str, str] | None = None) -> ColumnManifest:
-    """`column.json` of the column that `teacher` writes.
+def column_manifest(
+    teacher: Teacher, config: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> ColumnManifest:
+    """`column.json` of the column that `teacher` writes; `config` and `environment` are told there, not compared.
 
     Raises:
         WeightsError: the checkpoint cannot be found.
@@ -114,6 +116,7 @@ def column_manifest(teacher: Teacher, environment: Mapping[str, str] | None = No
         targets=teacher.specs,
         provenance=teacher.provenance(),
         random_weights=teacher.random_weights,
+        config=config or {},
         environment=environment or {},
     )
 

@@ -84,7 +84,7 @@ class WeightsConfig(BaseModel):
         raise WeightsError(f"{self.hub}@{self.revision} has none of {names}")
 
     def provenance(self, *candidates: str) -> dict[str, Any]:
-        """JSON for the records: the seed, or file name and sha256 (which outranks hub and revision)."""
+        """JSON for the records: the seed, or the file's name and sha256, which outranks hub and revision."""
         if self.random is not None:
             return {"random": True, "seed": self.random}
         path = self.locate(*candidates)

@@ -242,6 +242,13 @@ def _annotations(anns: Any, token: str) -> Annotations | None:
     return Annotations(
         boxes=_floats(boxes, (count, 7), code, f"{token}: anns.gt_boxes"),
         names=tuple(str(name) for name in anns["gt_names"]),
-        velocity=_floats(velocity, (count, 3), code, f"{token}: anns.gt_velocity_3d"),
+        velocity=_velocity(velocity, count, f"{token}: anns.gt_velocity_3d"),
         track_tokens=tuple(str(track) for track in anns["track_tokens"]),
     )
+
+
+def _velocity(values: Any, count: int, what: str) -> Float64:
+    """Velocities [count, 3], NaN where the log does not know one: no target needs it, so no scene is lost for it."""
+    known = np.asarray(values, dtype=np.float64)
+    _floats(np.nan_to_num(known), (count, 3), "bad_annotations", what)
+    return np.where(np.isfinite(known), known, np.nan)

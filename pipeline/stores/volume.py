@@ -102,10 +102,10 @@ class Volume:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
         self._fs, root = fsspec.core.url_to_fs(url)
         self._local = isinstance(self._fs, LocalFileSystem)
         self._root = str(Path(root).absolute()) if self._local else root.rstrip("/")
+        self.url = self._root if self._local else url  # a worker may have another working directory
 
     def __reduce__(self) -> tuple[type[Volume], tuple[str]]:
         return type(self), (self.url,)

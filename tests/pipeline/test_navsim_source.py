@@ -402,6 +402,19 @@ def test_a_frame_without_objects(root: Path) -> None:
     assert (annotations.boxes.shape, annotations.velocity.shape, annotations.names) == ((0, 7), (0, 3), ())
 
 
+def test_an_unknown_velocity_stays_unknown(root: Path) -> None:
+    copy(
+        root,
+        LOG,
+        "_a",
+        lambda frames: [frame["anns"]["gt_velocity_3d"].__setitem__((0, 1), np.inf) for frame in frames],
+    )
+    annotations = good(scenes(root))[0].current.annotations
+    assert annotations is not None
+    assert np.isnan(annotations.velocity[0, 1])
+    assert np.isfinite(annotations.velocity).sum() == annotations.velocity.size - 1
+
+
 NAN = float("nan")
 
 

@@ -155,6 +155,7 @@ def column(**changes: object) -> ColumnManifest:
         "targets": (spec(),),
         "provenance": {"weights": {"seed": 0}, "width": 518},
         "random_weights": True,
+        "config": {"weights": {"random": 0}},
         "environment": {"torch": "1"},
     }
     return ColumnManifest(**{**base, **changes})  # type: ignore[arg-type]

@@ -1,0 +1,79 @@
+"""One YAML, then key=value: what the command line says is what the job gets, or it is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.config import load
+from jobs.report import bytes_text, table
+from shards_schema.errors import ConfigError
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    size: int = Field(default=3, ge=1)
+    names: tuple[str, ...] = ()
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    out: str
+    inner: Inner = Inner()
+    maybe: float | None = 1.0
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    (tmp_path / "recipe.yaml").write_text("out: ${SHARDS_TEST_HOME}/x\ninner: {size: 5}\n")
+    return str(tmp_path / "recipe.yaml")
+
+
+def test_overrides_are_yaml_and_nest(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHARDS_TEST_HOME", "/somewhere")
+    config = load(Outer, [recipe, "inner.names=[a, b]", "maybe=null"])
+    assert config == Outer(out="/somewhere/x", inner=Inner(size=5, names=("a", "b")), maybe=None)
+    assert load(Outer, ["out=a=b"]).out == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["out=x", "inner.size=0"], "inner.size: Input should be greater than or equal to 1, got 0"),
+        (["out=x", "innner.size=1"], "innner"),
+        (["inner.size=1"], "out: Field required"),
+        (["out=[1"], "not YAML"),
+        (["out=x", "out.y=1"], "out is 'x', not a mapping"),
+        (["a.yaml", "b.yaml"], "expected one config file"),
+        (["nowhere.yaml"], "ls configs/"),
+        (["out=${SHARDS_TEST_UNSET}"], "SHARDS_TEST_UNSET"),
+        (["out=!!python/object/apply:os.system [id]"], "not YAML"),
+    ],
+)
+def test_refusals_name_the_key(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(Outer, arguments)
+    assert said in str(error.value)
+
+
+def test_the_recipes_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from jobs.teachers import TeachersConfig
+
+    monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(tmp_path))
+    recipes = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        if "teachers:" in recipe.read_text():
+            assert load(TeachersConfig, [str(recipe)]).teachers
+
+
+def test_tables() -> None:
+    assert table(["a", "bb"], [["x", "1"], ["long", "22"]]).splitlines() == [
+        "a     bb",
+        "----  --",
+        "x      1",
+        "long  22",
+    ]
+    assert [bytes_text(n) for n in (0, 999, 1000, 2_500_000, 3e12)] == ["0 B", "999 B", "1.0 kB", "2.5 MB", "3.0 TB"]
