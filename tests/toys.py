@@ -1,4 +1,4 @@
-"""A small real source and a small real teacher, for tests of the pipeline: no network, no NAVSIM, but true bytes on disk."""
+"""A small real source and a small real teacher for tests of the pipeline: no network, no NAVSIM, but bytes on disk."""
 
 from __future__ import annotations
 

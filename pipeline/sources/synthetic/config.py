@@ -1,0 +1,68 @@
+"""What is generated: one frozen config, which is also the identity of the dataset that it makes.
+
+Two runs with equal `identity()` write equal bytes; where the data lies and how many processes make it is not part of
+it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from pipeline.sources.synthetic.drive import Manoeuvre
+
+GENERATOR = "last-shards synthetic 1"
+"""Name and version of the generator: raised whenever equal configs would give other bytes than before."""
+
+MANOEUVRES: tuple[Manoeuvre, ...] = get_args(Manoeuvre)
+DEFAULT_MANOEUVRES: tuple[Manoeuvre, ...] = tuple(m for m in MANOEUVRES if m != "no_route")
+
+
+class SyntheticConfig(BaseModel):
+    """A synthetic dataset.
+
+    Attributes:
+        seed: of the towns and of everything that happens in them.
+        splits: folders under ``navsim_logs``; each gets `logs` logs of its own.
+        logs: logs a split.
+        frames: 2 Hz frames a log; 40 are 20 s.
+        width, height: of the images in pixels; the field of view is always that of nuPlan's cameras (16:9).
+        manoeuvres: what the ego does, log by log, from the beginning again when there are more logs.
+        traffic: density of moving cars, people and cyclists; 1 is a town by day, 0 leaves what the manoeuvre needs.
+        lidar_points: rays a sweep; those that hit something within 80 m become points.
+        jpeg_quality: 1..100.
+        processes: logs made at the same time (not part of the identity).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    splits: tuple[str, ...] = ("mini",)
+    logs: int = Field(default=4, ge=1, le=10_000)
+    frames: int = Field(default=40, ge=1, le=120)
+    width: int = Field(default=480, ge=32, le=4096)
+    height: int = Field(default=270, ge=18, le=4096)
+    manoeuvres: tuple[Manoeuvre, ...] = Field(default=DEFAULT_MANOEUVRES, min_length=1)
+    traffic: float = Field(default=1.0, ge=0.0, le=2.0)
+    lidar_points: int = Field(default=4000, ge=0, le=200_000)
+    jpeg_quality: int = Field(default=90, ge=1, le=100)
+    processes: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1)
+
+    @field_validator("splits", "manoeuvres", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """``splits=mini,test`` on the command line is a tuple of two."""
+        return tuple(v.strip() for v in value.split(",") if v.strip()) if isinstance(value, str) else value
+
+    @field_validator("splits")
+    @classmethod
+    def _plain_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) != len(value) or not all(v.replace("_", "").isalnum() for v in value):
+            raise ValueError(f"splits: expected distinct names of letters, digits and _, got {value}")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """JSON of everything that decides the bytes of the dataset."""
+        return {"generator": GENERATOR, **self.model_dump(mode="json", exclude={"processes"})}
