@@ -137,7 +137,7 @@ def test_threads_and_interruptions_do_not_change_a_byte(source: ToySource, tmp_p
 def test_a_new_teacher_is_a_new_column_and_nothing_else(source: ToySource, tmp_path: Path) -> None:
     make(source, tmp_path / "out", ToyTeacher())
     before = digests(tmp_path / "out")
-    run, receipts, totals = make(source, tmp_path / "out", ToyTeacher(name="second", gain=2.0))
+    _, receipts, _ = make(source, tmp_path / "out", ToyTeacher(name="second", gain=2.0))
     assert {c.column for r in receipts for c in r.columns} == {"second"}
     after = digests(tmp_path / "out")
     changed = {k for k in before if after[k] != before[k]}
@@ -173,7 +173,7 @@ def test_bad_images_quarantine_their_scenes_and_no_others(source: ToySource, tmp
     (data / "log02/001.jpg").unlink()
     (data / "log02/007.jpg").unlink()
     (data / "log02/007.jpg").mkdir()
-    run, _, totals = make(source, tmp_path / "out", ToyTeacher())
+    _, _, totals = make(source, tmp_path / "out", ToyTeacher())
     by_column = {t.column: t for t in totals}
     assert by_column["samples"].quarantined == {"image_damaged": 1, "image_empty": 1, "image_missing": 1}
     assert by_column["toy"].quarantined == {
@@ -196,7 +196,7 @@ def test_bad_images_quarantine_their_scenes_and_no_others(source: ToySource, tmp
 def test_a_non_finite_target_and_a_lost_log(source: ToySource, tmp_path: Path) -> None:
     shutil.rmtree(Path(source.root) / "log01")
     poison = f"{0:08x}{2:08x}"
-    run, _, totals = make(source, tmp_path / "out", ToyTeacher(poison=poison))
+    _, _, totals = make(source, tmp_path / "out", ToyTeacher(poison=poison))
     assert totals[0].quarantined == {"log_unreadable": 5}
     assert totals[1].quarantined == {"log_unreadable": 5, "non_finite": 1}
     assert verify(str(tmp_path / "out")).faults == ()
