@@ -59,13 +59,19 @@ class ShardImages:
         data = self._read(path)
         image = decode_jpeg(data, path)
         self._decoded[path] += 1
-        return {name: self._consumers[name](data, image) for name in consumers}
+        made: dict[str, Any] = {}
+        for name in consumers:
+            try:
+                made[name] = self._consumers[name](data, image)
+            except SampleError as error:  # this consumer cannot have the image; the others can
+                made[name] = SampleError(error.code, f"{path}: {error.reason}")
+        return made
 
     def take(self, consumer: str, path: str) -> Any:
         """What `consumer` made of the file; waits for it. The last taker frees it.
 
         Raises:
-            SampleError: the file cannot be read or decoded.
+            SampleError: the file cannot be read or decoded, or the consumer refuses it.
         """
         made = self._made[path].result()
         value = made[consumer]
@@ -73,6 +79,8 @@ class ShardImages:
         uses[consumer] -= 1
         if not uses[consumer]:
             del made[consumer]
+        if isinstance(value, SampleError):
+            raise value
         return value
 
     def drop(self) -> None:

@@ -17,13 +17,14 @@ import webdataset
 import zarr
 
 from pipeline import run as runs
+from pipeline.decode import decode_jpeg
 from pipeline.plan import PlanConfig
 from pipeline.run import Run
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.verify import verify
 from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
 from shards_schema import layout
-from shards_schema.errors import ConfigError, DatasetError, IncompleteError, MismatchError, SpecError
+from shards_schema.errors import ConfigError, DatasetError, IncompleteError, MismatchError, SampleError, SpecError
 from teachers.base import column_manifest
 from tests.toys import F, H, ToySource, ToyTeacher, write_images
 
@@ -199,6 +200,19 @@ def test_a_non_finite_target_and_a_lost_log(source: ToySource, tmp_path: Path) -
     _, _, totals = make(source, tmp_path / "out", ToyTeacher(poison=poison))
     assert totals[0].quarantined == {"log_unreadable": 5}
     assert totals[1].quarantined == {"log_unreadable": 5, "non_finite": 1}
+    assert verify(str(tmp_path / "out")).faults == ()
+
+
+def test_an_image_that_one_teacher_refuses_is_good_for_the_others(source: ToySource, tmp_path: Path) -> None:
+    class Picky(ToyTeacher):
+        def preprocess(self, image):  # type: ignore[no-untyped-def]
+            if image[0, 0, 0] == bad[0, 0, 0] and np.array_equal(image, bad):
+                raise SampleError("image_shape", "not for me")
+            return super().preprocess(image)
+
+    bad = decode_jpeg((Path(source.root) / "log00/005.jpg").read_bytes(), "")
+    _, _, totals = make(source, tmp_path / "out", ToyTeacher(), Picky(name="picky"))
+    assert [t.quarantined for t in totals] == [{}, {}, {"image_shape": 3}]
     assert verify(str(tmp_path / "out")).faults == ()
 
 

@@ -59,6 +59,7 @@ def test_small_network_equals_the_published_code() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_full_network_equals_the_published_code() -> None:
     results = check.check(DATA / "vggt_full_11_nogrid.npz")
     assert [r.name for r in results] == ["special", "pose_enc", "depth", "depth_conf"]
