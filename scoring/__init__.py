@@ -1,0 +1,23 @@
+"""NAVSIM's PDM score as batched tensor operations: arrays in, sub-scores out. Knows no dataset and no policy.
+
+`context.RewardContext` is one scene, `references.complete` adds what its scores are relative to, `context.collate`
+makes a batch, `scorer.score` scores. See `spec/navsim.md`, section 4, for every formula.
+"""
+
+from scoring.context import ContextBatch, Layer, Polygons, RewardContext, Version, collate
+from scoring.metrics.extended_comfort import extended_comfort
+from scoring.references import complete
+from scoring.scorer import ScoreResult, score
+
+__all__ = [
+    "ContextBatch",
+    "Layer",
+    "Polygons",
+    "RewardContext",
+    "ScoreResult",
+    "Version",
+    "collate",
+    "complete",
+    "extended_comfort",
+    "score",
+]
