@@ -2,25 +2,24 @@
 
     process(task)   records -> images wanted -> decode pool ----+
                                                                 v
-                    for each column: batch -> [ teacher, one at a time ] -> writer -> commit
+                    in each column's thread: batch -> [ teacher, one at a time ] -> writer -> commit
 
 `process` may be called from two or three threads at once, and should be: while one shard holds the teacher, the next
 one's images are being decoded and the last one's files are being written, so the teacher does not wait. Batches follow
 from the plan alone (rows k*B .. k*B+B-1 of the shard, less the quarantined), never from timing. Memory is bounded by
-the shards in flight: their small images, and two batches of targets each. No Ray here, and no argv.
+the shards in flight: their small images, two batches of inputs and two of targets each. No Ray here, and no argv.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -34,6 +33,7 @@ from pipeline.samples import SamplesColumn, StoredImage
 from pipeline.sources.base import Source
 from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.volume import Volume
+from pipeline.turns import Turns
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import MismatchError, SampleError
@@ -132,7 +132,7 @@ class ShardWorker:
         self._manifests = manifests
         self._dataset, self._shard_size, self._zarr = dataset, shard_size, zarr
         self._config = config
-        self._turns = _Turns()
+        self._turns = Turns("teacher")
         self._tickets = itertools.count()
         self._pool = ThreadPoolExecutor(config.decode_threads, "decode")
 
@@ -159,6 +159,7 @@ class ShardWorker:
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._turns.close()
 
     def process(self, task: ShardTask) -> ShardReceipt:
         """Make and commit the columns of one shard. Safe to call from `shards_in_flight` threads at once."""
@@ -174,7 +175,9 @@ class ShardWorker:
             self._want(shard, planned, scene, images, task.columns)
         images.start(self._pool)
         try:
-            receipts = tuple(self._column(shard, name, images) for name in task.columns)
+            # side by side, so that what all of them made of an image is taken, and freed, at about the same time
+            with ThreadPoolExecutor(len(task.columns), "column") as threads:
+                receipts = tuple(threads.map(lambda name: self._column(shard, name, images), task.columns))
         finally:
             images.drop()
         return ShardReceipt(
@@ -244,72 +247,54 @@ class ShardWorker:
     def _teach(self, shard: _OpenShard, writer: ColumnShardWriter, teacher: Teacher, images: ShardImages) -> float:
         """Batches of rows through the teacher, into the writer. Returns the seconds that the teacher was at work.
 
-        A batch is written in a thread of its own while the next one is taught; at most one waits to be written.
+        The next batch waits at the teacher before the one there is done; meanwhile this thread writes the one before.
         """
-        busy = 0.0
-        with ThreadPoolExecutor(1, "write") as write_thread:
-            writing: Future[None] | None = None
-            for batch in _batches(shard.task.scenes, teacher.batch_size):
-                ready = self._batch(shard, writer, teacher, images, batch)
-                if not ready:
-                    continue
-                with self._turns.take(shard.ticket):
-                    began = time.perf_counter()
-                    targets = teacher.compute([item for _, item in ready])
-                    busy += time.perf_counter() - began
-                if writing is not None:
-                    writing.result()
-                writing = write_thread.submit(_write_batch, writer, ready, targets)
-            if writing is not None:
-                writing.result()
-        return busy
+        seconds = 0.0
+        sent: _Batch | None = None
+        for rows in _batches(shard.task.scenes, teacher.batch_size):
+            batch = self._send(shard, writer, teacher, images, rows)
+            if sent is not None:
+                seconds += sent.write(writer)
+            sent = batch
+        return seconds + (sent.write(writer) if sent is not None else 0.0)
 
-    def _batch(
-        self, shard: _OpenShard, writer: ColumnShardWriter, teacher: Teacher, images: ShardImages, batch: slice
-    ) -> list[_Ready]:
-        """The scenes of a batch with their images; waits for the decode pool. What cannot be had is quarantined."""
-        ready: list[_Ready] = []
-        for planned, scene in shard.rows(teacher.name, writer, batch):
+    def _send(
+        self, shard: _OpenShard, writer: ColumnShardWriter, teacher: Teacher, images: ShardImages, rows: slice
+    ) -> _Batch:
+        """Gather the images of a batch, waiting for the decode pool, and hand it to the teacher, who alone keeps them.
+
+        What cannot be had is quarantined.
+        """
+        scenes: list[PlannedScene] = []
+        inputs: list[TeacherInput] = []
+        for planned, scene in shard.rows(teacher.name, writer, rows):
             with _quarantine(writer, planned):
                 taken = _take_all(images, teacher.name, shard.paths[teacher.name, planned.row])
-                pixels = np.stack(taken) if taken else np.zeros((0,), np.uint8)
-                ready.append((planned, TeacherInput(scene, pixels)))
-        return ready
+                inputs.append(TeacherInput(scene, np.stack(taken) if taken else np.zeros((0,), np.uint8)))
+                scenes.append(planned)
+        return _Batch(scenes, self._turns.submit(shard.ticket, partial(_compute, teacher, inputs)))
 
 
-_Ready = tuple[PlannedScene, TeacherInput]
+def _compute(teacher: Teacher, inputs: Sequence[TeacherInput]) -> tuple[list[Targets], float]:
+    """The targets of a batch, and the seconds that they took."""
+    began = time.perf_counter()
+    targets = teacher.compute(inputs) if inputs else []
+    return targets, time.perf_counter() - began
 
 
-def _write_batch(writer: ColumnShardWriter, ready: Sequence[_Ready], targets: Sequence[Targets]) -> None:
-    for (planned, item), arrays in zip(ready, targets, strict=True):
-        writer.add_targets(item.scene.token, planned.row, arrays)
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Scenes, and their targets as soon as the teacher has made them."""
 
+    scenes: Sequence[PlannedScene]
+    targets: Future[tuple[list[Targets], float]]
 
-class _Turns:
-    """One batch at a time; of the shards that have one ready, the one that came first goes first.
-
-    So the shards in flight do not share the teacher evenly: the oldest is done as soon as it can be, which keeps short
-    what a kill destroys, and a younger one fills the gaps.
-    """
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._waiting: list[int] = []
-        self._busy = False
-
-    @contextmanager
-    def take(self, ticket: int) -> Iterator[None]:
-        with self._condition:
-            heapq.heappush(self._waiting, ticket)
-            self._condition.wait_for(lambda: not self._busy and self._waiting[0] == ticket)
-            heapq.heappop(self._waiting)
-            self._busy = True
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._busy = False
-                self._condition.notify_all()
+    def write(self, writer: ColumnShardWriter) -> float:
+        """Wait for the targets and write them; returns the teacher's seconds."""
+        targets, seconds = self.targets.result()
+        for planned, arrays in zip(self.scenes, targets, strict=True):
+            writer.add_targets(planned.ref.token, planned.row, arrays)
+        return seconds
 
 
 @dataclass(slots=True)

@@ -1,0 +1,38 @@
+"""The teacher's thread: one call at a time, the smallest ticket first, errors to whoever asked."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from pipeline.turns import Turns
+
+
+def test_the_oldest_goes_first_and_keeps_its_order() -> None:
+    turns = Turns("t")
+    gate, made = threading.Event(), []
+    held = turns.submit(9, gate.wait)  # while this one runs, the others queue up
+    calls = [(2, "b1"), (1, "a1"), (2, "b2"), (1, "a2"), (3, "c1")]
+    futures = [turns.submit(ticket, lambda name=name: made.append(name)) for ticket, name in calls]
+    gate.set()
+    for future in [held, *futures]:
+        future.result(timeout=10)
+    assert made == ["a1", "a2", "b1", "b2", "c1"]
+    turns.close()
+
+
+def test_an_error_reaches_its_caller_and_nobody_else() -> None:
+    turns = Turns("t")
+    bad, good = turns.submit(0, lambda: 1 // 0), turns.submit(0, threading.current_thread)
+    with pytest.raises(ZeroDivisionError):
+        bad.result(timeout=10)
+    assert good.result(timeout=10).name == "t"
+    turns.close()
+
+
+def test_close_lets_the_queue_run_out() -> None:
+    turns = Turns("t")
+    futures = [turns.submit(i, lambda i=i: i) for i in range(20)]
+    turns.close()
+    assert [f.result(timeout=0) for f in futures] == list(range(20))
