@@ -127,7 +127,7 @@ def main(arguments: list[str]) -> None:
         samples.manifest(versions),
         *(column_manifest(t, config.teachers[t.name], versions) for t in columns),
     ]
-    print(f"scanning {json.dumps(dict(config.source))}", flush=True)
+    print(f"scanning the logs: {_source_text(source.describe())}", flush=True)
     run = runs.begin(
         source,
         config.out,
@@ -176,6 +176,10 @@ def _source(config: TeachersConfig) -> Source:
         return sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
     except ValidationError as error:
         raise ConfigError(job_config.describe(error, "source")) from error
+
+
+def _source_text(source: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {source[key]}" for key in ("kind", "root", "split") if key in source)
 
 
 def _received(run: runs.Run, progress: Progress, receipt: ShardReceipt) -> None:

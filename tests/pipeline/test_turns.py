@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 
@@ -11,12 +12,14 @@ from pipeline.turns import Turns
 
 def test_the_oldest_goes_first_and_keeps_its_order() -> None:
     turns = Turns("t")
-    gate, made = threading.Event(), []
+    gate = threading.Event()
+    made: list[str] = []
     held = turns.submit(9, gate.wait)  # while this one runs, the others queue up
     calls = [(2, "b1"), (1, "a1"), (2, "b2"), (1, "a2"), (3, "c1")]
-    futures = [turns.submit(ticket, lambda name=name: made.append(name)) for ticket, name in calls]
+    futures = [turns.submit(ticket, partial(made.append, name)) for ticket, name in calls]
     gate.set()
-    for future in [held, *futures]:
+    assert held.result(timeout=10)
+    for future in futures:
         future.result(timeout=10)
     assert made == ["a1", "a2", "b1", "b2", "c1"]
     turns.close()
@@ -33,6 +36,6 @@ def test_an_error_reaches_its_caller_and_nobody_else() -> None:
 
 def test_close_lets_the_queue_run_out() -> None:
     turns = Turns("t")
-    futures = [turns.submit(i, lambda i=i: i) for i in range(20)]
+    futures = [turns.submit(i, partial(int, i)) for i in range(20)]
     turns.close()
     assert [f.result(timeout=0) for f in futures] == list(range(20))

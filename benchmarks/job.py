@@ -1,0 +1,202 @@
+"""The whole job against the bare teacher loop: what share of the teacher's own speed is left when all is done.
+
+The ceiling is a loop that does nothing but call the teacher on batches that lie ready. Against it: the plain worker in
+threads, and the same worker in one Ray actor, which read, decode, resize, batch, teach, hash, write both stores with
+fsync, and commit. Time runs from the moment that the worker is ready to the last receipt, so the filling and the
+emptying of the pipeline count. The teacher sleeps: an imitated GPU that takes no CPU, and no more is claimed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from benchmarks.measure import spread, temporary
+from benchmarks.workload import (
+    CLIP,
+    FUTURE,
+    HEIGHT,
+    HISTORY,
+    LATENT_BYTES,
+    WIDTH,
+    FixedTeacher,
+    WindowSource,
+    begin,
+    write_logs,
+)
+from jobs import cluster
+from jobs.report import table
+from pipeline import run as runs
+from pipeline.worker import ShardReceipt, WorkerConfig
+from teachers.base import TeacherInput
+
+
+class Load(BaseModel):
+    """One workload: images of `size` (width, height), and a teacher that takes `batch_ms` for `batch_size` scenes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[int, int]
+    batch_ms: float
+    batch_size: int = 8
+
+
+class Config(BaseModel):
+    """Knobs.
+
+    Attributes:
+        loads: what is run. Full HD costs a core 9 ms an image against 1 ms, so two cores are asked for half the speed.
+        shards: of a run; each is one log.
+        shard_size: scenes a shard; small, so that many begin and end in a short run.
+        repeats: of each variant, taken in turn.
+        ray: whether to run the Ray variant as well.
+        worker: of both variants.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    loads: tuple[Load, ...] = (Load(size=(480, 270), batch_ms=80), Load(size=(1920, 1080), batch_ms=160))
+    shards: int = Field(default=8, ge=1)
+    shard_size: int = Field(default=96, ge=1)
+    repeats: int = Field(default=3, ge=1)
+    ray: bool = True
+    worker: WorkerConfig = WorkerConfig(device="cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run of one variant.
+
+    Attributes:
+        rate: scenes a second.
+        busy: teacher seconds over seconds.
+        start: seconds from the driver's first step to a worker that is ready.
+        first: seconds from a ready worker to its teacher's first batch.
+    """
+
+    rate: float
+    busy: float
+    start: float
+    first: float
+
+
+def run(config: Config) -> None:
+    print(
+        f"a clip of {CLIP} frames a scene, decoded and resized to {WIDTH} x {HEIGHT}; {LATENT_BYTES / 1e6:.1f} MB of "
+        f"latents a scene, written twice (tar, Zarr);\n{config.shards} shards of {config.shard_size} scenes, "
+        f"{config.worker.shards_in_flight} in flight, {config.worker.decode_threads} decode threads, "
+        f"{config.repeats} runs of each, taken in turn"
+    )
+    for load in config.loads:
+        _run_load(config, load)
+
+
+def _run_load(config: Config, load: Load) -> None:
+    with temporary() as root:
+        frames = (config.shard_size + HISTORY + FUTURE - 1,) * config.shards
+        write_logs(root / "data", frames, load.size)
+        source = WindowSource(str(root / "data"), frames)
+        size = (root / "data/base/0.jpg").stat().st_size
+        print(
+            f"\n{load.size[0]} x {load.size[1]} JPEGs of {size / 1e3:.0f} kB; teacher {load.batch_ms:.0f} ms a batch "
+            f"of {load.batch_size}\n",
+            flush=True,
+        )
+        variants: dict[str, Callable[[], Outcome]] = {
+            "bare teacher loop (ceiling)": lambda: _bare(config, load),
+            "worker in threads": lambda: _plain(config, load, source, root / "out"),
+        }
+        if config.ray:
+            variants["worker in a Ray actor"] = lambda: _ray(config, load, source, root / "out")
+        outcomes: dict[str, list[Outcome]] = {name: [] for name in variants}
+        for _ in range(config.repeats):
+            for name, variant in variants.items():
+                outcomes[name].append(variant())
+                shutil.rmtree(root / "out", ignore_errors=True)
+        ceiling = median(o.rate for o in outcomes["bare teacher loop (ceiling)"])
+        rows = [
+            [
+                name,
+                spread([o.rate for o in done], 1),
+                spread([o.rate / ceiling for o in done], 2),
+                spread([100 * o.busy for o in done]),
+                f"{median(o.start for o in done):.2f}",
+                f"{median(o.first for o in done):.2f}",
+            ]
+            for name, done in outcomes.items()
+        ]
+        print(table(["", "scenes/s", "/ bare loop", "teacher busy %", "start s", "first batch s"], rows), flush=True)
+
+
+def _teacher(load: Load, stamp: Path | None = None) -> FixedTeacher:
+    return FixedTeacher(
+        seconds=load.batch_ms / 1e3, batch_size=load.batch_size, stamp=None if stamp is None else str(stamp)
+    )
+
+
+def _bare(config: Config, load: Load) -> Outcome:
+    teacher = _teacher(load)
+    teacher.load("cpu")
+    images = np.zeros((CLIP, HEIGHT, WIDTH, 3), np.uint8)
+    scene = WindowSource("", (HISTORY + FUTURE,)).scenes("log000", WindowSource("", (HISTORY + FUTURE,)).scan().refs)[0]
+    batch = [TeacherInput(scene, images)] * load.batch_size  # type: ignore[arg-type]
+    batches = config.shards * (config.shard_size // load.batch_size)
+    busy = 0.0
+    began = time.monotonic()
+    for _ in range(batches):
+        entered = time.monotonic()
+        teacher.compute(batch)
+        busy += time.monotonic() - entered
+    seconds = time.monotonic() - began
+    return Outcome(batches * load.batch_size / seconds, busy / seconds, 0.0, 0.0)
+
+
+def _plain(config: Config, load: Load, source: WindowSource, out: Path) -> Outcome:
+    stamp = out.parent / "stamp"
+    run, make = begin(source, out, [_teacher(load, stamp)], shard_size=config.shard_size, worker=config.worker)
+    began = time.monotonic()
+    worker = make()
+    worker.load()
+    ready = time.monotonic()
+    with ThreadPoolExecutor(config.worker.shards_in_flight) as pool:
+        receipts = list(pool.map(worker.process, run.todo()))
+    ended = time.monotonic()
+    worker.close()
+    runs.close(run)
+    return _outcome(receipts, began, ready, ended, stamp)
+
+
+def _ray(config: Config, load: Load, source: WindowSource, out: Path) -> Outcome:
+    stamp = out.parent / "stamp"
+    run, make = begin(source, out, [_teacher(load, stamp)], shard_size=config.shard_size, worker=config.worker)
+    ray = cluster.ClusterConfig(workers=1, cpus=2)
+    receipts: list[ShardReceipt] = []
+    times: list[float] = []
+    began = time.monotonic()
+    with cluster.session(ray):
+        cluster.drive(
+            run.todo(),
+            make,
+            config=ray,
+            in_flight=config.worker.shards_in_flight,
+            on_start=lambda pid: times.append(time.monotonic()),
+            on_receipt=receipts.append,
+        )
+        ended = time.monotonic()
+    runs.close(run)
+    return _outcome(receipts, began, times[0], ended, stamp)
+
+
+def _outcome(receipts: list[ShardReceipt], began: float, ready: float, ended: float, stamp: Path) -> Outcome:
+    scenes = sum(c.written for r in receipts for c in r.columns if c.column == "latents")
+    busy = sum(c.teacher_seconds for r in receipts for c in r.columns)
+    seconds = ended - ready
+    return Outcome(scenes / seconds, busy / seconds, ready - began, float(stamp.read_text()) - ready)

@@ -1,0 +1,82 @@
+"""What every measurement needs: the machine in words, medians with their spread, a folder that goes away, fsync."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+PACKAGES = ("ray", "torch", "numpy", "simplejpeg", "webdataset", "zarr", "google-crc32c")
+ROOT = Path(__file__).parent.parent
+
+
+def print_machine() -> None:
+    """Machine, load, versions, commit."""
+    one, five, _ = os.getloadavg()
+    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {_cpu()}, {len(os.sched_getaffinity(0))} cores, {_memory()} of memory")
+    print(
+        f"load average at the start {one:.1f} (1 min), {five:.1f} (5 min); temporary files in {tempfile.gettempdir()}"
+    )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+    print(f"commit {_commit()}; python {platform.python_version()}, {versions}")
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown CPU"
+
+
+def _memory() -> str:
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+
+
+def _commit() -> str:
+    run = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    found = subprocess.run(run, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "none"
+
+
+def spread(values: Sequence[float], digits: int = 0) -> str:
+    """``median (lowest to highest)``."""
+    low, middle, high = (f"{v:.{digits}f}" for v in (min(values), median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def interleaved(actions: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Each action's results; every other round goes backwards, so that a drift of the machine favours none.
+
+    One round before the first is not counted (files, pages and imports warm up in it).
+    """
+    results: dict[str, list[float]] = {name: [] for name in actions}
+    for repeat in range(-1, repeats):
+        order = list(actions) if repeat % 2 else list(actions)[::-1]
+        for name in order:
+            value = actions[name]()
+            if repeat >= 0:
+                results[name].append(value)
+    return results
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """A folder under the system's temporary one, removed with all that is in it."""
+    with tempfile.TemporaryDirectory(prefix="last-shards-bench-") as folder:
+        yield Path(folder)
+
+
+def fsync(path: Path | str) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,208 @@
+"""Tar and Zarr writers against webdataset's, zarr-python's and a raw write() of the same bytes.
+
+"durable" waits until every file, and its name, is on the disk; that is what the pipeline always does. "buffered" leaves
+the bytes to the page cache. The bytes are made before the clock starts; the writers take turns within one run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+
+import numpy as np
+import webdataset
+import zarr
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from zarr.storage import LocalStore
+
+from benchmarks.measure import fsync, interleaved, spread, temporary
+from jobs.report import table
+from pipeline.stores.tar import TarWriter
+from pipeline.stores.volume import FileWriter, Volume
+from pipeline.stores.zarr import ZarrShardWriter, create_array
+from shards_schema import layout
+from shards_schema.codecs import npy_bytes
+from shards_schema.specs import TargetSpec
+
+SPEC = TargetSpec(
+    name="latents", dims=("view", "patch", "channel"), shape=(2, 196, 1024), dtype="float16", unit="1", meaning="noise"
+)
+
+
+class Config(BaseModel):
+    """Knobs: samples in all, samples a shard, bytes of the JPEG-like member, runs of each writer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=400, ge=1)
+    shard_size: int = Field(default=50, ge=1)
+    jpeg_bytes: int = Field(default=179_000, ge=1)
+    repeats: int = Field(default=7, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """The samples: tokens, tar members, arrays."""
+
+    tokens: Sequence[str]
+    members: Sequence[dict[str, bytes]]
+    arrays: NDArray[np.float16]
+
+
+def run(config: Config) -> None:
+    rng = np.random.default_rng(0)
+    arrays = np.stack([rng.standard_normal(SPEC.fixed_shape).astype(np.float16) for _ in range(config.samples)])
+    members = [
+        {"json": b'{"row": %06d}' % i + b" " * 1000, "cam_f0.jpg": rng.bytes(config.jpeg_bytes), "l.npy": npy_bytes(a)}
+        for i, a in enumerate(arrays)
+    ]
+    samples = Bytes([f"{i:016x}" for i in range(config.samples)], members, arrays)
+    with temporary() as root:
+        shards = -(-config.samples // config.shard_size)
+        size = sum(len(data) for sample in members for data in sample.values())
+        print(
+            f"tar: {config.samples} samples, {size / 1e6:.0f} MB of members in {shards} files; {config.repeats} runs\n"
+        )
+        _compare(_tar_writers(samples, config, root), "webdataset ShardWriter", size, config, root)
+        size = arrays.nbytes
+        print(
+            f"\n\nZarr: {config.samples} arrays, {size / 1e6:.0f} MB in {shards} shards, one inner chunk each, crc32c\n"
+        )
+        _compare(_zarr_writers(samples, config, root), "zarr-python, whole shards", size, config, root)
+
+
+Write = Callable[[bool], None]
+"""Writes everything under the folder `files`; with True, waits for the disk."""
+
+
+def _compare(writers: dict[str, Write], peer: str, size: int, config: Config, root: Path) -> None:
+    spent: dict[str, list[float]] = {}
+
+    def timed(name: str, durable: bool) -> float:
+        shutil.rmtree(root / "files", ignore_errors=True)
+        (root / "files").mkdir()
+        os.sync()  # what the writer before left in the page cache is not this one's to wait for
+        began, cpu = perf_counter(), process_time()
+        writers[name](durable)
+        seconds = perf_counter() - began
+        spent.setdefault(name, []).append(process_time() - cpu)
+        return size / seconds / 1e6
+
+    actions = {(n, d): (lambda n=n, d=d: timed(n, d)) for n in writers for d in (True, False)}
+    rates = interleaved({f"{n}/{d}": action for (n, d), action in actions.items()}, config.repeats)
+    rows = []
+    for name in writers:
+        cells = [name]
+        for durable in (True, False):
+            mine, theirs = rates[f"{name}/{durable}"], rates[f"{peer}/{durable}"]
+            ratios = [m / t for m, t in zip(mine, theirs, strict=True)]
+            cells += [spread(mine), spread(ratios, 2)]
+        rows.append([*cells, f"{median(spent[name]) / size * 1e9:.2f}"])
+    shutil.rmtree(root / "files")
+    print(table(["", "durable MB/s", "/ peer", "buffered MB/s", "/ peer", "CPU s/GB"], rows), flush=True)
+    print(f"\n/ peer: against {peer}, pairwise within a round; median (lowest to highest)")
+
+
+def _tar_writers(samples: Bytes, config: Config, root: Path) -> dict[str, Write]:
+    return {
+        "one file, raw write() (ceiling)": lambda durable: _raw(
+            [d for m in samples.members for d in m.values()], root, durable
+        ),
+        "webdataset ShardWriter": lambda durable: _webdataset(samples, config, root, durable),
+        "ours, with sha256": lambda durable: _ours(samples, config, root, durable, digest=True),
+        "ours, without": lambda durable: _ours(samples, config, root, durable, digest=False),
+    }
+
+
+def _zarr_writers(samples: Bytes, config: Config, root: Path) -> dict[str, Write]:
+    return {
+        "one file, raw write() (ceiling)": lambda durable: _raw(
+            [a.data.cast("B") for a in samples.arrays], root, durable
+        ),
+        "zarr-python, whole shards": lambda durable: _zarr_python(samples, config, root, durable),
+        "ours, with sha256": lambda durable: _our_zarr(samples, config, root, durable, digest=True),
+        "ours, without": lambda durable: _our_zarr(samples, config, root, durable, digest=False),
+    }
+
+
+def _raw(buffers: Sequence[bytes | memoryview], root: Path, durable: bool) -> None:
+    descriptor = os.open(root / "files/raw", os.O_WRONLY | os.O_CREAT)
+    for buffer in buffers:
+        os.write(descriptor, buffer)
+    if durable:
+        os.fsync(descriptor)
+    os.close(descriptor)
+    if durable:
+        fsync(root / "files")
+
+
+def _webdataset(samples: Bytes, config: Config, root: Path, durable: bool) -> None:
+    writer = webdataset.ShardWriter(
+        str(root / "files/%06d.tar"), maxcount=config.shard_size, verbose=0, post=fsync if durable else None
+    )
+    with writer:
+        for token, members in zip(samples.tokens, samples.members, strict=True):
+            writer.write({"__key__": token, **members})
+    if durable:
+        fsync(root / "files")
+
+
+def _files(root: Path, name: str, durable: bool, digest: bool, fill: Callable[[FileWriter], None]) -> None:
+    """One of our files: durable as the pipeline writes it, or its bare writer on an open file."""
+    if durable:
+        with Volume(str(root / "files")).create(name, digest=digest) as file:
+            fill(file)
+        return
+    path = root / "files" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    file = FileWriter(descriptor, digest=digest)
+    fill(file)
+    file.finish()
+    file.close()
+    os.close(descriptor)
+
+
+def _shards(count: int, size: int) -> list[range]:
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _ours(samples: Bytes, config: Config, root: Path, durable: bool, *, digest: bool) -> None:
+    for shard, rows in enumerate(_shards(config.samples, config.shard_size)):
+
+        def fill(file: FileWriter, rows: range = rows) -> None:
+            tar = TarWriter(file)
+            for row in rows:
+                tar.add(samples.tokens[row], samples.members[row])
+            tar.finish()
+
+        _files(root, layout.tar("c", shard), durable, digest, fill)
+
+
+def _our_zarr(samples: Bytes, config: Config, root: Path, durable: bool, *, digest: bool) -> None:
+    for shard, rows in enumerate(_shards(config.samples, config.shard_size)):
+
+        def fill(file: FileWriter, rows: range = rows) -> None:
+            writer = ZarrShardWriter(file, SPEC, config.shard_size)
+            for slot, row in enumerate(rows):
+                writer.add(slot, samples.arrays[row])
+            writer.finish()
+
+        _files(root, layout.zarr_chunk("c", SPEC.name, shard, 1 + len(SPEC.shape)), durable, digest, fill)
+
+
+def _zarr_python(samples: Bytes, config: Config, root: Path, durable: bool) -> None:
+    shards = _shards(config.samples, config.shard_size)
+    array = create_array(zarr.create_group(LocalStore(root / "files/z")), SPEC, len(shards), config.shard_size)
+    for rows in shards:
+        array[rows.start : rows.stop] = samples.arrays[rows.start : rows.stop]
+    if durable:
+        for path in sorted((root / "files").rglob("*")):
+            fsync(path)
+        fsync(root / "files")
