@@ -6,14 +6,13 @@ same records give the same bytes.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.plan import Plan
 from pipeline.stores.volume import Volume
+from pipeline.tables import to_parquet
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
 
@@ -46,8 +45,8 @@ QUARANTINE_SCHEMA = pa.schema(
 
 def write(volume: Volume, records: Sequence[CommitRecord], plan: Plan) -> None:
     """Write both tables."""
-    volume.put(layout.INDEX, _parquet(index_table(records)))
-    volume.put(layout.QUARANTINE, _parquet(quarantine_table(records, plan)))
+    volume.put(layout.INDEX, to_parquet(index_table(records)))
+    volume.put(layout.QUARANTINE, to_parquet(quarantine_table(records, plan)))
 
 
 def index_table(records: Sequence[CommitRecord]) -> pa.Table:
@@ -83,9 +82,3 @@ def quarantine_table(records: Sequence[CommitRecord], plan: Plan) -> pa.Table:
 
 def _table(columns: list[list[object]], schema: pa.Schema) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()

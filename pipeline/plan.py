@@ -10,17 +10,16 @@ stays empty: every shard owns `shard_size` rows of the Zarr arrays, and row = sh
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.sources.base import SceneRef
+from pipeline.tables import from_parquet, to_parquet
 from shards_schema.errors import ConfigError, DatasetError
 
 SCHEMA = pa.schema(
@@ -109,9 +108,7 @@ class Plan:
 
     def to_parquet(self) -> bytes:
         """`plan.parquet`."""
-        sink = io.BytesIO()
-        pq.write_table(self.table, sink, compression="zstd")
-        return sink.getvalue()
+        return to_parquet(self.table)
 
     @classmethod
     def from_parquet(cls, data: bytes, config: PlanConfig, where: str) -> Plan:
@@ -121,7 +118,7 @@ class Plan:
             DatasetError: not a plan.
         """
         try:
-            table = pq.read_table(io.BytesIO(data)).cast(SCHEMA)
+            table = from_parquet(data).cast(SCHEMA)
         except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, OSError, KeyError) as error:
             raise DatasetError(f"{where}: not a plan ({error})") from error
         shards = int(table["shard"].to_numpy().max(initial=-1)) + 1

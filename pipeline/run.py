@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import index
 from pipeline.plan import Plan, PlanConfig, make_plan
+from pipeline.records import columns_of, committed, read_record
 from pipeline.sources.base import Scan, Source
 from pipeline.stores import zarr
 from pipeline.stores.column import zarr_specs
@@ -129,11 +130,6 @@ def begin(
     )
 
 
-def committed(volume: Volume, column: str) -> list[int]:
-    """The shards of a column that have a commit record, sorted."""
-    return sorted(s for name in volume.names(column) if (s := layout.shard_of_record(name)) is not None)
-
-
 def environment() -> dict[str, str]:
     """Versions that a column was begun with; told in `column.json`, compared by nobody."""
     packages = ("last-shards", "torch", "diffusers", "numpy", "simplejpeg", "zarr")
@@ -170,22 +166,6 @@ def close(run: Run) -> list[ColumnTotal]:
     index.write(run.volume, records, run.plan)
     run.volume.sweep()  # a worker that outlived its driver may have left a file under way
     return totals
-
-
-def columns_of(volume: Volume) -> list[str]:
-    """The columns that were begun in a dataset, sorted."""
-    return [name for name in volume.folders("") if volume.exists(layout.column_json(name))]
-
-
-def read_record(volume: Volume, column: str, shard: int) -> CommitRecord:
-    """The commit record of a shard.
-
-    Raises:
-        MissingFileError: it was never committed.
-        DatasetError: the record is damaged.
-    """
-    path = layout.record(column, shard)
-    return CommitRecord.from_bytes(volume.read(path), volume.path(path))
 
 
 def _check_record(record: CommitRecord, dataset: str, manifest: ColumnManifest, planned: int) -> None:

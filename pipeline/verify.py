@@ -19,17 +19,17 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
 from pipeline import index
 from pipeline.decode import decode_jpeg
 from pipeline.plan import Plan, PlanConfig, ShardPlan
-from pipeline.run import columns_of, committed, read_record
+from pipeline.records import columns_of, committed, read_record
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import array_documents, root_document
+from pipeline.tables import from_parquet
 from shards_schema import layout
 from shards_schema.codecs import TAR_END, load_npy, seal_of
 from shards_schema.commit import CommitRecord
@@ -289,7 +289,7 @@ class _Verifier:
         }
         for path, expected in tables.items():
             try:
-                found = pq.read_table(io.BytesIO(self._volume.read(path)))
+                found = from_parquet(self._volume.read(path))
             except Exception as error:  # pyarrow raises many kinds; each of them is this fault
                 self._fault(path, f"cannot be read ({error}); run the job again to rebuild it")
                 continue

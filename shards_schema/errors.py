@@ -56,6 +56,23 @@ class DigestError(DatasetError):
     """A file is there but its bytes are not those that were committed."""
 
 
+class AbsentError(DatasetError, KeyError):
+    """A token, column or target that this dataset does not have; the message names what it has."""
+
+    __str__ = Exception.__str__  # KeyError's would put the message in quotes
+
+
+class QuarantinedError(AbsentError):
+    """A token that was planned and could not be written in a column; `code` and `reason` say why."""
+
+    def __init__(self, message: str, code: str, reason: str) -> None:
+        super().__init__(message)
+        self.code, self.reason = code, reason
+
+    def __reduce__(self) -> tuple[type[QuarantinedError], tuple[str, str, str]]:
+        return type(self), (str(self), self.code, self.reason)
+
+
 class MismatchError(ShardsError, ValueError):
     """Two runs would be mixed: a recorded plan, config or weights digest differs from the one at hand."""
 

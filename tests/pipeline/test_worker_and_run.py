@@ -19,6 +19,7 @@ import zarr
 from pipeline import run as runs
 from pipeline.decode import decode_jpeg
 from pipeline.plan import PlanConfig
+from pipeline.records import committed
 from pipeline.run import Run
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.verify import verify
@@ -225,7 +226,7 @@ def test_a_wrong_teacher_stops_the_shard_and_leaves_nothing(source: ToySource, t
     one = worker(run, source, Liar())
     with pytest.raises(SpecError, match="expected float32"):
         one.process(run.todo()[0])
-    assert runs.committed(run.volume, "toy") == []
+    assert committed(run.volume, "toy") == []
     assert not list((tmp_path / "out" / "toy").glob("*.tar"))
     assert not [p for p in run.volume.walk() if p.startswith(layout.TEMP)]
     with pytest.raises(IncompleteError, match="no commit record"):

@@ -1,0 +1,104 @@
+"""`python -m jobs.inspect out=DIR [scenes=6] [page=PATH] [seed=0]`: what is in a dataset, as text and as one HTML page.
+
+Works on what is there: an unfinished dataset is told as unfinished, a damaged column is named and left out. The page
+lies beside the dataset, not in it (every file in a dataset is accounted for), and loads nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs import config as job_config
+from jobs.inspection import page, text
+from jobs.inspection.facts import Facts, gather
+from jobs.report import bytes_text
+from pipeline.reader import Dataset
+from pipeline.stores.volume import Volume
+from shards_schema.errors import ConfigError, ShardsError
+
+
+class InspectConfig(BaseModel):
+    """What to look at.
+
+    Attributes:
+        out: the dataset: a path or an fsspec URL.
+        scenes: how many scenes the page shows.
+        page: where the page goes; None is ``<out>-inspect.html`` beside a local dataset, ``<name>-inspect.html`` in
+            the working directory for any other.
+        seed: of the choice of scenes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str
+    scenes: int = Field(default=6, ge=0)
+    page: Path | None = None
+    seed: int = Field(default=0, ge=0)
+
+
+def main(arguments: list[str]) -> int:
+    """Print the facts and write the page; returns the exit code.
+
+    Raises:
+        ConfigError: the page would lie inside the dataset.
+        DatasetError: there is no dataset, or `dataset.json` is damaged.
+    """
+    config = job_config.load(InspectConfig, arguments)
+    place = page_path(config)
+    facts = gather(config.out)
+    print(text.report(facts))
+    dataset = readable(facts)
+    tokens = page.choose(dataset, config.scenes, config.seed) if dataset is not None else []
+    html = page.render(facts, dataset, tokens).encode("utf-8")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(html)
+    print(f"\npage of {len(tokens)} scenes ({bytes_text(len(html))}): {place.resolve()}")
+    return 0
+
+
+def page_path(config: InspectConfig) -> Path:
+    """Where the page goes.
+
+    Raises:
+        ConfigError: inside the dataset, where `make verify` would call it a fault.
+    """
+    root = Volume(config.out).local_root
+    if config.page is None:
+        name = config.out.rstrip("/").rsplit("/", 1)[-1]
+        return Path(f"{name}-inspect.html") if root is None else root.with_name(f"{root.name}-inspect.html")
+    if root is not None and config.page.resolve().is_relative_to(root.resolve()):
+        raise ConfigError(f"page {config.page} lies in the dataset {config.out}, where no file is unaccounted for")
+    return config.page
+
+
+def readable(facts: Facts) -> Dataset | None:
+    """The dataset with those columns that open; None where none does, or the plan is damaged."""
+    good = []
+    for column in facts.columns:
+        if column.manifest is None:
+            continue
+        try:
+            Dataset(facts.url, columns=[column.name])
+        except ShardsError as error:
+            print(f"\nthe page leaves out column {column.name}: {error}")
+            continue
+        good.append(column.name)
+    if not good:
+        return None
+    dataset = Dataset(facts.url, columns=good)
+    try:
+        dataset.plan  # noqa: B018  (read here, so that a damaged plan is told once)
+    except ShardsError as error:
+        print(f"\nthe page shows no scenes: {error}")
+        return None
+    return dataset
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except ShardsError as error:
+        job_config.fail(error)

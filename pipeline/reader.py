@@ -1,0 +1,284 @@
+"""Random access to the committed shards of a dataset: a token and the names of what is wanted in, arrays out.
+
+Opening reads `dataset.json`, `column.json` and the commit records of the asked-for columns, and nothing else; after
+that a sample is found without a directory listing, an index file or a tar parser. On a local disk each tar is mapped
+into memory once and arrays are read-only views of it, with no copy; on any other fsspec store a read is one batch of
+range requests. Only committed shards exist here, and a fault is an error that names shard and file, never a sample
+less. Memory: offsets as int64, so some 100 bytes a (sample, column).
+
+    dataset = Dataset("out/demo")
+    for token in dataset.tokens("samples", "vggt"):              # the join: written in both, in plan order
+        sample = dataset.read(token, {"samples": ["json", "cam_f0.jpg"], "vggt": ["l3_grid", "depth"]})
+        sample["vggt"]["l3_grid"], sample["samples"]["json"]["future"]["trajectory"], sample["samples"]["cam_f0.jpg"]
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.plan import Plan, PlanConfig
+from pipeline.records import columns_of, committed, read_record
+from pipeline.stores.ranges import ByteRange, CommittedFile, RangeReader
+from pipeline.stores.volume import Volume
+from shards_schema import layout
+from shards_schema.codecs import load_npy, seal_of
+from shards_schema.commit import CommitRecord, Quarantined
+from shards_schema.errors import AbsentError, DatasetError, QuarantinedError
+from shards_schema.manifests import ColumnManifest, DatasetManifest
+from shards_schema.specs import TargetSpec
+
+_OPENING_THREADS = 8
+
+Wanted = Mapping[str, Sequence[str] | None]
+"""Column -> names, or None for all: a target (``l3_grid``) or a member as it stands in the tar (``cam_f0.jpg``)."""
+
+Sample = dict[str, dict[str, Any]]
+"""Column -> name -> value: a read-only array (targets), parsed JSON (``json``), bytes (any other member)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """What is kept of a commit record: tokens, and for each member int64 [n, 2], offset and size in the tar."""
+
+    file: CommittedFile
+    tokens: tuple[str, ...]
+    members: Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One column: its shards in order, and where each token lies, (place in `shards`, place in the shard)."""
+
+    manifest: ColumnManifest
+    shards: tuple[_Shard, ...]
+    places: Mapping[str, tuple[int, int]]
+    quarantined: Mapping[str, Quarantined]
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A member of one sample: what it was asked as, how it is called in the tar, and which bytes it is."""
+
+    column: str
+    asked: str
+    name: str
+    place: ByteRange
+
+
+class Dataset:
+    """A committed dataset, open for reading. Safe to share between threads; a pickled one opens itself again.
+
+    Args:
+        url: a local path or any fsspec URL.
+        columns: the columns to open; None is all. Those not named are not touched.
+        check_digests: hash each tar when it is first read from, and compare with its commit record.
+        max_open: tars that stay mapped at once (local disks); views of older ones stay good.
+
+    Raises:
+        MissingFileError: there is no dataset, or no such column, at `url`.
+        DatasetError: a document is damaged, or a record belongs to another dataset or column.
+    """
+
+    def __init__(
+        self, url: str, *, columns: Iterable[str] | None = None, check_digests: bool = False, max_open: int = 64
+    ) -> None:
+        self._arguments = (url, None if columns is None else tuple(columns), check_digests, max_open)
+        self._volume = Volume(url)
+        data = self._volume.read(layout.DATASET)
+        self.manifest = DatasetManifest.from_bytes(data, self._volume.path(layout.DATASET))
+        self.digest = seal_of(data)
+        names = columns_of(self._volume) if self._arguments[1] is None else self._arguments[1]
+        self._columns = {name: self._open_column(name) for name in names}
+        self._files = RangeReader(url, check_digests=check_digests, max_open=max_open)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        url, columns, check_digests, max_open = self._arguments
+        return _reopen, (url, columns, check_digests, max_open)
+
+    def forked(self) -> Dataset:
+        """The same dataset for a forked process: this index, but maps, locks and store connections of its own."""
+        url, _, check_digests, max_open = self._arguments
+        child = copy.copy(self)
+        child._volume = Volume(url)
+        child._files = RangeReader(url, check_digests=check_digests, max_open=max_open, private=True)
+        return child
+
+    @property
+    def url(self) -> str:
+        """As it was given."""
+        return self._arguments[0]
+
+    @property
+    def columns(self) -> Mapping[str, ColumnManifest]:
+        """The open columns and their `column.json`."""
+        return {name: column.manifest for name, column in self._columns.items()}
+
+    def specs(self, column: str) -> Mapping[str, TargetSpec]:
+        """Targets of a column by name. Those of `samples` stand in Zarr; its tar has the members of `members`.
+
+        Raises:
+            AbsentError: no such column.
+        """
+        return {spec.name: spec for spec in self._column(column).manifest.targets}
+
+    def members(self, column: str) -> tuple[str, ...]:
+        """What `read` can give of a column, as it stands in the tar (``l3_grid.npy``, ``json``, ``cam_f0.jpg``).
+
+        Raises:
+            AbsentError: no such column.
+        """
+        return self._column(column).members
+
+    def tokens(self, *columns: str) -> tuple[str, ...]:
+        """The tokens that are written in every one of `columns` (at least one), in plan order.
+
+        Raises:
+            AbsentError: no such column.
+        """
+        first, *others = [self._column(name) for name in columns or [*self._columns][:1]]
+        every = (token for shard in first.shards for token in shard.tokens)
+        return tuple(token for token in every if all(token in other.places for other in others))
+
+    def quarantined(self, column: str) -> Mapping[str, Quarantined]:
+        """The tokens of committed shards that a column could not write, with the reasons.
+
+        Raises:
+            AbsentError: no such column.
+        """
+        return self._column(column).quarantined
+
+    @cached_property
+    def plan(self) -> Plan:
+        """`plan.parquet`: every sample that was asked for, with its log; read when first used.
+
+        Raises:
+            DatasetError: missing, damaged, or not the plan that `dataset.json` names.
+        """
+        recorded = self.manifest.plan
+        where = self._volume.path(layout.PLAN)
+        config = PlanConfig(shard_size=recorded["shard_size"], seed=recorded["seed"])
+        plan = Plan.from_parquet(self._volume.read(layout.PLAN), config, where)
+        if plan.digest != recorded["digest"]:
+            raise DatasetError(f"{where}: plan digest {plan.digest}, dataset.json says {recorded['digest']}")
+        return plan
+
+    def read(self, token: str, targets: Wanted | None = None) -> Sample:
+        """One sample, as much of it as is asked for.
+
+        Args:
+            token: of a scene.
+            targets: what is wanted of which column; None is everything of every open column.
+
+        Returns:
+            Column -> name (as asked) -> value. Arrays are read-only and keep their file mapped while they live.
+
+        Raises:
+            AbsentError: no such token, column or target; `QuarantinedError` where the token was quarantined.
+            MissingFileError, DigestError, DatasetError: a tar is gone, changed or cut; shard and file are named.
+        """
+        wanted = dict.fromkeys(self._columns) if targets is None else targets
+        members = [m for column, names in wanted.items() for m in self._members(token, column, names)]
+        sample: Sample = {column: {} for column in wanted}
+        for member, data in zip(members, self._files.read([m.place for m in members]), strict=True):
+            sample[member.column][member.asked] = _decode(data, member, token)
+        return sample
+
+    def _open_column(self, name: str) -> _Column:
+        path = layout.column_json(name)
+        manifest = ColumnManifest.from_bytes(self._volume.read(path), self._volume.path(path))
+        shards: list[_Shard] = []
+        places: dict[str, tuple[int, int]] = {}
+        quarantined: dict[str, Quarantined] = {}
+        with ThreadPoolExecutor(_OPENING_THREADS) as pool:
+            records = pool.map(lambda shard: read_record(self._volume, name, shard), committed(self._volume, name))
+            for record in records:
+                shards.append(self._keep(record, manifest))
+                places.update((token, (len(shards) - 1, i)) for i, token in enumerate(record.tokens))
+                quarantined.update((q.token, q) for q in record.quarantined)
+        members = tuple(dict.fromkeys(member for shard in shards for member in shard.members))
+        return _Column(manifest, tuple(shards), places, quarantined, members)
+
+    def _keep(self, record: CommitRecord, manifest: ColumnManifest) -> _Shard:
+        path = layout.tar(record.column, record.shard)
+        where = self._volume.path(layout.record(record.column, record.shard))
+        if record.dataset != self.digest or record.fingerprint != manifest.fingerprint:
+            raise DatasetError(
+                f"{where}: written for dataset {record.dataset[:12]}, fingerprint {record.fingerprint[:12]}; here they "
+                f"are {self.digest[:12]}, {manifest.fingerprint[:12]}: the record belongs to another run"
+            )
+        if path not in record.files:
+            raise DatasetError(f"{where}: names no file {path}")
+        members = {name: np.array(m, np.int64).reshape(-1, 2) for name, m in record.members.items()}
+        return _Shard(CommittedFile(record.shard, path, record.files[path]), record.tokens, members)
+
+    def _column(self, name: str) -> _Column:
+        if name not in self._columns:
+            raise AbsentError(f"{self.url}: no column {name!r} is open{_nearest(name, self._columns)}")
+        return self._columns[name]
+
+    def _members(self, token: str, name: str, wanted: Sequence[str] | None) -> list[_Member]:
+        column = self._column(name)
+        if token not in column.places:
+            raise self._absent(token, name, column)
+        which, place = column.places[token]
+        shard = column.shards[which]
+        if wanted is None:
+            wanted = [member.removesuffix(".npy") for member in column.members]
+        members = []
+        for asked in wanted:
+            member = asked if asked in shard.members else f"{asked}.npy"
+            if member not in shard.members:
+                hint = " (it stands in targets.zarr only)" if asked in self.specs(name) else ""
+                known = _nearest(asked, [m.removesuffix(".npy") for m in column.members])
+                raise AbsentError(f"{self.url}: column {name} has no {asked!r} in its tars{hint}{known}")
+            start, size = shard.members[member][place].tolist()
+            members.append(_Member(name, asked, member, ByteRange(shard.file, start, size)))
+        return members
+
+    def _absent(self, token: str, name: str, column: _Column) -> AbsentError:
+        """Why a token cannot be read: quarantined, planned but not committed yet, or unknown."""
+        where = f"{self.url}: column {name}, token {token}"
+        if token in column.quarantined:
+            q = column.quarantined[token]
+            return QuarantinedError(f"{where} was quarantined as {q.code}: {q.reason}", q.code, q.reason)
+        planned = self.plan.table["token"].index(token).as_py()
+        if planned >= 0:
+            shard = self.plan.table["shard"][planned].as_py()
+            return AbsentError(f"{where} is planned for shard {shard}, which is not committed; finish the run first")
+        example = next(iter(column.places), "none")
+        return AbsentError(f"{where} is in no plan of this dataset; it has {len(column.places)} tokens, e.g. {example}")
+
+
+def _reopen(url: str, columns: tuple[str, ...] | None, check_digests: bool, max_open: int) -> Dataset:
+    return Dataset(url, columns=columns, check_digests=check_digests, max_open=max_open)
+
+
+def _decode(data: memoryview | bytes, member: _Member, token: str) -> Any:
+    file = member.place.file
+    where = f"shard {file.shard}, {file.path}: {token}.{member.name}"
+    if member.name.endswith(".npy"):
+        return load_npy(data, where)
+    if member.name == "json" or member.name.endswith(".json"):
+        try:
+            return json.loads(bytes(data))
+        except ValueError as error:
+            raise DatasetError(f"{where}: not JSON ({error}); the file was changed") from error
+    return bytes(data)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean a, b?`` or ``; there are a, b, c``."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=2)
+    return f"; did you mean {', '.join(close)}?" if close else f"; there are {', '.join(names) or 'none'}"
