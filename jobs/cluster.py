@@ -57,8 +57,14 @@ def session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(256 << 10))  # freed images go back; docs/benchmarks.md, memory
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that a local Ray has a token
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(logging_level=logging.WARNING)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"RAY_ADDRESS is {address}, and no Ray lets us in there ({error}); where the cluster asks for a token, "
+                "give it in RAY_AUTH_TOKEN and set RAY_AUTH_MODE=token"
+            ) from error
     else:
         ray.init(
             num_cpus=config.cpus or os.cpu_count(),

@@ -1,8 +1,29 @@
 """The rule-based teacher: PDM-Closed, and the reward context that NAVSIM's score of a trajectory needs.
 
-`metric_cache` makes contexts of the NAVSIM devkit's metric caches, without the devkit.
+Two ways to the same arrays, neither with the devkit: `metric_cache` reads what it cached, and the teacher (`build`) makes
+them of a log and the nuPlan map. Heavy imports happen when `build` is called, not before.
 """
 
-from teachers.pdm.metric_cache import context_from_cache, find_caches, read_cache
+from __future__ import annotations
 
-__all__ = ["context_from_cache", "find_caches", "read_cache"]
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from teachers.pdm.metric_cache import context_from_cache, find_caches, read_cache
+from teachers.pdm.targets import context_from_targets
+
+if TYPE_CHECKING:
+    from teachers.pdm.teacher import PDMTeacher
+
+__all__ = ["build", "context_from_cache", "context_from_targets", "find_caches", "read_cache"]
+
+
+def build(config: Mapping[str, Any]) -> PDMTeacher:
+    """The teacher that `config` describes (see `teachers.pdm.teacher.PDMConfig`); cheap, reads no map.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+    from teachers.pdm.teacher import build as build_teacher
+
+    return build_teacher(config)

@@ -30,6 +30,7 @@ from scoring.reference import interpolate, sample_times
 from scoring.vehicle import FRONT_LENGTH, REAR_AXLE_TO_CENTRE, REAR_LENGTH, STATE_SIZE, STEPS, WHEEL_BASE, WIDTH
 from shards_schema.errors import MissingFileError, SampleError, UnsafePickleError
 from shards_schema.poses import to_local
+from teachers.pdm.frames import local_polygons, past_at_10_hz
 from teachers.pdm.inert import Array, Record, load
 
 Float64 = NDArray[np.float64]
@@ -286,17 +287,7 @@ def _lights(observation: Record, origin: Float64) -> tuple[Polygons, NDArray[np.
 
 def _polygons(geometries: Iterable[bytes], origin: Float64) -> Polygons:
     """Rings of polygons and multipolygons, in the ego frame."""
-    out: list[list[Float64]] = []
-    for geometry in shapely.from_wkb([bytes(g) for g in geometries]):
-        rings: list[Float64] = []
-        for part in shapely.get_parts(geometry):
-            if part.geom_type != "Polygon":
-                raise SampleError("bad_context", f"a map object is a {geometry.geom_type}, expected a polygon")
-            for ring in (part.exterior, *part.interiors):
-                xy = shapely.get_coordinates(ring)
-                rings.append(to_local(np.column_stack((xy, np.zeros(len(xy)))), origin)[:, :2])
-        out.append(rings)
-    return Polygons.of(out)
+    return local_polygons(shapely.from_wkb([bytes(g) for g in geometries]), origin)
 
 
 def _box_corners(boxes: Sequence[bytes]) -> Float64:
@@ -327,21 +318,9 @@ def _human_poses(trajectory: Record) -> Float64:
 
 
 def _past(trajectory: Record, origin: Float64) -> Float64:
-    """The human's past at 10 Hz as the devkit takes it: from the first state on, less the last sample.
-
-    Yaw rate and acceleration are 0 there: interpolation drops them.
-    """
     states = _items(trajectory.args[0])
-    start, end = _time_us(states[0]), _time_us(states[-1])
-    at = np.arange(start, end, 100_000)[:-1] - start
-    times = np.array([_time_us(s) - start for s in states])
-    known = np.stack([_state(s, origin) for s in states])
-    known[:, 2] = np.unwrap(known[:, 2])
-    out = np.zeros((len(at), STATE_SIZE))
-    for column in range(8):
-        out[:, column] = np.interp(at, times, known[:, column])
-    out[:, 2] = np.mod(out[:, 2] + np.pi, 2 * np.pi) - np.pi
-    return out
+    times = np.array([_time_us(s) for s in states], dtype=np.int64)
+    return past_at_10_hz(times, np.stack([_state(s, origin) for s in states]))
 
 
 def _state(ego: Record, origin: Float64) -> Float64:
