@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
-OUT    ?= out/demo
+OUT    ?= out/$(basename $(notdir $(CONFIG)))
 DATA   ?= data/synthetic
 SET    ?=
 
