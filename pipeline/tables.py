@@ -23,4 +23,4 @@ def from_parquet(data: bytes) -> pa.Table:
     # Into memory of Arrow's own: its threads let go of Python bytes too late, and abort a process that ends then.
     own = pa.BufferOutputStream()
     own.write(data)
-    return pq.read_table(pa.BufferReader(own.getvalue()))
+    return pq.ParquetFile(pa.BufferReader(own.getvalue())).read()

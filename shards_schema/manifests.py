@@ -6,7 +6,8 @@ run that finds one of them with other content is refused, with both values named
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,14 +64,15 @@ class DatasetManifest:
         if document.get("format") != "last-shards":
             raise DatasetError(f"{where}: not a last-shards dataset (format {document.get('format')!r})")
         check_version(document, where)
-        return cls(
-            source=document["source"],
-            plan=document["plan"],
-            zarr=document["zarr"],
-            synthetic=document["synthetic"],
-            notices=tuple(document["notices"]),
-            code_version=document["code_version"],
-        )
+        with _complete(where):
+            return cls(
+                source=document["source"],
+                plan=document["plan"],
+                zarr=document["zarr"],
+                synthetic=document["synthetic"],
+                notices=tuple(document["notices"]),
+                code_version=document["code_version"],
+            )
 
     def refuse_other(self, recorded: DatasetManifest, where: str) -> None:
         """Refuse to go on in a dataset that was planned otherwise.
@@ -146,14 +148,15 @@ class ColumnManifest:
         """
         document = unseal(data, where)
         check_version(document, where)
-        return cls(
-            column=document["column"],
-            targets=tuple(TargetSpec.from_json(t) for t in document["targets"]),
-            provenance=document["provenance"],
-            random_weights=document["random_weights"],
-            config=document["config"],
-            environment=document["environment"],
-        )
+        with _complete(where):
+            return cls(
+                column=document["column"],
+                targets=tuple(TargetSpec.from_json(t) for t in document["targets"]),
+                provenance=document["provenance"],
+                random_weights=document["random_weights"],
+                config=document["config"],
+                environment=document["environment"],
+            )
 
     def refuse_other(self, recorded: ColumnManifest, where: str) -> None:
         """Refuse to go on in a column that another teacher began.
@@ -170,6 +173,15 @@ class ColumnManifest:
             f"{where}: column {self.column!r} was begun with fingerprint {recorded.fingerprint[:12]}, this run has "
             f"{self.fingerprint[:12]} ({changes}); give the same config and weights, or another out"
         )
+
+
+@contextmanager
+def _complete(where: str) -> Iterator[None]:
+    """Turn a missing or impossible field into a `DatasetError` that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{where}: not what this release writes ({type(error).__name__}: {error})") from error
 
 
 def differences(recorded: Any, found: Any, path: str = "") -> list[str]:

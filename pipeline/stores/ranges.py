@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import fsspec
 
@@ -86,6 +87,13 @@ class RangeReader:
                 raise self._remote_fault(range_.file, data)
             out.append(data)
         return out
+
+    def expect(self, ranges: Sequence[ByteRange]) -> None:
+        """Begin to read ranges of local files into the page cache, and do not wait; raises what `read` would."""
+        for r in ranges if self._local else ():
+            first = r.start - r.start % mmap.PAGESIZE
+            mapped = cast(mmap.mmap, self._map(r.file).obj)
+            mapped.madvise(mmap.MADV_WILLNEED, first, r.start + r.size - first)
 
     def _map(self, file: CommittedFile) -> memoryview:
         with self._lock:

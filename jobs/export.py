@@ -1,0 +1,185 @@
+"""`python -m jobs.export out=DIR to=FILE.jsonl [images=DIR] [columns=[vggt]]`: a dataset as JSONL for other trainers.
+
+One line a sample, as ms-swift, TRL and LLaMA-Factory read it; images lie beside it as files, byte for byte those of
+the tars. Latents are not copied: a collate function fetches them by `token` (`pipeline.stream.LatentCollator`), so a
+line is written only for samples that every column of `columns` has.
+
+    {"messages": [{"role": "user", "content": "<image>\nYou drive the ego vehicle. Speed 4.0 m/s, ..."},
+                  {"role": "assistant", "content": "(2.00, 0.01), (4.02, 0.05), ..."}],
+     "images": ["/data/train_images/0a1b2c3d4e5f6071.cam_f0.jpg"], "token": "0a1b2c3d4e5f6071"}
+
+docs/streaming.md shows each trainer. The file is in place when it is whole; exit code 0, 1 (a fault), 2 (config).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from math import hypot
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from tqdm import tqdm
+
+from jobs import config as job_config
+from pipeline.reader import Dataset
+from pipeline.stream import SampleTable
+from shards_schema import layout
+from shards_schema.errors import ConfigError, ShardsError
+
+PROMPT = (
+    "You drive the ego vehicle. Speed {speed:.1f} m/s, acceleration ({ax:.1f}, {ay:.1f}) m/s^2, command: {command}. "
+    "Positions of the last {past:.1f} s, 0.5 s apart: {history}. "
+    "Give the positions (x, y) in metres of the next {seconds:.1f} s, 0.5 s apart; x is forward, y is left."
+)
+STEP = 0.5
+"""Seconds from one pose to the next."""
+
+
+class ExportConfig(BaseModel):
+    """What to write, and in which words.
+
+    Attributes:
+        out: the dataset: a path or an fsspec URL.
+        to: the JSONL file.
+        images: folder for the images; None is the file's name with ``_images``.
+        views: image members of `samples` that are shown, in order; None is all of them, () none.
+        columns: teacher columns whose latents will be fetched; samples that one of them lacks are left out.
+        steps: future poses of the answer; None is all.
+        placeholder: stands before the prompt, once an image, as ms-swift and LLaMA-Factory want it. None is nothing,
+            for TRL, which puts in its own.
+        prompt: of the user. Fields: speed [m/s], ax, ay [m/s^2], command, history (points), past [s], seconds [s].
+        point: one position of the answer and of the history. Fields: x, y [m], heading [rad].
+        separator: between points.
+        relative: write image paths relative to the folder of the JSONL file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    out: str
+    to: Path
+    images: Path | None = None
+    views: tuple[str, ...] | None = None
+    columns: tuple[str, ...] = ()
+    steps: int | None = Field(default=None, ge=1)
+    placeholder: str | None = "<image>\n"
+    prompt: str = PROMPT
+    point: str = "({x:.2f}, {y:.2f})"
+    separator: str = ", "
+    relative: bool = False
+
+    @field_validator("point")
+    @classmethod
+    def _point(cls, value: str) -> str:
+        return _formats(value, {"x": 0.0, "y": 0.0, "heading": 0.0})
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt(cls, value: str) -> str:
+        numbers = dict.fromkeys(("speed", "ax", "ay", "past", "seconds"), 0.0)
+        return _formats(value, {**numbers, "command": "", "history": ""})
+
+    @property
+    def image_folder(self) -> Path:
+        """Where the images go."""
+        return self.to.with_name(f"{self.to.stem}_images") if self.images is None else self.images
+
+
+def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
+    """Write the file and the images.
+
+    Returns:
+        Lines written; tokens that were left out -> why.
+
+    Raises:
+        IncompleteError: the dataset is not finished.
+        DatasetError: it is damaged.
+        ConfigError: it has no such view or column, or a sample has fewer future poses than `steps`.
+    """
+    dataset = Dataset(config.out, columns=[layout.SAMPLES, *config.columns])
+    for notice in dataset.manifest.notices:
+        print(f"NOTE {notice}")
+    views = [m for m in dataset.members(layout.SAMPLES) if m.endswith(".jpg")] if config.views is None else config.views
+    # [] of a teacher's column: it must have the sample, and none of it is read
+    table = SampleTable(dataset, {layout.SAMPLES: ["json"], **{column: [] for column in config.columns}})
+    folder = config.image_folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    config.to.parent.mkdir(parents=True, exist_ok=True)
+    temp = config.to.with_name(f".{config.to.name}.partial")
+    try:
+        with open(temp, "w", encoding="utf-8") as file:
+            for token in tqdm(table.tokens, unit="sample", disable=None):
+                members = dataset.read(token, {layout.SAMPLES: ["json", *views]})[layout.SAMPLES]
+                paths = [folder / f"{token}.{view}" for view in views]
+                for view, path in zip(views, paths, strict=True):
+                    path.write_bytes(members[view])
+                names = [os.path.relpath(path, config.to.parent) if config.relative else str(path) for path in paths]
+                line = {"messages": messages(members["json"], config, len(views)), "images": names, "token": token}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, config.to)
+    finally:
+        temp.unlink(missing_ok=True)
+    return len(table), table.left_out
+
+
+def messages(record: Mapping[str, Any], config: ExportConfig, images: int) -> list[dict[str, str]]:
+    """The user's turn (ego status, history, command) and the assistant's (the future) of one `<token>.json`.
+
+    Raises:
+        ConfigError: the record has fewer future poses than are asked for.
+    """
+    future: Sequence[Sequence[float]] = record["future"]["trajectory"]
+    steps = len(future) if config.steps is None else config.steps
+    if steps > len(future):
+        raise ConfigError(f"steps is {steps}, sample {record['token']} has {len(future)} future poses")
+    ego, past = record["ego"], record["history"]["trajectory"]
+    prompt = config.prompt.format(
+        speed=hypot(*ego["velocity"]),
+        ax=ego["acceleration"][0],
+        ay=ego["acceleration"][1],
+        command=ego["command"],
+        history=config.separator.join(_points(past, config)),
+        past=STEP * (len(past) - 1),
+        seconds=STEP * steps,
+    )
+    answer = config.separator.join(_points(future[:steps], config))
+    return [
+        {"role": "user", "content": (config.placeholder or "") * images + prompt},
+        {"role": "assistant", "content": answer},
+    ]
+
+
+def _points(poses: Sequence[Sequence[float]], config: ExportConfig) -> Iterator[str]:
+    # + 0.0 after rounding away: "-0.00" would be one more way to write the same place
+    for x, y, heading in poses:
+        yield config.point.format(x=round(x, 6) + 0.0, y=round(y, 6) + 0.0, heading=round(heading, 6) + 0.0)
+
+
+def _formats(template: str, fields: Mapping[str, Any]) -> str:
+    try:
+        template.format(**fields)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"no template over {', '.join(fields)} ({type(error).__name__}: {error})") from error
+    return template
+
+
+def main(arguments: list[str]) -> int:
+    """Export; returns the exit code."""
+    config = job_config.load(ExportConfig, arguments)
+    written, left_out = export(config)
+    print(f"{config.to}: {written} samples, {len(left_out)} left out; images in {config.image_folder}")
+    for token, reason in list(left_out.items())[:5]:
+        print(f"  left out {token}: {reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except ShardsError as error:
+        job_config.fail(error)

@@ -1,0 +1,191 @@
+"""The stream of one dataset, and the same samples as a table for the samplers of others.
+
+The sample set is a join: the tokens that are written in every asked-for column. What was planned and quarantined in
+one of them is counted in `left_out`; what is not committed yet is an error, not a shorter epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset as MapDataset
+from torch.utils.data import get_worker_info
+
+from pipeline.reader import Dataset, Wanted
+from pipeline.stream import order
+from pipeline.stream.base import Place, Stream
+from pipeline.stream.collate import Collate, collate_of
+from pipeline.stream.config import StreamConfig
+from pipeline.stream.fetch import Fetcher, Transform
+from shards_schema.errors import AbsentError, ConfigError, IncompleteError
+
+_ORDERS_KEPT = 2
+"""A mixture reads the end of one epoch and the beginning of the next at once."""
+
+
+class SampleTable(MapDataset[Any]):
+    """The samples of the join by number, in plan order.
+
+    Args:
+        dataset: open for reading.
+        targets: column -> names (targets, or members such as ``json`` and ``cam_f0.jpg``); None is all of a column.
+            A column that is not named is not touched.
+        tokens: keep only these, whatever their order.
+        transform: applied to each sample, in the thread that read it.
+        allow_incomplete: take what is committed of a dataset that is not finished.
+
+    Attributes:
+        tokens: in plan order.
+        shards: int64, the plan shard of each, not falling.
+        left_out: planned tokens that an asked-for column quarantined -> column, code and reason.
+        digest: sha256 of the dataset's seal and of the tokens.
+
+    Raises:
+        AbsentError: no such column, member or token.
+        IncompleteError: shards that are planned are not committed.
+        ConfigError: there are no samples.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        targets: Wanted,
+        *,
+        tokens: Iterable[str] | None = None,
+        transform: Transform | None = None,
+        allow_incomplete: bool = False,
+    ) -> None:
+        self.fetcher = Fetcher(dataset, targets, transform)
+        self._process = os.getpid()
+        self.tokens, self.shards, self.left_out = _join(dataset, tuple(targets), tokens, allow_incomplete)
+        text = "\n".join([dataset.digest, *self.tokens])
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def collate(self) -> Collate:
+        """Makes batches; see `Collate`."""
+        return collate_of(self.fetcher.dataset, self.fetcher.targets)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> Any:
+        """One sample; see `Fetcher.read`.
+
+        Raises:
+            IndexError: no such number.
+            DatasetError: it cannot be read; the notes name shard and token.
+        """
+        return self._fetcher_here().read(self.tokens[index])
+
+    def reader(self, *, views: bool) -> Callable[[Sequence[int]], list[Any]]:
+        """Reads samples by their numbers, for the process that asks; `views` as in `Fetcher.read`."""
+        fetcher = self._fetcher_here()
+        return lambda indices: fetcher.read_all([self.tokens[index] for index in indices], views=views)
+
+    def _fetcher_here(self) -> Fetcher:
+        """In a DataLoader worker, one that shares no lock and no connection with the process that forked it."""
+        if get_worker_info() is not None and self._process != os.getpid():
+            self.fetcher, self._process = self.fetcher.forked(), os.getpid()
+        return self.fetcher
+
+
+class ShardStream(Stream):
+    """The samples of a dataset as an endless supply of epochs, dealt to ranks and workers, resumable anywhere.
+
+    The first five arguments and the errors are those of `SampleTable`; `rank` and `world_size` those of `Stream`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        targets: Wanted,
+        config: StreamConfig | None = None,
+        *,
+        tokens: Iterable[str] | None = None,
+        transform: Transform | None = None,
+        allow_incomplete: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self.table = SampleTable(
+            dataset, targets, tokens=tokens, transform=transform, allow_incomplete=allow_incomplete
+        )
+        super().__init__(config or StreamConfig(), len(self.table), rank, world_size)
+        self._orders: OrderedDict[int, order.Indices] = OrderedDict()
+
+    @property
+    def digest(self) -> str:
+        """Of the dataset and its readable samples."""
+        return self.table.digest
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """In plan order."""
+        return self.table.tokens
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Planned tokens that an asked-for column quarantined -> column, code and reason."""
+        return self.table.left_out
+
+    @property
+    def collate(self) -> Collate:
+        """Makes batches; see `Collate`."""
+        return self.table.collate
+
+    def order_of(self, epoch: int) -> order.Indices:
+        """The global order of an epoch, [samples] indices into `tokens`: of (seed, epoch, digest, mode) only."""
+        if epoch not in self._orders:
+            config = self.config
+            key = order.key_of(config.seed, epoch, self.digest)
+            made = order.order(config.shuffle, self.table.shards, key, width=config.window, lanes=config.lanes)
+            self._orders[epoch] = made
+            while len(self._orders) > _ORDERS_KEPT:
+                self._orders.popitem(last=False)
+        return self._orders[epoch]
+
+    def locate(self, epoch: int, positions: order.Indices) -> list[Place]:
+        """See `Stream.locate`."""
+        return [(0, index) for index in self.order_of(epoch)[positions].tolist()]
+
+    def reader(self, *, views: bool) -> Callable[[Sequence[Place]], list[Any]]:
+        """See `Stream.reader`."""
+        read = self.table.reader(views=views)
+        return lambda places: read([index for _, index in places])
+
+
+def _join(
+    dataset: Dataset, columns: tuple[str, ...], keep: Iterable[str] | None, allow_incomplete: bool
+) -> tuple[tuple[str, ...], order.Indices, Mapping[str, str]]:
+    """Tokens written in every column, in plan order; their shards; what a column quarantined."""
+    written = set(dataset.tokens(*columns))
+    reasons: dict[str, str] = {}
+    for column in columns:
+        for token, q in dataset.quarantined(column).items():
+            reasons.setdefault(token, f"{column}: {q.code}: {q.reason}")
+    table = dataset.plan.table
+    planned = table["token"].to_pylist()
+    missing = sum(token not in written and token not in reasons for token in planned)
+    if missing and not allow_incomplete:
+        raise IncompleteError(
+            f"{dataset.url}: {missing} of {len(planned)} planned samples stand in shards that are not committed in "
+            f"every one of {', '.join(columns)}; finish the run, or say allow_incomplete=True"
+        )
+    if keep is not None:
+        wanted = set(keep)
+        if unknown := wanted.difference(planned):
+            raise AbsentError(f"{dataset.url}: {len(unknown)} asked-for tokens are in no plan, e.g. {min(unknown)}")
+        written &= wanted
+        reasons = {token: reason for token, reason in reasons.items() if token in wanted}
+    places = [i for i, token in enumerate(planned) if token in written]
+    if not places:
+        raise ConfigError(f"{dataset.url}: no sample is written in every one of {', '.join(columns)} and asked for")
+    shards = table["shard"].to_numpy()[places].astype(np.int64)
+    return tuple(planned[i] for i in places), shards, reasons
