@@ -67,6 +67,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
             ) from error
     else:
         ray.init(
+            address="local",  # its own, also where another Ray runs on this machine
             num_cpus=config.cpus or os.cpu_count(),
             object_store_memory=config.object_store_mb << 20,
             include_dashboard=False,

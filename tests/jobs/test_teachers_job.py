@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -139,6 +140,23 @@ def test_the_job_and_verify(undisturbed: Path, work: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout.strip().rsplit(": ", 1)[-1]) == (0, "clean")
+
+
+def test_the_format_page_is_true(undisturbed: Path) -> None:
+    """Every Python block of docs/format.md, as a stranger would paste it, on a dataset that the job made."""
+    page = (ROOT / "docs" / "format.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    for block in blocks:
+        assert "shards_schema" not in block
+        assert "pipeline" not in block
+        exec(block.replace("out/demo", str(undisturbed)), names)
+    assert names["pose"].shape == (3, 9)
+    assert len(names["grid"]) == 20
+    assert names["good"].all()
+    assert names["future"].shape == (20, 10, 3)
+    assert len(names["bad"]) == 0
 
 
 def test_kill_the_driver_and_resume(undisturbed: Path, work: Path) -> None:

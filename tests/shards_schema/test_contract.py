@@ -173,7 +173,7 @@ def test_column_refuses_another_teacher_by_value() -> None:
 def test_a_manifest_that_lacks_a_field_is_named() -> None:
     document = unseal(column().to_bytes(), "c")
     del document["config"]
-    with pytest.raises(DatasetError, match="c: not what this release writes .*'config'"):
+    with pytest.raises(DatasetError, match=r"c: not what this release writes .*'config'"):
         ColumnManifest.from_bytes(seal(document), "c")
 
 
