@@ -4,6 +4,9 @@ PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
 OUT    ?= out/$(basename $(notdir $(CONFIG)))
 DATA   ?= data/synthetic
+SHARDS ?= out/demo
+RECIPE ?= configs/sft_demo.yaml
+RUN    ?= runs/sft
 SET    ?=
 
 VENV   := .venv
@@ -14,9 +17,10 @@ READY  := $(VENV)/.ready
 .PHONY: help setup data teachers verify inspect test test-slow lint bench clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo "  CONFIG=$(CONFIG)  OUT=$(OUT)  DATA=$(DATA)  SET=\"key=value ...\""
+	@echo "  SHARDS=$(SHARDS)  RECIPE=$(RECIPE)  RUN=$(RUN)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +40,12 @@ verify: $(READY) ## re-read and check every byte of the dataset in OUT
 
 inspect: $(READY) ## print what is in OUT and write a page of pictures
 	$(PY) -m jobs.inspect out=$(OUT) $(SET)
+
+sft: $(READY) ## train a student on the shards in SHARDS, stage 1 then stage 2, into RUN (again = resume)
+	$(PY) -m jobs.sft $(RECIPE) data=$(SHARDS) out=$(RUN) $(SET)
+
+experiments: $(READY) ## the controls of `make sft`, several seeds, as one table
+	$(PY) -m jobs.experiments $(RECIPE) data=$(SHARDS) out=$(RUN)-experiments $(SET)
 
 test: $(READY) ## run the test suite
 	$(PY) -m pytest -q

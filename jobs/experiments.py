@@ -1,0 +1,211 @@
+"""`python -m jobs.experiments CONFIG [seeds=[0,1,2]] [minutes=30] [key=value ...]`: which parts of the recipe matter?
+
+Trains the recipe of `jobs.sft` over several seeds, and each control with the same seeds, samples and steps:
+
+    teachers shuffled     each training sample has the teachers' features of another one
+    latents zeroed        the trained policy, its latents' states set to zero while it is evaluated
+    no staged training    all steps in stage 2
+    no mask               stage 1 under the plain causal mask
+
+and prints one table (mean +- standard deviation over seeds), then for each control the paired difference of ADE to the
+recipe with its 95 % interval (Student's t), and what that allows to be said. A run that is there is not done again. No
+run is begun after `minutes`; what is missing is said.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from jobs import config as job_config
+from jobs.report import table
+from shards_schema.errors import ConfigError, ShardsError
+from trainer import baselines, distributed
+from trainer.batch import collate
+from trainer.config import SFTConfig
+from trainer.evaluate import zeroed_latents
+from trainer.sft import SFT
+
+METRICS = {
+    "ade_1": "ADE 1 s",
+    "ade_4": "ADE 4 s",
+    "fde_4": "FDE 4 s",
+    "answer": "CE",
+    "cosine_wm": "cos wm",
+    "cosine_geo": "cos geo",
+}
+DECIDES, METRIC_IF_SHORT = "ade_4", "ade_1"
+"""What the verdicts are about; the second where answers are shorter than 4 s."""
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Two-sided 95 % quantiles of Student's t by degrees of freedom."""
+
+RECIPE, ZEROED = "the recipe", "latents zeroed"
+
+
+def _no_stages(recipe: SFTConfig) -> dict[str, Any]:
+    last = recipe.stages[-1]
+    return {"stages": (last.model_copy(update={"steps": recipe.total_steps}),)}
+
+
+def _no_mask(recipe: SFTConfig) -> dict[str, Any]:
+    return {"stages": tuple(s.model_copy(update={"mask": 2}) for s in recipe.stages)}
+
+
+def _shuffled(recipe: SFTConfig) -> dict[str, Any]:
+    return {"controls": recipe.controls.model_copy(update={"shuffle_teachers": True})}
+
+
+TRAINED: Mapping[str, Callable[[SFTConfig], dict[str, Any]]] = {
+    RECIPE: lambda recipe: {},
+    "teachers shuffled": _shuffled,
+    "no staged training": _no_stages,
+    "no mask": _no_mask,
+}
+
+
+class ExperimentsConfig(BaseModel):
+    """What is repeated.
+
+    Attributes:
+        recipe: of `jobs.sft`; its `out` is the folder of all runs.
+        seeds: at least two, for a spread.
+        minutes: no run is begun later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: SFTConfig
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2, max_length=10)
+    minutes: float = Field(default=30, gt=0)
+
+
+Results = dict[str, dict[int, dict[str, float]]]
+"""Row -> seed -> metric -> value."""
+
+
+def main(arguments: list[str]) -> Results:
+    """Run the job; gives every number of the table."""
+    config = _load(arguments)
+    end = time.monotonic() + 60 * config.minutes
+    results: Results = {name: {} for name in (RECIPE, ZEROED, *list(TRAINED)[1:], "ego-status MLP (all status)")}
+    skipped = []
+    notices: Sequence[str] = ()
+    with distributed.session(config.recipe.device) as device:
+        todo = [(name, seed) for seed in config.seeds for name in TRAINED]
+        for name, seed in tqdm(todo, unit="run", dynamic_ncols=True):
+            if time.monotonic() > end:
+                skipped.append(f"{name}, seed {seed}")
+                continue
+            run = SFT(_recipe(config.recipe, name, seed), device, log=lambda text: None)
+            notices = run.notices
+            run.fit()
+            held = run.held_batches()
+            results[name][seed] = run.evaluate(held)
+            if name == RECIPE:
+                with zeroed_latents(run.model.student):
+                    results[ZEROED][seed] = run.evaluate(held)
+                results["ego-status MLP (all status)"][seed] = _blind(run, baselines.Scenes.of(held), seed)
+            _write(config, results)
+    _print(config, results, skipped, notices)
+    return results
+
+
+def _load(arguments: list[str]) -> ExperimentsConfig:
+    """`seeds` and `minutes` are ours, every other override is the recipe's."""
+    own = [a for a in arguments if a.partition("=")[0] in ("seeds", "minutes")]
+    recipe = job_config.load(SFTConfig, [a for a in arguments if a not in own])
+    values = {k: json.loads(v) for k, _, v in (a.partition("=") for a in own)}
+    try:
+        return ExperimentsConfig(recipe=recipe, **values)
+    except ValidationError as error:
+        raise ConfigError(job_config.describe(error, "command line")) from error
+
+
+def _recipe(recipe: SFTConfig, name: str, seed: int) -> SFTConfig:
+    """Of one run: other weights, other order, a folder of its own; evaluated and saved at the end of each stage."""
+    changes = TRAINED[name](recipe) | {
+        "seed": seed,
+        "stream": recipe.stream.model_copy(update={"seed": seed}),
+        "out": str(Path(recipe.out) / f"{name.replace(' ', '_')}_{seed}"),
+        "evaluate_every": 10**9,
+        "save_every": 10**9,
+        "keep": 1,
+    }
+    return SFTConfig.model_validate(recipe.model_copy(update=changes).model_dump())
+
+
+def _blind(run: SFT, test: baselines.Scenes, seed: int) -> dict[str, float]:
+    train = baselines.Scenes.of([collate([run.reader.read(t) for t in run.train_tokens])])
+    steps, history = run.config.total_steps, test.status.shape[1]
+    mlp = baselines.train_mlp(train, inputs=history, steps=steps, batch=run.step_samples, seed=seed)
+    with torch.no_grad():
+        return baselines.scores(mlp(test.status, test.command), test.future)
+
+
+def _write(config: ExperimentsConfig, results: Results) -> None:
+    path = Path(config.recipe.out) / "experiments.json"
+    path.write_text(json.dumps(results, indent=1))
+
+
+def _print(config: ExperimentsConfig, results: Results, skipped: Sequence[str], notices: Sequence[str]) -> None:
+    shown = [k for k in METRICS if any(k in row for row in results[RECIPE].values())]
+    body = [
+        [name, *(spread([row[k] for row in rows.values() if k in row]) for k in shown)]
+        for name, rows in results.items()
+    ]
+    print()
+    print(table(["held out", *(METRICS[k] for k in shown)], body))
+    print(f"\nmean +- standard deviation over seeds {list(config.seeds)}; metres\n")
+    decides = DECIDES if DECIDES in shown else METRIC_IF_SHORT
+    for name, rows in results.items():
+        if name != RECIPE:
+            print(f"- {verdict(name, results[RECIPE], rows, decides)}")
+    for missing in skipped:
+        print(f"NOT RUN (after {config.minutes:g} minutes): {missing}")
+    for notice in notices:
+        print(f"WARNING: {notice}")
+
+
+def spread(values: Sequence[float]) -> str:
+    """``0.123 +- 0.004``, or ``-``."""
+    if len(values) < 2:
+        return f"{values[0]:.3f}" if values else "-"
+    return f"{mean(values):.3f} +- {stdev(values):.3f}"
+
+
+def verdict(
+    name: str, recipe: Mapping[int, Mapping[str, float]], control: Mapping[int, Mapping[str, float]], metric: str
+) -> str:
+    """What the paired differences (control - recipe, by seed) allow to be said."""
+    differences = [control[s][metric] - recipe[s][metric] for s in control if s in recipe]
+    label = METRICS.get(metric, metric)
+    if len(differences) < 2:
+        return f"{name}: {len(differences)} pairs, nothing can be said"
+    middle = mean(differences)
+    half = T_95[len(differences) - 1] * stdev(differences) / math.sqrt(len(differences))
+    interval = f"{label} {middle:+.3f} m (95 %: {middle - half:+.3f} .. {middle + half:+.3f}, {len(differences)} seeds)"
+    if middle - half > 0:
+        return f"{name}: {interval}: worse than the recipe"
+    if middle + half < 0:
+        return f"{name}: {interval}: BETTER than the recipe"
+    return f"{name}: {interval}: no difference can be told"
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ShardsError as error:
+        job_config.fail(error)
+    except KeyboardInterrupt:
+        print("\ninterrupted: run the same command again, what was trained is kept", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,15 @@
+"""One thread (the machine is shared), and one small dataset for all tests of the trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.trainer.shard_toys import write_dataset
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("shards"))

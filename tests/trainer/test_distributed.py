@@ -1,0 +1,164 @@
+"""Two processes with gloo: DDP and FSDP2 give the gradients, and train to the weights, of one process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from tests.trainer.shard_toys import recipe
+from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
+from trainer import build, checkpoint, distributed
+from trainer.config import SFTConfig
+from trainer.distributed import ParallelConfig
+from trainer.latents import Statistics
+from trainer.losses import LossWeights
+from trainer.model import SFTModel
+from trainer.segments import allow_table
+from trainer.sft import SFT
+
+WEIGHTS = LossWeights(wm=1, geo=1, answer=0.5)
+CPU = torch.device("cpu")
+MODES = ("ddp", "fsdp")
+
+
+def make() -> SFTModel:
+    """The same weights in every process."""
+    statistics = {k: Statistics(torch.zeros(c), torch.ones(c)) for k, c in CHANNELS.items()}
+    return SFTModel(tiny_student(), CHANNELS, 16, statistics)
+
+
+def gradients(model: SFTModel) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in model.named_parameters():
+        gradient: Any = parameter.grad
+        found[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    return found
+
+
+def plain_recipe(shards: str, out: Path, batch: int, **changes: Any) -> Any:
+    student = {
+        "kind": "tiny",
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "image": [48, 32],
+        "dropout": 0.0,
+        "answer_dropout": 0.0,
+        **STILL,
+    }
+    stages = [{"stage": 1, "steps": 4, "lr": 1e-3}]
+    stream = {"batch_size": batch, "threads": 1}
+    return recipe(shards, out, student=student, stages=stages, stream=stream, optimiser={"clip": 1e9}, **changes)
+
+
+def start_student(content: dict[str, Any]) -> torch.nn.Module:
+    """The student of a checkpoint, untrained."""
+    config = SFTConfig.model_validate_json(content["config"])
+    answers = build.restore_answers(content["answers"], config.student)
+    return build.make_student(config.student, answers, config.counts, views=1, history=content["history"])
+
+
+def train(config: Any, until: int | None = None) -> SFT:
+    """By SGD: Adam would blow up the rounding of gradients that are zero but for it."""
+    run = SFT(config, CPU, log=lambda text: None)
+    run._optimiser = torch.optim.SGD([{"params": list(run.model.parameters()), "scale": 10.0}])  # type: ignore[assignment]
+    run.fit(until=until)
+    return run
+
+
+def worker(rank: int, root: str, shards: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = Path(root, "port").read_text()
+    with distributed.session("cpu") as device:
+        batch = batch_of(4)[2 * rank : 2 * rank + 2]
+        for mode in MODES:
+            config, model = ParallelConfig(mode=mode), make()
+            distributed.shard(model.student, model.adapters.values(), config, device, torch.float32)
+            wrapped = distributed.wrap(model, config, device)
+            for i, part in enumerate((batch[0:1], batch[1:2])):
+                with distributed.no_sync(wrapped, last=i == 1):
+                    loss, _ = wrapped(part, 1, WEIGHTS)
+                    (loss / 2).backward()
+            own = gradients(model)  # before FSDP gathers the weights again
+            sampled = model.student.sample(batch, allow_table(1), temperature=0)
+            found = {"gradients": own, "tokens": sampled.tokens, "logp": sampled.logp}
+            torch.save(found, Path(root, f"{mode}_{rank}.pt"))
+            run = train(plain_recipe(shards, Path(root, f"run_{mode}"), 2, parallel={"mode": mode}), until=3)
+            torch.save(run.evaluate(run.held_batches()), Path(root, f"held_{mode}_{rank}.pt"))
+        both = {"batch_size": 2, "threads": 1}
+        half = recipe(shards, Path(root, "half"), stream=both, parallel={"mode": "fsdp"}, dtype="bfloat16")
+        SFT(half, CPU, log=lambda text: None).fit(until=5)
+        SFT(half, CPU, log=lambda text: None).fit()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left behind."""
+    import socket
+
+    root = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (root / "port").write_text(str(free.getsockname()[1]))
+    mp.spawn(worker, args=(str(root), shards), nprocs=2)  # type: ignore[no-untyped-call]
+    return root
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_of_two_ranks_are_those_of_one_process(two_ranks: Path, mode: str) -> None:
+    """With accumulation: four samples, two a rank, one at a time."""
+    model = make()
+    loss, _ = model(batch_of(4), 1, WEIGHTS)
+    loss.backward()
+    alone = gradients(model)
+    for rank in range(2):
+        found = torch.load(two_ranks / f"{mode}_{rank}.pt", weights_only=True)["gradients"]
+        assert found.keys() == alone.keys()
+        for name, gradient in alone.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_answers_are_sampled_from_sharded_weights(two_ranks: Path, mode: str) -> None:
+    student = make().student
+    for rank in range(2):
+        found = torch.load(two_ranks / f"{mode}_{rank}.pt", weights_only=True)
+        alone = student.sample(batch_of(4)[2 * rank : 2 * rank + 2], allow_table(1), temperature=0)
+        assert torch.equal(found["tokens"], alone.tokens)
+        torch.testing.assert_close(found["logp"], alone.logp, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_on_two_ranks_is_the_run_on_one(two_ranks: Path, shards: str, tmp_path: Path, mode: str) -> None:
+    """Loop, stream, evaluation and checkpoint: same samples a step, same weights, the same cursor."""
+    alone = train(plain_recipe(shards, tmp_path, 4), until=3)
+    theirs = checkpoint.load(two_ranks / f"run_{mode}" / "checkpoints" / "step_00000003.pt")
+    own = checkpoint.load(tmp_path / "checkpoints" / "step_00000003.pt")
+    assert theirs["model"].keys() == own["model"].keys()
+    for name, value in own["model"].items():
+        torch.testing.assert_close(theirs["model"][name], value, atol=1e-5, rtol=0, msg=name)
+    assert theirs["stream"]["position"] == own["stream"]["position"] == 12
+    expected = alone.evaluate(alone.held_batches())
+    for rank in range(2):
+        held = torch.load(two_ranks / f"held_{mode}_{rank}.pt", weights_only=True)
+        assert held.keys() == expected.keys()
+        for key, value in held.items():
+            assert value == pytest.approx(expected[key], abs=1e-4), key
+
+
+def test_both_stages_resumed_in_bfloat16_shards_are_saved_as_float32(two_ranks: Path) -> None:
+    """Evaluation, a second stage with an optimiser of its own, and a resume in the middle of it."""
+    content = checkpoint.load(two_ranks / "half" / "checkpoints" / "step_00000006.pt")
+    weights = content["model"]
+    first = checkpoint.load(two_ranks / "half" / "stage_1.pt")["student"]
+    moved = [name for name, value in first.items() if not torch.equal(weights[f"student.{name}"], value)]
+    trained = [n for n in first if n in dict(start_student(content).named_parameters())]
+    assert set(trained) <= {*moved}
+    assert {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.float32}
+    assert all(v.isfinite().all() for v in weights.values())

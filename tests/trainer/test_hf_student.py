@@ -1,0 +1,239 @@
+"""The three families of VLM students as tiny random models: exact masks, equal log-probabilities, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from shards_schema.errors import ConfigError
+from tests.trainer.shard_toys import recipe
+from tests.trainer.trainer_toys import CHANNELS, COUNTS, batch_of, motion_answers
+from tests.trainer.vlm_toys import hf_student, image_processor, tokenizer, vlm
+from trainer import checkpoint
+from trainer.answers import TextAnswers
+from trainer.build import load_policy
+from trainer.latents import Statistics
+from trainer.leaks import LeakError, check, cut, influence
+from trainer.losses import LossWeights
+from trainer.model import SFTModel
+from trainer.segments import Segment, allow_table, attention_mask
+from trainer.sft import SFT
+from trainer.students import base
+from trainer.students.hf import FAMILIES, HFConfig, HFStudent
+
+
+def text_answers(steps: int = 2) -> TextAnswers:
+    """Waypoints in the words of the toy tokenizer."""
+    words = tokenizer()
+    return TextAnswers(
+        steps,
+        1,
+        encoder=lambda text: words(text, add_special_tokens=False).input_ids,
+        decoder=lambda ids: words.decode(ids),
+        vocabulary=len(words),
+        end=words.eos_token_id,
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_exactly_zero_where_forbidden(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, batch = hf_student(family).eval(), batch_of(1)
+    answers = student.answers.encode(batch.future, batch.status)
+    for stage in (1, 2):
+        check(student, batch, answers, allow_table(stage))
+    assert influence(student, batch, answers, allow_table(1))[Segment.ANSWER, Segment.IMAGE] > 0
+    assert influence(student, batch, answers, cut(allow_table(1)))[Segment.ANSWER, Segment.IMAGE] == 0
+    right = base.attention_mask
+
+    def leaky(segments: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        table = table.clone()
+        table[Segment.TEXT, Segment.IMAGE] = True
+        return right(segments, table)
+
+    monkeypatch.setattr("trainer.leaks.attention_mask", leaky)
+    with pytest.raises(LeakError, match="text <- image"):
+        check(student, batch, answers, allow_table(1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_after_the_cut_pixels_change_nothing_bitwise(family: str) -> None:
+    """The pixels themselves, through the vision tower (and Qwen3's deepstack), not only the first layer's inputs."""
+    student, batch = hf_student(family).eval(), batch_of(2)
+    answers = student.answers.encode(batch.future, batch.status)
+    swapped = replace(batch, images=batch_of(2, seed=7).images)
+    for table, same in ((cut(allow_table(1)), True), (allow_table(1), False)):
+        with torch.no_grad():
+            assert torch.equal(student(batch, answers, table).logits, student(swapped, answers, table).logits) == same
+
+
+@pytest.mark.parametrize("kind", ["motion", "text"])
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prefill_and_decode_equal_the_full_forward(family: str, stage: int, kind: str) -> None:
+    """Prompts of different length (padding on the left), sampled with a cache against one teacher-forced pass."""
+    student = hf_student(family, text_answers() if kind == "text" else None).eval()
+    batch, table = batch_of(3), allow_table(stage)
+    batch.status[0, :3] *= 30
+    assert (student.prompt(batch).segments == Segment.PAD).any()
+    sampled = student.sample(batch, table, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        again = student.logp(batch, sampled.tokens, table)
+    assert (again - sampled.logp).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_nothing(family: str) -> None:
+    student, batch = hf_student(family).eval(), batch_of(2)
+    batch.status[0, :3] *= 30
+    answers = student.answers.encode(batch.future, batch.status)
+    with torch.no_grad():
+        both = student(batch, answers, allow_table(1)).logits
+        each = torch.cat([student(batch[i : i + 1], answers[i : i + 1], allow_table(1)).logits for i in range(2)])
+    torch.testing.assert_close(both, each, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stage_2_is_the_models_own_causal_mask(family: str) -> None:
+    """With no mask of ours at all, transformers' causal one gives the same states."""
+    student, batch = hf_student(family).eval(), batch_of(1)
+    answers = student.answers.encode(batch.future, batch.status)
+    prompt = student.prompt(batch)
+    segments = torch.cat((prompt.segments, torch.full_like(answers, int(Segment.ANSWER))), 1)
+    assert not (segments == Segment.PAD).any()
+    with torch.no_grad():
+        ours = student.run(prompt, answers, attention_mask(segments, allow_table(2))).last
+        theirs = student.run(prompt, answers, None).last  # type: ignore[arg-type]
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eager_attention_is_refused(family: str) -> None:
+    parts = (tokenizer(), image_processor(family), HFConfig(model=family), motion_answers(), COUNTS)
+    with pytest.raises(ConfigError, match="eager adds it as 0 and 1"):
+        HFStudent(vlm(family, "eager"), *parts)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_positions_are_the_models_own(family: str) -> None:
+    """3-D positions of a whole sequence with its answer: those that `get_rope_index` gives to it."""
+    student, batch = hf_student(family).eval(), batch_of(2)
+    batch.status[0, :3] *= 30
+    seen: dict[str, torch.Tensor] = {}
+    handle = student.vlm.model.language_model.register_forward_pre_hook(  # type: ignore[union-attr]
+        lambda _m, _a, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    answers = student.answers.encode(batch.future, batch.status)
+    student(batch, answers, allow_table(2))
+    handle.remove()
+    prompt = student.prompt(batch)
+    ids = torch.cat((prompt.data.ids, torch.zeros_like(answers[:, :-1])), 1)
+    there = torch.cat((prompt.segments != Segment.PAD, torch.ones_like(answers[:, :-1]).bool()), 1)
+    expected, _ = student.vlm.model.get_rope_index(  # type: ignore[operator, union-attr]
+        ids,
+        mm_token_type_ids=(ids == student.vlm.config.image_token_id).int(),  # type: ignore[union-attr]
+        image_grid_thw=prompt.data.vision["image_grid_thw"],
+        attention_mask=there.long(),
+    )
+    assert torch.equal(seen["position_ids"], expected)
+    assert (expected[0] != expected[1]).any()
+
+
+def sft_model(student: base.Student) -> SFTModel:
+    """With adapters for the toy targets."""
+    statistics = {k: Statistics(torch.zeros(c), torch.ones(c)) for k, c in CHANNELS.items()}
+    return SFTModel(student, CHANNELS, 16, statistics)
+
+
+@pytest.mark.parametrize("answers", ["motion", "text"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trains_a_step_of_each_stage(family: str, answers: str) -> None:
+    """Every trained weight gets a gradient, every frozen one stays, and both losses fall."""
+    student = hf_student(family, text_answers() if answers == "text" else None, gradient_checkpointing=True)
+    model, batch = sft_model(student).train(), batch_of(2)
+    if answers == "text":
+        batch = replace(batch, future=batch.future[:, :2])
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for stage, weights in ((1, LossWeights(wm=1, geo=1, answer=0.1)), (2, LossWeights(wm=0.1, geo=0.1, answer=1))):
+        losses = []
+        for _ in range(3):
+            loss, parts = model(batch, stage, weights)
+            optimiser.zero_grad()
+            loss.backward()
+            silent = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+            assert not silent
+            assert student.latents.inputs.grad is not None
+            assert student.latents.inputs.grad.abs().sum(1).min() > 0
+            optimiser.step()
+            losses.append(loss.item())
+            assert {"answer", "wm_cosine", "wm_smooth_l1", "geo_cosine", "geo_smooth_l1"} < parts.keys()
+        assert losses[-1] < losses[0]
+    assert frozen
+    assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for on in (False, True):
+        model, batch = sft_model(hf_student("internvl", gradient_checkpointing=on)).train(), batch_of(2)
+        torch.manual_seed(0)
+        for adapter in model.adapters.modules():
+            if isinstance(adapter, torch.nn.Linear):
+                torch.nn.init.normal_(adapter.weight, std=0.1)
+                torch.nn.init.zeros_(adapter.bias)
+        loss, _ = model(batch, 1, LossWeights(wm=1, geo=1, answer=1))
+        loss.backward()
+        gradients.append({n: p.grad for n, p in model.student.vlm.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-5)
+
+
+def test_lora_trains_only_the_low_ranks_and_what_is_new() -> None:
+    pytest.importorskip("peft")
+    model = sft_model(hf_student("qwen3_vl", lora={"rank": 2, "alpha": 4.0}))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    inside = {n for n in trained if ".vlm." in n}
+    assert inside
+    assert all("lora_" in n and "language_model" in n for n in inside)
+    assert {"student.latents.inputs", "student.head.table_in"} <= trained
+    loss, _ = model(batch_of(1), 1, LossWeights(wm=1, geo=1, answer=0.1))
+    loss.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if n in trained)
+
+
+def test_text_answers_of_a_tokenizer_round_trip() -> None:
+    answers, batch = text_answers(), batch_of(3)
+    future = batch.future[:, :2]
+    decoded, parsed = answers.decode(answers.encode(future, batch.status), batch.status)
+    assert parsed.all()
+    assert (decoded - future)[..., :2].abs().max() < 0.051
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen3_vl"])
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}])
+def test_a_run_from_a_folder_on_shards(family: str, lora: object, shards: str, tmp_path: Path) -> None:
+    """Weights, tokenizer and image processor from disk, both stages of the real loop, and the policy that it leaves."""
+    folder = tmp_path / "model"
+    for part in (vlm(family), tokenizer(), image_processor(family)):
+        part.save_pretrained(folder)  # type: ignore[operator, union-attr]
+    student = {"kind": "hf", "model": str(folder), "lora": lora}
+    stages = [{"stage": 1, "steps": 1, "lr": 1e-3}, {"stage": 2, "steps": 1, "lr": 1e-3}]
+    config = recipe(shards, tmp_path / "run", student=student, stages=stages, stream={"batch_size": 2, "threads": 1})
+    run = SFT(config, torch.device("cpu"), log=lambda text: None)
+    held = run.held_batches()
+    run.check_mask(held[0])
+    run.fit()
+    policy = load_policy(tmp_path / "run" / "stage_2.pt")
+    own = run.model.student.eval().sample(held[0], allow_table(2), temperature=0)
+    loaded = policy.student.sample(held[0], allow_table(2), temperature=0)
+    assert torch.equal(own.tokens, loaded.tokens)
+    assert torch.equal(own.logp, loaded.logp)
+    stored = checkpoint.load(tmp_path / "run" / "stage_2.pt")["student"]
+    frozen = {n for n, p in run.model.student.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert not frozen & stored.keys()
+    assert any("lora_" in name for name in stored) == (lora is not None)

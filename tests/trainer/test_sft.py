@@ -1,0 +1,335 @@
+"""The supervised loop on a dataset that the real worker wrote: learning, resuming, controls, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError
+from tests.trainer.shard_toys import recipe
+from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
+from trainer import checkpoint
+from trainer.baselines import Scenes, constant_velocity, train_mlp
+from trainer.build import load_policy
+from trainer.config import StageConfig
+from trainer.evaluate import displacement, zeroed_latents
+from trainer.latents import Statistics
+from trainer.losses import LossWeights
+from trainer.model import SFTModel
+from trainer.segments import allow_table
+from trainer.sft import SFT, DivergedError, learning_rate
+
+CPU = torch.device("cpu")
+
+
+def start(data: str, out: Path, **changes: Any) -> SFT:
+    return SFT(recipe(data, out, **changes), CPU, log=lambda text: None)
+
+
+def tensors(value: Any, path: str = "") -> dict[str, Any]:
+    """Every leaf of nested mappings and lists."""
+    if isinstance(value, dict):
+        return {k2: v2 for k, v in value.items() for k2, v2 in tensors(v, f"{path}/{k}").items()}
+    if isinstance(value, list | tuple):
+        return {k2: v2 for i, v in enumerate(value) for k2, v2 in tensors(v, f"{path}/{i}").items()}
+    return {path: value}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Two checkpoints hold the same bits, but for where the run lies."""
+    left, right = tensors(checkpoint.load(a)), tensors(checkpoint.load(b))
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, right[key]), key
+        elif key != "/config":
+            assert value == right[key], key
+
+
+@pytest.fixture(scope="module")
+def whole(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run from beginning to end."""
+    out = tmp_path_factory.mktemp("whole")
+    start(shards, out, keep=10).fit()
+    return out
+
+
+@pytest.mark.parametrize("killed", [1, 2, 3, 4, 5])
+def test_resumed_after_a_kill_at_any_step_it_ends_with_the_same_bits(
+    shards: str, whole: Path, tmp_path: Path, killed: int
+) -> None:
+    start(shards, tmp_path).fit(until=killed)
+    again = start(shards, tmp_path)
+    assert again.step == killed
+    again.fit()
+    assert_same(whole / "checkpoints" / "step_00000006.pt", tmp_path / "checkpoints" / "step_00000006.pt")
+    assert_same(whole / "stage_2.pt", tmp_path / "stage_2.pt")
+
+
+def test_steps_that_were_not_saved_are_done_again(shards: str, whole: Path, tmp_path: Path) -> None:
+    start(shards, tmp_path, save_every=2).fit(until=5)
+    again = start(shards, tmp_path, save_every=2)
+    assert again.step == 4
+    again.fit()
+    assert_same(whole / "stage_2.pt", tmp_path / "stage_2.pt")
+
+
+def test_an_epoch_that_ends_within_the_run_is_resumed_too(shards: str, tmp_path: Path) -> None:
+    """15 training samples, batches of 4: an epoch has 3 steps, the last samples of it are left out."""
+    stages = [{"stage": 1, "steps": 8, "lr": 1e-3}]
+    start(shards, tmp_path / "a", stages=stages).fit()
+    for until in (3, 4, 7):
+        start(shards, tmp_path / "b", stages=stages).fit(until=until)
+    last = start(shards, tmp_path / "b", stages=stages)
+    last.fit()
+    assert last.stream.epoch == 2
+    assert_same(tmp_path / "a" / "stage_1.pt", tmp_path / "b" / "stage_1.pt")
+
+
+def test_another_recipe_in_the_same_place_is_refused(shards: str, whole: Path) -> None:
+    with pytest.raises(MismatchError, match="optimiser"):
+        start(shards, whole, keep=10, optimiser={"clip": 0.5})
+    assert start(shards, whole, keep=10, log_every=7).step == 6  # how often is logged may differ
+
+
+def test_checkpoints_are_pruned_and_half_written_ones_are_not_seen(shards: str, tmp_path: Path) -> None:
+    run = start(shards, tmp_path, keep=2)
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".step_00000009.pt.77").write_bytes(b"half")
+    run.fit(until=4)
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000003.pt", "step_00000004.pt"]
+    (folder / "step_00000004.pt").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match="not a checkpoint"):
+        start(shards, tmp_path, keep=2)
+    with pytest.raises(MissingFileError):
+        checkpoint.load(tmp_path / "nothing.pt")
+
+
+def test_held_out_is_whole_logs_and_nothing_is_in_both(shards: str, whole: Path) -> None:
+    run = start(shards, whole, keep=10)
+    logs = dict(
+        zip(run.dataset.plan.table["token"].to_pylist(), run.dataset.plan.table["log"].to_pylist(), strict=True)
+    )
+    train, held = {logs[t] for t in run.train_tokens}, {logs[t] for t in run.held_tokens}
+    assert len(held) == 1
+    assert not train & held
+    assert len(run.train_tokens) + len(run.held_tokens) == 20
+
+
+def test_notices_of_random_and_synthetic_data_are_in_every_file(whole: Path) -> None:
+    for path in (whole / "stage_1.pt", whole / "checkpoints" / "step_00000006.pt"):
+        said = " ".join(checkpoint.load(path)["notices"])
+        assert "synthetic" in said
+        assert "RANDOM WEIGHTS" in said
+
+
+def test_statistics_are_those_of_the_training_split(shards: str, whole: Path) -> None:
+    run = start(shards, whole, keep=10)
+    rows = torch.stack([torch.from_numpy(row["geo"]) for row in run.reader.targets(run.train_tokens)])
+    stored = checkpoint.load(whole / "stage_2.pt")["statistics"]["geo"]
+    torch.testing.assert_close(stored["mean"], rows.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stored["std"], rows.std((0, 1), correction=0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_policy_needs_no_adapters(shards: str, whole: Path, tmp_path: Path) -> None:
+    content = checkpoint.load(whole / "stage_2.pt")
+    assert content["adapters"]
+    assert not any("adapter" in k for k in content["student"])
+    del content["adapters"]
+    checkpoint.save(tmp_path / "bare.pt", content)
+    run = start(shards, whole, keep=10)
+    batch = run.held_batches()[0]
+    table = allow_table(2)
+    trained = run.model.student.eval().sample(batch, table, temperature=0)
+    for path in (whole / "stage_2.pt", tmp_path / "bare.pt"):
+        policy = load_policy(path)
+        assert policy.notices == tuple(run.notices)
+        assert policy.table_stage == 2
+        loaded = policy.student.sample(batch, table, temperature=0)
+        assert torch.equal(loaded.tokens, trained.tokens)
+        assert torch.equal(loaded.logp, trained.logp)
+
+
+def test_a_checkpoint_of_another_student_is_refused(whole: Path) -> None:
+    weights = checkpoint.load(whole / "stage_2.pt")["student"]
+    with pytest.raises(DatasetError, match="another student"):
+        checkpoint.load_weights(tiny_student(depth=3), weights)
+
+
+def test_accumulated_batches_are_one_batch(shards: str, tmp_path: Path) -> None:
+    common = {"stages": [{"stage": 1, "steps": 2, "lr": 1e-3}]}
+    student = {
+        "kind": "tiny",
+        "width": 16,
+        "depth": 2,
+        "heads": 2,
+        "image": [48, 32],
+        "dropout": 0.0,
+        "answer_dropout": 0.0,
+        **STILL,
+    }
+    small = start(
+        shards, tmp_path / "a", student=student, stream={"batch_size": 2, "threads": 1},
+        optimiser={"accumulate": 2}, **common,
+    )  # fmt: skip
+    large = start(shards, tmp_path / "b", student=student, **common)
+    assert small.step_samples == large.step_samples == 4
+    for run in (small, large):  # Adam would blow up the rounding of gradients that are zero but for it
+        run._optimiser = torch.optim.SGD([{"params": list(run.model.parameters()), "scale": 100.0}])  # type: ignore[assignment]
+        run.fit()
+    for name, value in large.model.state_dict().items():
+        torch.testing.assert_close(small.model.state_dict()[name], value, atol=1e-6, rtol=0, msg=name)
+
+
+def test_shuffled_teachers_are_those_of_another_sample_in_training_only(shards: str, tmp_path: Path) -> None:
+    honest = start(shards, tmp_path / "a")
+    control = start(shards, tmp_path / "b", controls={"shuffle_teachers": True})
+    own = {t: honest.reader.read(t) for t in honest.train_tokens}
+    seen = {}
+    for batch in control.stream.batches(collate=lambda examples: list(examples)):
+        seen |= {e.token: e for e in batch}
+    assert seen.keys() == own.keys()
+    for token, example in seen.items():
+        assert (example.future == own[token].future).all()
+        assert (example.images == own[token].images).all()
+        assert (example.targets["geo"] != own[token].targets["geo"]).any()
+        assert any((example.targets["geo"] == other.targets["geo"]).all() for other in own.values())
+    a, b = honest.held_batches(), control.held_batches()
+    assert torch.equal(a[0].targets["wm"], b[0].targets["wm"])
+
+
+def test_zeroed_latents_change_what_is_said_and_only_while_asked(shards: str, whole: Path) -> None:
+    run = start(shards, whole, keep=10)
+    held = run.held_batches()
+    before = run.evaluate(held)
+    with zeroed_latents(run.model.student):
+        student, batch = run.model.student.eval(), held[0]
+        out = student(batch, run.answers.encode(batch.future, batch.status), allow_table(2))
+        changed = run.evaluate(held)
+    assert changed["answer"] != before["answer"]
+    assert out.latents["wm"].std(0).abs().max() < 1e-6  # the same for every scene: nothing of the image is left in them
+    assert run.evaluate(held) == before
+
+
+def test_no_mask_is_a_switch(shards: str, tmp_path: Path) -> None:
+    run = start(shards, tmp_path, stages=[{"stage": 1, "steps": 2, "mask": 2}])
+    assert run.config.stages[0].table_stage == 2
+    run.check_mask(run.held_batches()[0])
+    run.fit()
+    assert checkpoint.load(tmp_path / "stage_1.pt")["table_stage"] == 2
+
+
+def test_bfloat16_trains(shards: str, tmp_path: Path) -> None:
+    run = start(shards, tmp_path, dtype="bfloat16")
+    run.fit()
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    assert math.isfinite(run.evaluate(run.held_batches())["answer"])
+
+
+def test_a_step_that_is_not_finite_stops_the_run(shards: str, tmp_path: Path) -> None:
+    run = start(shards, tmp_path)
+    run.fit(until=2)
+    with torch.no_grad():
+        run.model.student.latents.inputs.fill_(torch.nan)
+    with pytest.raises(DivergedError, match=r"step 2.*step_00000002.pt"):
+        run.fit()
+
+
+def test_targets_that_are_not_there_are_named(shards: str, tmp_path: Path) -> None:
+    targets = {
+        "wm": {"column": "toy", "target": "nothing", "grid": {"row": 1}},
+        "geo": {"column": "toy", "target": "grid", "grid": {"row": 1}},
+    }
+    with pytest.raises(ConfigError, match=r"no 'nothing'; it has grid, mean, path"):
+        start(shards, tmp_path, targets=targets)
+    with pytest.raises(ConfigError, match=r"data\.steps is 8, the samples hold 3"):
+        start(shards, tmp_path, samples={"steps": 8})
+    with pytest.raises(ConfigError, match="there is no whole batch"):
+        start(shards, tmp_path, stream={"batch_size": 16})
+
+
+def test_numbers_are_reported_apart(shards: str, tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+
+    def note(step: int, numbers: Mapping[str, float]) -> None:
+        seen.append({"step": step, **numbers})
+
+    run = SFT(recipe(shards, tmp_path), CPU, log=lambda text: None, on_step=note)
+    run.fit()
+    train = [n for n in seen if "train/loss" in n]
+    held = [n for n in seen if "held/answer" in n]
+    parts = {"answer", "wm_cosine", "wm_smooth_l1", "geo_cosine", "geo_smooth_l1", "gradient", "lr", "samples_per_s"}
+    assert {f"train/{p}" for p in parts} <= train[0].keys()
+    assert {"held/cosine_wm", "held/cosine_geo", "held/ade_1", "held/fde_1", "held/unparsed"} <= held[0].keys()
+    assert [n["step"] for n in train] == [1, 2, 3, 4, 5, 6]
+    json.dumps(seen)
+
+
+def test_learning_rate_warms_up_and_ends_at_its_floor() -> None:
+    stage = StageConfig(stage=1, steps=100, lr=2.0, warmup=0.1, min_lr=0.25)
+    rates = [learning_rate(stage, k) for k in range(100)]
+    assert rates[0] == pytest.approx(2 / 11)
+    assert rates[10] == max(rates) == 2.0
+    assert rates == [*sorted(rates[:10]), *sorted(rates[10:], reverse=True)]
+    assert rates[-1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_eight_samples_are_learnt_by_heart() -> None:
+    """CE below .01 and cosines above .99, under the stage-1 mask."""
+    statistics = {k: Statistics(torch.zeros(c), torch.ones(c)) for k, c in CHANNELS.items()}
+    student = tiny_student(width=64)
+    model, batch = SFTModel(student, CHANNELS, 128, statistics), batch_of(8)
+    weights = LossWeights(wm=1, geo=1, answer=1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    steps = 400
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
+    for _ in range(steps):
+        loss, parts = model(batch, 1, weights)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    assert parts["answer"] < 0.01
+    assert parts["wm_cosine"] < 0.01
+    assert parts["geo_cosine"] < 0.01
+    sampled = student.sample(batch, allow_table(1), temperature=0)
+    assert torch.equal(sampled.tokens, student.answers.encode(batch.future, batch.status))
+
+
+def test_baselines() -> None:
+    status = torch.zeros(2, 4, 7)
+    status[:, -1, 3] = torch.tensor([4.0, 0.0])
+    line = constant_velocity(status, 4)
+    torch.testing.assert_close(line[0, :, 0], torch.tensor([2.0, 4.0, 6.0, 8.0]))
+    assert (line[1] == 0).all()
+    assert (line[..., 1:] == 0).all()
+    generator = torch.Generator().manual_seed(0)
+    status = torch.randn(200, 4, 7, generator=generator)
+    future = status[:, -1, 3:4, None] * torch.arange(1, 5).view(1, 4, 1) * torch.tensor([1.0, 0, 0])
+    scenes = Scenes(status, torch.zeros(200, dtype=torch.long), future)
+    for inputs in (0, 4):
+        mlp = train_mlp(scenes, inputs=inputs, steps=300, batch=32, seed=0)
+        with torch.no_grad():
+            assert displacement(mlp(status, scenes.command), future)["ade_2"].mean() < 0.6
+    before = torch.get_rng_state()
+    train_mlp(scenes, inputs=0, steps=2, batch=4, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_displacement_is_at_half_second_steps() -> None:
+    future = torch.zeros(1, 8, 3)
+    predicted = future.clone()
+    predicted[0, :, 0] = torch.arange(1, 9)
+    predicted[0, :, 2] = 9.0
+    found = displacement(predicted, future)
+    assert {k: v.item() for k, v in found.items()} == {
+        "ade_1": 1.5, "fde_1": 2.0, "ade_2": 2.5, "fde_2": 4.0, "ade_3": 3.5, "fde_3": 6.0, "ade_4": 4.5, "fde_4": 8.0
+    }  # fmt: skip

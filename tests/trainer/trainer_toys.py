@@ -1,0 +1,69 @@
+"""Batches and tiny students for the tests of the trainer: random, small, and of the real classes."""
+
+from __future__ import annotations
+
+import torch
+
+from trainer.answers import Answers, MotionAnswers, MotionConfig, compose
+from trainer.batch import Batch
+from trainer.students.tiny import TinyConfig, TinyStudent
+
+COUNTS = {"wm": 6, "geo": 3}
+CHANNELS = {"wm": 5, "geo": 7}
+STEPS = 4
+STILL = {"shift": 0, "jitter": 0.0, "patch_dropout": 0.0}
+"""A student that is trained on what it is given."""
+
+
+def trajectories(count: int, seed: int = 0, steps: int = STEPS) -> torch.Tensor:
+    """Smooth drives [count, steps, 3] of random speed and curvature."""
+    g = torch.Generator().manual_seed(seed)
+    speed, bend = 6 * torch.rand(count, generator=g), 0.15 * torch.randn(count, generator=g)
+    pose, poses = torch.zeros(count, 3), []
+    for _ in range(steps):
+        speed = (speed + 0.3 * torch.randn(count, generator=g)).clamp_min(0)
+        pose = compose(pose, torch.stack((speed, 0.5 * speed * bend, bend), -1))
+        poses.append(pose)
+    return torch.stack(poses, 1)
+
+
+def status_of(count: int, seed: int = 0) -> torch.Tensor:
+    """Status [count, 4, 7] whose present velocity goes with the first motion of the drives of that seed."""
+    g = torch.Generator().manual_seed(seed + 1000)
+    status = torch.randn(count, 4, 7, generator=g)
+    status[:, -1, 3:5] = 2 * trajectories(count, seed)[:, 0, :2]
+    return status
+
+
+def batch_of(count: int, seed: int = 0, size: tuple[int, int] = (48, 32), views: int = 1, steps: int = STEPS) -> Batch:
+    """Random pixels, status and targets."""
+    g = torch.Generator().manual_seed(seed)
+    return Batch(
+        tokens=tuple(f"{seed:08x}{i:08x}" for i in range(count)),
+        images=torch.randint(0, 256, (count, views, 3, size[1], size[0]), generator=g, dtype=torch.uint8),
+        status=status_of(count, seed),
+        command=torch.randint(0, 4, (count,), generator=g),
+        future=trajectories(count, seed, steps),
+        targets={k: torch.randn(count, COUNTS[k], CHANNELS[k], generator=g) for k in COUNTS},
+    )
+
+
+def motion_answers(size: int = 16, smoothing: float = 0.0) -> MotionAnswers:
+    """A vocabulary of the toy drives."""
+    return MotionAnswers.fit(trajectories(200, 9), status_of(200, 9), MotionConfig(size=size, smoothing=smoothing))
+
+
+def tiny_student(answers: Answers | None = None, seed: int = 0, **config: object) -> TinyStudent:
+    """A tiny student of 2 layers, no dropout."""
+    torch.manual_seed(seed)
+    values = {
+        "width": 32,
+        "depth": 2,
+        "heads": 2,
+        "image": (48, 32),
+        "dropout": 0.0,
+        "answer_dropout": 0.0,
+        **STILL,
+        **config,
+    }
+    return TinyStudent(TinyConfig.model_validate(values), answers or motion_answers(), COUNTS, views=1, history=4)

@@ -1,0 +1,102 @@
+"""A batch: what every student sees, in arrays of fixed shape, with nothing of any model in it.
+
+Legend: B batch, H history steps (0.5 s apart, the last is now), S future steps, N latents, C channels.
+Images stay uint8; each student resizes and normalises as its own encoder wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards_schema.records import COMMANDS
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """One sample.
+
+    Attributes:
+        token: of the scene.
+        images: uint8 [V, 3, h, w], one a view.
+        status: float32 [H, 7]: x, y, heading, velocity x, y, acceleration x, y (m, rad, s; ego axes at step 0).
+        command: index into `COMMANDS`, at step 0.
+        future: float32 [S, 3]: x, y, heading.
+        targets: latent kind -> float32 [N, C], as the teacher gave it (not standardised).
+    """
+
+    token: str
+    images: NDArray[np.uint8]
+    status: NDArray[np.float32]
+    command: int
+    future: NDArray[np.float32]
+    targets: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Examples, stacked: tokens [B], images uint8 [B, V, 3, h, w], status [B, H, 7], command int64 [B], future
+    [B, S, 3], targets {kind: [B, N, C]}.
+    """
+
+    tokens: tuple[str, ...]
+    images: Tensor
+    status: Tensor
+    command: Tensor
+    future: Tensor
+    targets: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device; asynchronous where the tensors are pinned."""
+        move = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        return replace(self, targets={k: v.to(device, non_blocking=True) for k, v in self.targets.items()}, **move)
+
+    def pin_memory(self) -> Batch:
+        """The same in pinned memory (`DataLoader(pin_memory=True)` calls this)."""
+        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
+        return replace(self, targets={k: v.pin_memory() for k, v in self.targets.items()}, **pinned)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        part = {name: getattr(self, name)[rows] for name in _TENSORS}
+        return replace(self, tokens=self.tokens[rows], targets={k: v[rows] for k, v in self.targets.items()}, **part)
+
+    def repeat(self, times: int) -> Batch:
+        """Each example `times` times, side by side (groups of sampled answers)."""
+        more = {name: getattr(self, name).repeat_interleave(times, 0) for name in _TENSORS}
+        targets = {k: v.repeat_interleave(times, 0) for k, v in self.targets.items()}
+        return replace(self, tokens=tuple(t for t in self.tokens for _ in range(times)), targets=targets, **more)
+
+
+_TENSORS = ("images", "status", "command", "future")
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Stack examples of equal shapes."""
+    first = examples[0]
+    return Batch(
+        tokens=tuple(e.token for e in examples),
+        images=torch.from_numpy(np.stack([e.images for e in examples])),
+        status=torch.from_numpy(np.stack([e.status for e in examples])),
+        command=torch.tensor([e.command for e in examples]),
+        future=torch.from_numpy(np.stack([e.future for e in examples])),
+        targets={k: torch.from_numpy(np.stack([e.targets[k] for e in examples])) for k in first.targets},
+    )
+
+
+def prompt_text(status_H7: Tensor, command: int) -> str:
+    """Ego status and command as a person would write them: the text segment of a language model."""
+    now = status_H7[-1].tolist()
+    past = " ".join(f"({x:.2f}, {y:.2f}, {h:.3f})" for x, y, h in status_H7[:, :3].tolist())
+    return (
+        f"Driving command: {COMMANDS[command]}. Velocity ({now[3]:.2f}, {now[4]:.2f}) m/s, "
+        f"acceleration ({now[5]:.2f}, {now[6]:.2f}) m/s^2. Poses of the last {len(status_H7)} half seconds "
+        f"(x forward, y left, heading): {past}. Plan the next seconds."
+    )

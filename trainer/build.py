@@ -1,0 +1,92 @@
+"""From a config, or from what a stage left, to a student: the one place that knows which students there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from trainer import checkpoint
+from trainer.answers import AnswerConfig, Answers, MotionAnswers, MotionConfig, TextAnswers
+from trainer.config import SFTConfig, StudentConfig
+from trainer.students.base import Student
+from trainer.students.hf import HFConfig, load, load_tokenizer
+from trainer.students.tiny import TinyStudent
+
+
+def make_answers(
+    config: AnswerConfig, student: StudentConfig, drives: Callable[[], tuple[Tensor, Tensor]], steps: int
+) -> Answers:
+    """What a student will say; `drives` gives training futures [n, S, 3] and status [n, H, 7] where they are needed."""
+    if isinstance(config, MotionConfig):
+        return MotionAnswers.fit(*drives(), config)
+    return _text(steps, config.digits, student)
+
+
+def restore_answers(state: Mapping[str, Any], student: StudentConfig) -> Answers:
+    """The inverse of `Answers.state`."""
+    if state["kind"] == "motion":
+        return MotionAnswers(state["motions"], state["steps"], state["smoothing"], state["relative"])
+    return _text(state["steps"], state["digits"], student)
+
+
+def _text(steps: int, digits: int, student: StudentConfig) -> TextAnswers:
+    if not isinstance(student, HFConfig):
+        return TextAnswers(steps, digits)
+    tokenizer = load_tokenizer(student)
+    return TextAnswers(
+        steps,
+        digits,
+        encoder=lambda text: tokenizer(text, add_special_tokens=False).input_ids,
+        decoder=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
+        vocabulary=len(tokenizer),
+        end=tokenizer.eos_token_id,
+    )
+
+
+def make_student(
+    config: StudentConfig, answers: Answers, counts: Mapping[str, int], *, views: int, history: int
+) -> Student:
+    """A student with the weights that it begins with (torch's global seed decides the random ones)."""
+    if isinstance(config, HFConfig):
+        return load(config, answers, counts)
+    return TinyStudent(config, answers, counts, views=views, history=history)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What drives: a student, without adapters.
+
+    Attributes:
+        student: in eval mode, on the CPU.
+        config: of the run that made it.
+        table_stage: whose allow table holds.
+        history: H, status steps that it was trained with.
+        notices: what has to be said of it (synthetic frames, random teachers).
+    """
+
+    student: Student
+    config: SFTConfig
+    table_stage: int
+    history: int
+    notices: tuple[str, ...]
+
+
+def load_policy(path: Path) -> Policy:
+    """The policy of a stage file (``stage_2.pt``); adapters are not read.
+
+    Raises:
+        MissingFileError, DatasetError: there is none, or it is damaged.
+    """
+    content = checkpoint.load(path)
+    config: SFTConfig = TypeAdapter(SFTConfig).validate_json(content["config"])
+    answers = restore_answers(content["answers"], config.student)
+    student = make_student(
+        config.student, answers, config.counts, views=len(config.samples.views), history=content["history"]
+    )
+    checkpoint.load_weights(student, content["student"])
+    return Policy(student.eval(), config, content["table_stage"], content["history"], tuple(content["notices"]))

@@ -1,0 +1,141 @@
+"""Checkpoints: a file is whole or it is not there, and what is in it is enough to go on as if nothing had happened.
+
+    <out>/checkpoints/step_00000400.pt     everything: student, adapters, optimiser, RNG of each rank, stream cursor
+    <out>/stage_2.pt                       what a stage ended with: student and adapters, each under its own key, with
+                                           what is needed to use them (config, answers, statistics, notices)
+
+Written to a temporary name, fsynced, renamed, folder fsynced. Read with `weights_only=True`: no pickled code is run.
+State dicts are whole (gathered from FSDP, without DDP's prefix), so that a run can go on with other ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from shards_schema.errors import DatasetError, MissingFileError
+from trainer import distributed
+
+VERSION = 1
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+"""What is frozen comes from the pretrained weights again, and is not written into every checkpoint."""
+_NAME = re.compile(r"step_(\d{8})\.pt\Z")
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` (tensors and plain values) atomically; rank 0 writes, the others wait."""
+    if distributed.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        waiting = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(waiting, "wb") as file:
+            torch.save({"version": VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(waiting, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    distributed.barrier()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Raises:
+        MissingFileError: there is none.
+        DatasetError: damaged, or of another version.
+    """
+    if not path.exists():
+        raise MissingFileError(f"{path}: no such checkpoint; `make sft` writes them")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DatasetError(f"{path}: not a checkpoint ({error}); delete it to go on from the one before") from error
+    if content.get("version") != VERSION:
+        raise DatasetError(f"{path}: checkpoint version {content.get('version')}, this code reads {VERSION}")
+    return content
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint of the highest step, or None."""
+    found = [p for p in folder.glob("step_*.pt") if _NAME.match(p.name)]
+    return max(found, default=None)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what an interrupted write left."""
+    if distributed.rank() == 0:
+        for old in sorted(p for p in folder.glob("step_*.pt") if _NAME.match(p.name))[:-keep]:
+            old.unlink()
+        for left in folder.glob(".step_*"):
+            left.unlink()
+
+
+def training_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Model and optimiser, whole; every rank calls, rank 0 has them."""
+    return {
+        "model": weights_of(model),
+        "optimiser": get_optimizer_state_dict(model, optimiser, options=_WHOLE),
+        "rng": distributed.gathered(_rng()),
+    }
+
+
+def restore(model: nn.Module, optimiser: torch.optim.Optimizer, content: Mapping[str, Any], seed: int) -> None:
+    """The inverse of `training_state`; with another number of ranks the RNG starts from `seed` and the rank."""
+    load_weights(model, content["model"])
+    set_optimizer_state_dict(model, optimiser, content["optimiser"], options=_WHOLE)
+    states = content["rng"]
+    if len(states) == distributed.world_size():
+        _set_rng(states[distributed.rank()])
+    else:
+        torch.manual_seed(seed + distributed.rank())
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Put weights into a model.
+
+    Raises:
+        DatasetError: a weight that is trained is missing, or one has no place; the names are given.
+    """
+    # the buffers that a model registers as not persistent are in no state dict on either side
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    named = {name.replace("_orig_mod.", "").removeprefix("module.") for name in trained}
+    missing, foreign = sorted(named - weights.keys()), sorted(weights.keys() - _names(model))
+    if missing or foreign:
+        raise DatasetError(f"checkpoint: missing {missing[:4]}, no place for {foreign[:4]}: it is of another student")
+    set_model_state_dict(model, dict(weights), options=_WHOLE)
+
+
+def _names(model: nn.Module) -> set[str]:
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    return {*inner.state_dict().keys()}
+
+
+def weights_of(model: nn.Module) -> dict[str, Any]:
+    """The trained weights and buffers of a model, whole; every rank calls, rank 0 has them."""
+    return get_model_state_dict(model, options=_WHOLE)
+
+
+def _rng() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
+
+
+def _set_rng(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

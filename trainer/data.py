@@ -1,0 +1,190 @@
+"""From shards to batches: which samples train and which are held out, and how a stored sample becomes an `Example`.
+
+Held-out is whole logs, chosen by the hash of (seed, log), so that no scene of training overlaps one of evaluation and
+a dataset that grows keeps its split. The control that shuffles teachers gives each training sample the targets of
+another one, by a fixed permutation without fixed points of that kind of index; evaluation always has the true ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from pipeline.decode import decode_jpeg
+from pipeline.reader import Dataset
+from shards_schema.errors import ConfigError, DatasetError
+from shards_schema.records import COMMANDS
+from trainer.batch import Example
+from trainer.latents import TargetConfig
+
+
+class DataConfig(BaseModel):
+    """What is read of a dataset.
+
+    Attributes:
+        views: images of the samples column, as members (``cam_f0``), in order.
+        image: (width, height) that images are resized to while they are read; None keeps them.
+        steps: S, future steps of 0.5 s (8 are NAVSIM's 4 s).
+        held_out: share of the logs that is held out (at least one log).
+        split_seed: of the choice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    views: tuple[str, ...] = Field(default=("cam_f0",), min_length=1)
+    image: tuple[int, int] | None = None
+    steps: int = Field(default=8, ge=1)
+    held_out: float = Field(default=0.2, gt=0, lt=1)
+    split_seed: int = 0
+
+
+def split(dataset: Dataset, tokens: Sequence[str], config: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Training and held-out tokens, each in plan order.
+
+    Raises:
+        DatasetError: fewer than two logs.
+    """
+    table = dataset.plan.table
+    log_of = dict(zip(table["token"].to_pylist(), table["log"].to_pylist(), strict=True))
+    logs = sorted(
+        {log_of[t] for t in tokens}, key=lambda log: hashlib.sha256(f"{config.split_seed}/{log}".encode()).hexdigest()
+    )
+    if len(logs) < 2:
+        raise DatasetError(f"{dataset.url}: {len(logs)} logs; holding whole logs out needs at least two")
+    held = set(logs[: max(1, round(config.held_out * len(logs)))])
+    train = tuple(t for t in tokens if log_of[t] not in held)
+    return train, tuple(t for t in tokens if log_of[t] in held)
+
+
+def notices(dataset: Dataset, targets: Mapping[str, TargetConfig]) -> list[str]:
+    """What has to be said of everything that is trained on this dataset: synthetic frames, random teachers."""
+    said = list(dataset.manifest.notices)
+    for column in sorted({t.column for t in targets.values()}):
+        if dataset.columns[column].random_weights and not any("RANDOM" in n and column in n for n in said):
+            said.append(f"Column {column} was made with RANDOM WEIGHTS: its targets carry no knowledge.")
+    return said
+
+
+class ExampleMaker:
+    """A stored sample -> an `Example`; runs in the stream's threads.
+
+    Args:
+        dataset: open with `samples` and the columns of `targets`.
+        config: views, image size, steps.
+        targets: latent kind -> what it is aligned to.
+        other: token -> token whose targets it gets instead of its own (the shuffled control); None: its own.
+
+    Raises:
+        ConfigError: a target that the dataset does not have, or of other dimensions; more steps than are stored.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        targets: Mapping[str, TargetConfig],
+        other: Mapping[str, str] | None = None,
+    ) -> None:
+        self._dataset, self._config, self._targets, self._other = dataset, config, targets, other
+        self._dims = {}
+        for kind, target in targets.items():
+            specs = dataset.specs(target.column)
+            if target.target not in specs:
+                raise ConfigError(f"{kind}: column {target.column} has no {target.target!r}; it has {', '.join(specs)}")
+            target.check(specs[target.target])
+            self._dims[kind] = specs[target.target].dims
+        stored = dataset.columns["samples"].provenance["num_future"]
+        if config.steps > stored:
+            raise ConfigError(f"data.steps is {config.steps}, the samples hold {stored} future steps")
+
+    @property
+    def wanted(self) -> dict[str, list[str]]:
+        """Column -> members, for the reader and the stream."""
+        return {"samples": ["json", *(f"{v}.jpg" for v in self._config.views)], **self._columns()}
+
+    def channels(self, kind: str) -> int:
+        """C of a kind of latents."""
+        target = self._targets[kind]
+        spec = self._dataset.specs(target.column)[target.target]
+        return spec.fixed_shape[spec.dims.index(target.channel)]
+
+    def __call__(self, sample: Mapping[str, Any]) -> Example:
+        """Of a sample with the members of `wanted` and its ``token``."""
+        document = sample["samples"]["json"]
+        stored = sample if self._other is None else self._other_targets(document["token"])
+        return Example(
+            token=document["token"],
+            images=np.stack(
+                [self._image(sample["samples"][f"{v}.jpg"], document["token"]) for v in self._config.views]
+            ),
+            status=_status(document),
+            command=COMMANDS.index(document["ego"]["command"]),
+            future=self._future(document),
+            targets=self._latents(stored),
+        )
+
+    def read(self, token: str) -> Example:
+        """One example by its token, past the stream."""
+        return self(self._dataset.read(token, self.wanted))
+
+    def targets(self, tokens: Sequence[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """Only the targets of samples, for statistics."""
+        for token in tokens:
+            yield self._latents(self._dataset.read(token, self._columns()))
+
+    def drives(self, tokens: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Futures float32 [n, S, 3] and status [n, H, 7] of samples, without their images."""
+        documents = [self._dataset.read(t, {"samples": ["json"]})["samples"]["json"] for t in tokens]
+        futures = np.stack([self._future(d) for d in documents])
+        return torch.from_numpy(futures), torch.from_numpy(np.stack([_status(d) for d in documents]))
+
+    def _future(self, document: Mapping[str, Any]) -> NDArray[np.float32]:
+        return np.asarray(document["future"]["trajectory"][: self._config.steps], dtype=np.float32)
+
+    def _columns(self) -> dict[str, list[str]]:
+        columns: dict[str, list[str]] = {}
+        for target in self._targets.values():
+            columns.setdefault(target.column, []).append(target.target)
+        return columns
+
+    def _other_targets(self, token: str) -> Mapping[str, Any]:
+        assert self._other is not None
+        return self._dataset.read(self._other.get(token, token), self._columns())
+
+    def _latents(self, sample: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
+        out = {}
+        for kind, target in self._targets.items():
+            array = sample[target.column][target.target]
+            out[kind] = target.tokens(np.asarray(array), self._dims[kind])
+        return out
+
+    def _image(self, stored: Any, token: str) -> NDArray[np.uint8]:
+        """[3, h, w] of JPEG bytes, or of decoded pixels [H, W, 3]."""
+        pixels = decode_jpeg(stored, token) if isinstance(stored, bytes) else np.asarray(stored)
+        chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+        if self._config.image is not None and tuple(chw.shape[:0:-1]) != self._config.image:
+            width, height = self._config.image
+            chw = nn.functional.interpolate(chw[None], size=(height, width), mode="bilinear", antialias=True)[0]
+        out: NDArray[np.uint8] = chw.contiguous().numpy()
+        return out
+
+
+def _status(document: Mapping[str, Any]) -> NDArray[np.float32]:
+    """[H, 7], see `Example.status`."""
+    history = document["history"]
+    rows = np.concatenate((history["trajectory"], history["velocity"], history["acceleration"]), axis=1)
+    return rows.astype(np.float32)
+
+
+def shuffled(tokens: Sequence[str], seed: int) -> dict[str, str]:
+    """Token -> another token of the same set: a random cycle, so that no sample keeps its own targets."""
+    generator = torch.Generator().manual_seed(seed)
+    order = [tokens[i] for i in torch.randperm(len(tokens), generator=generator).tolist()]
+    return dict(zip(order, [*order[1:], order[0]], strict=True))

@@ -1,0 +1,128 @@
+"""Ranks: plain torchrun. DDP by default, FSDP2 (`fully_shard` a decoder layer) for what does not fit one device.
+
+Without `WORLD_SIZE` in the environment there is one process and nothing of torch.distributed is touched. Losses are
+means over samples and every rank has batches of one size, so averaged gradients are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.students.base import Student
+
+
+class ParallelConfig(BaseModel):
+    """How ranks share the work: ``ddp`` (a copy each) or ``fsdp`` (parameters, gradients, optimiser in parts)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["ddp", "fsdp"] = "ddp"
+
+
+def rank() -> int:
+    """Of this process; 0 without torch.distributed."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Processes; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def session(device: str | None) -> Iterator[torch.device]:
+    """Join the group that torchrun made, if it did; gives this rank's device, and leaves the group at the end."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield torch.device(name)
+        return
+    chosen = torch.device(name)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(
+    student: Student, others: Iterable[nn.Module], config: ParallelConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Shard a student (FSDP2, in place), a decoder layer a unit, and each of `others` by itself, if asked for.
+
+    Each can then be called without the module around them; before the optimiser is made.
+    """
+    if config.mode != "fsdp" or not dist.is_initialized():
+        return
+    mesh = init_device_mesh(device.type, (world_size(),))
+    stored = next(student.blocks[0].parameters()).dtype
+    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    # decoder layers, nearly all of the weights, are gathered in the low precision; what is around them keeps its own
+    low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=stored)
+    for block in student.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=whole if stored is dtype else low)
+    for unit in (student, *others):
+        fully_shard(unit, mesh=mesh, mp_policy=whole)
+    for method in ("sample", "logp"):
+        register_fsdp_forward_method(student, method)
+
+
+def wrap(model: nn.Module, config: ParallelConfig, device: torch.device) -> nn.Module:
+    """DDP around a model where several ranks hold copies; else the model."""
+    if config.mode != "ddp" or not dist.is_initialized():
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+@contextmanager
+def no_sync(model: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients of all but the `last` accumulated batch stay on their rank."""
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):
+            unit.set_requires_gradient_sync(last, recurse=False)
+    with model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext():
+        yield
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of gathered weights: after a pass without gradients FSDP's outer modules still show those as parameters."""
+    for unit in model.modules():
+        if isinstance(unit, FSDPModule):
+            unit.reshard()
+
+
+def summed(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Each value, summed over ranks, in float64."""
+    if not dist.is_initialized():
+        return dict(values)
+    packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    return dict(zip(values, packed.tolist(), strict=True))
+
+
+def gathered(value: Any) -> list[Any]:
+    """A picklable value of every rank, in order of ranks."""
+    if not dist.is_initialized():
+        return [value]
+    out: list[Any] = [None] * world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,145 @@
+"""A student on held-out samples: losses, cosine to each teacher, and how far its greedy answers are from the drive.
+
+ADE at t is the mean distance of the positions up to t seconds, FDE the distance at t, in metres, over samples whose
+answer parses; answers that do not are counted. `cosine_wm` is between standardised features (what is trained on: 0 is
+what the mean feature gets), `cosine_wm_raw` between the teacher's own, where the mean alone is often near 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from trainer import distributed
+from trainer.batch import Batch
+from trainer.latents import LATENTS
+from trainer.losses import answer_loss
+from trainer.model import SFTModel
+from trainer.segments import allow_table
+from trainer.students.base import Prompt, Student
+
+SECONDS = (1, 2, 3, 4)
+"""Horizons of ADE and FDE; those beyond the answers' last step are left out."""
+STEPS_PER_SECOND = 2
+
+
+def displacement(predicted_BS3: Tensor, future_BS3: Tensor) -> dict[str, Tensor]:
+    """ADE and FDE of each sample, [B] a key (``ade_1`` .. ``fde_4``), in metres."""
+    distance_BS = (predicted_BS3 - future_BS3)[..., :2].norm(dim=-1)
+    out = {}
+    for seconds in SECONDS:
+        steps = seconds * STEPS_PER_SECOND
+        if steps <= distance_BS.shape[1]:
+            out[f"ade_{seconds}"] = distance_BS[:, :steps].mean(1)
+            out[f"fde_{seconds}"] = distance_BS[:, steps - 1]
+    return out
+
+
+@contextmanager
+def zeroed_latents(student: Student) -> Iterator[None]:
+    """While this holds, the states of the latents are zero before and after every layer (the dependency control)."""
+    count = sum(student.latents.counts.values())
+    where: list[slice] = []
+    own = student.prompt
+
+    def prompt(batch: Batch) -> Prompt:
+        made = own(batch)
+        end = student.at(made) + 1 - student.prefix
+        where[:] = [slice(end - count, end)]
+        return made
+
+    def zero(states: Tensor) -> Tensor:
+        if states.shape[1] == 1:  # a step of decoding: the latents are in the cache
+            return states
+        keep = torch.ones(states.shape[1], 1, device=states.device, dtype=states.dtype)
+        keep[where[0]] = 0
+        return states * keep
+
+    hooks = [student.blocks[0].register_forward_pre_hook(lambda _m, args: (zero(args[0]), *args[1:]))]
+    hooks += [block.register_forward_hook(lambda _m, _a, out: zero(out)) for block in student.blocks]
+    student.prompt = prompt  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del student.prompt  # the class's own again
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def evaluate(
+    model: SFTModel, batches: Sequence[Batch], stage: int, device: torch.device, *, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Means over all samples of all batches; the ranks share the batches.
+
+    Args:
+        model: student and adapters.
+        batches: held-out; the same list on every rank.
+        stage: whose allow table holds.
+        device: of the model.
+        dtype: of autocast.
+
+    Returns:
+        ``answer``, ``cosine_wm``, ``cosine_wm_raw``, ``cosine_geo``, ``cosine_geo_raw``, ``ade_*``, ``fde_*``,
+        ``unparsed`` (share), ``samples``.
+    """
+    training = model.training
+    model.eval()
+    table, sums = allow_table(stage), dict.fromkeys(_keys(batches[0]), 0.0)
+    world, mine = distributed.world_size(), distributed.rank()
+    for i in range(-(-len(batches) // world)):
+        place = i * world + mine
+        batch = batches[min(place, len(batches) - 1)].to(device)  # FSDP needs every rank in every pass
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            found = _sums(model, batch, table)
+        if place < len(batches):
+            sums = {k: sums[k] + found[k] for k in sums}
+    model.train(training)
+    distributed.reshard(model)
+    sums = distributed.summed(sums, device)
+    samples, parsed = sums.pop("samples"), sums.pop("parsed")
+    means = {k: v / max(parsed if k[:4] in ("ade_", "fde_") else samples, 1.0) for k, v in sums.items()}
+    return {**means, "unparsed": 1 - parsed / samples, "samples": samples}
+
+
+def _keys(batch: Batch) -> list[str]:
+    cosines = [f"cosine_{kind}{end}" for kind in LATENTS for end in ("", "_raw")]
+    return ["answer", *cosines, *displacement(batch.future, batch.future), "samples", "parsed"]
+
+
+def _sums(model: SFTModel, batch: Batch, table: Tensor) -> dict[str, float]:
+    student, n = model.student, len(batch)
+    answers = student.answers.encode(batch.future, batch.status)
+    out = student(batch, answers, table)
+    sums = {"answer": n * answer_loss(out.logits, answers).item(), "samples": float(n)}
+    for kind in LATENTS:
+        predicted, stats = model.predict(kind, out.latents[kind]).float(), model.statistics[kind]
+        target = batch.targets[kind].float()
+        sums[f"cosine_{kind}"] = _cosine(predicted, stats.standardise(target))
+        sums[f"cosine_{kind}_raw"] = _cosine(stats.restore(predicted), target)
+    said = student.sample(batch, table, temperature=0).tokens
+    trajectory, parsed = student.answers.decode(said, batch.status)
+    sums["parsed"] = float(parsed.sum())
+    for key, value in displacement(trajectory, batch.future.float()).items():
+        sums[key] = (value * parsed).sum().item()
+    return sums
+
+
+def _cosine(a_BNC: Tensor, b_BNC: Tensor) -> float:
+    return float(nn.functional.cosine_similarity(a_BNC, b_BNC, dim=-1, eps=1e-6).mean(1).sum())
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """One line for the progress bar's log."""
+    last = max((k for k in metrics if k.startswith("ade_")), default=None)
+    shown = {
+        "CE": metrics["answer"],
+        "cos wm": metrics["cosine_wm"],
+        "cos geo": metrics["cosine_geo"],
+        **({"ADE": metrics[last], "FDE": metrics[last.replace("ade", "fde")]} if last else {}),
+    }
+    text = ", ".join(f"{k} {v:.3f}" for k, v in shown.items())
+    return text + (f", {metrics['unparsed']:.1%} did not parse" if metrics["unparsed"] else "")

@@ -1,0 +1,85 @@
+"""Does a student obey its mask? Measured on the student itself, by gradients that have to be exactly zero.
+
+`influence` is |d last hidden state of a segment / d input of another segment|, for each pair. Whatever the weights are,
+it is zero where `segments.reachable` says that no path leads, and not zero where one does; `check` compares. A path
+may lead through others (stage 1: image -> latents -> answer), so a leak past the latents shows only when the answer's
+edges to the latents are cut as well: `cut`. After the cut not even pixels may change the answer by one bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shards_schema.errors import ShardsError
+from trainer.batch import Batch
+from trainer.segments import CONTENT, Segment, attention_mask, reachable
+from trainer.students.base import Student
+
+
+class LeakError(ShardsError, AssertionError):
+    """A student lets a segment see what its table forbids, or does not see what it allows."""
+
+
+def cut(table: Tensor) -> Tensor:
+    """A copy of the table in which the answer does not see the latents either."""
+    out = table.clone()
+    out[Segment.ANSWER, [Segment.WM, Segment.GEO]] = False
+    return out
+
+
+def influence(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor) -> Tensor:
+    """float64 [5, 5] over (query, key): the largest absolute gradient of one segment's states by another's inputs."""
+    prompt = student.prompt(batch)
+    answer = torch.full_like(answers_BA[:, :-1], int(Segment.ANSWER))
+    segments = torch.cat((prompt.segments, answer), 1)
+    seen: list[Tensor] = []
+
+    def listen(_module: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(args[0].detach().requires_grad_())
+        return (seen[-1], *args[1:])
+
+    handle = student.blocks[0].register_forward_pre_hook(listen)
+    try:
+        last = student.run(prompt, answers_BA[:, :-1], attention_mask(segments, table)).last
+    finally:
+        handle.remove()
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(last.shape, generator=generator).to(last)
+    out = torch.zeros(len(CONTENT), len(CONTENT), dtype=torch.float64)
+    for q in CONTENT:
+        rows = (segments == q).unsqueeze(-1)
+        (gradient,) = torch.autograd.grad((last * direction * rows).sum(), seen[0], retain_graph=True)
+        for k in CONTENT:
+            columns = (segments == k).unsqueeze(-1)
+            out[q, k] = (gradient * columns).abs().max().double()
+    return out
+
+
+def faults(measured: Tensor, table: Tensor, layers: int) -> list[str]:
+    """What `influence` found against what a table allows in so many layers; empty when the student obeys it."""
+    expected = reachable(table, layers)
+    return [
+        f"{q.name.lower()} <- {k.name.lower()}: gradient {measured[q, k]:.3g}, the mask "
+        + ("lets it through" if expected[q, k] else "forbids it")
+        for q in CONTENT
+        for k in CONTENT
+        if bool(measured[q, k] > 0) != bool(expected[q, k])
+    ]
+
+
+def check(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor) -> None:
+    """Refuse a student that does not obey a table, with and without the answer's edges to the latents.
+
+    Raises:
+        LeakError: the cells, with the gradients found.
+    """
+    training = student.training
+    student.eval()
+    try:
+        for given in (table, cut(table)):
+            found = faults(influence(student, batch, answers_BA, given), given, len(student.blocks))
+            if found:
+                raise LeakError(f"{type(student).__name__} does not obey its mask: {'; '.join(found)}")
+    finally:
+        student.train(training)

@@ -1,0 +1,61 @@
+"""A student in training: with adapters, the teachers' statistics and the losses, as one module that DDP can wrap."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trainer.batch import Batch
+from trainer.latents import LATENTS, Adapter, Statistics
+from trainer.losses import Alignment, LossWeights, alignment, answer_loss, total
+from trainer.segments import allow_table
+from trainer.students.base import Student
+
+
+class SFTModel(nn.Module):
+    """Student and adapters. The student is whole without the adapters, which no policy keeps.
+
+    Args:
+        student: the policy.
+        channels: C of each kind of latents.
+        hidden: units of the adapters.
+        statistics: of the training split.
+    """
+
+    def __init__(
+        self, student: Student, channels: Mapping[str, int], hidden: int, statistics: Mapping[str, Statistics]
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.adapters = nn.ModuleDict({k: Adapter(student.width, channels[k], hidden) for k in LATENTS})
+        self.statistics = dict(statistics)
+
+    def forward(self, batch: Batch, stage: int, weights: LossWeights) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch under the table of `stage`, and each part of it, detached."""
+        answers = self.student.answers.encode(batch.future, batch.status)
+        out = self.student(batch, answers, allow_table(stage))
+        answer = answer_loss(out.logits, answers, self._smoothing(out.logits.device))
+        parts = self.align(out.latents, batch)
+        loss = total(weights, answer, parts["wm"], parts["geo"])
+        logs = {"loss": loss, "answer": answer}
+        for kind, part in parts.items():
+            logs |= {f"{kind}_cosine": part.cosine, f"{kind}_smooth_l1": part.smooth_l1}
+        return loss, {k: v.detach() for k, v in logs.items()}
+
+    def align(self, latents: Mapping[str, Tensor], batch: Batch) -> dict[str, Alignment]:
+        """Alignment losses of each kind, against standardised targets."""
+        return {
+            kind: alignment(self.predict(kind, latents[kind]), self.statistics[kind].standardise(batch.targets[kind]))
+            for kind in LATENTS
+        }
+
+    def predict(self, kind: str, states_BND: Tensor) -> Tensor:
+        """Standardised features [B, N, C] of hidden states."""
+        out: Tensor = self.adapters[kind](states_BND)
+        return out
+
+    def _smoothing(self, device: torch.device) -> Tensor | None:
+        smoothing = self.student.answers.smoothing
+        return None if smoothing is None else smoothing.to(device)

@@ -1,0 +1,235 @@
+"""What every student can do, written once: teacher-forced logits, sampling under a 4D mask, exact log-probabilities.
+
+A sequence is  [image | text | wm latents | geo latents | answer prefix | answer tokens];  all but the last part is the
+*prompt*. The position of the last prompt token says the first answer token. A back-end implements how a batch becomes
+a prompt, and how hidden states are had, with and without a cache; masks, losses and policies never see a back-end.
+
+Legend: B batch, P prompt positions, A answer tokens, L = P + A - 1, N latents, D width, V vocabulary of answers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from shards_schema.errors import ConfigError
+from trainer.answers import Answers
+from trainer.batch import Batch
+from trainer.latents import LATENTS, LatentInputs
+from trainer.segments import Segment, attention_mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A batch, made ready: `segments` int64 [B, P] (padding stands on the left), and what the back-end needs."""
+
+    segments: Tensor
+    data: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class States:
+    """Hidden states [B, T, D]: `last` after the final norm, `aligned` of the layer that the adapters read."""
+
+    last: Tensor
+    aligned: Tensor
+
+
+class StudentOutput(NamedTuple):
+    """Of a teacher-forced pass. A tuple, since FSDP looks for the tensors of what a forward pass returns.
+
+    Attributes:
+        logits: [B, A, V], of each answer token given those before it.
+        latents: kind -> [B, N, D], what the adapters read.
+        segments: int64 [B, L].
+    """
+
+    logits: Tensor
+    latents: Mapping[str, Tensor]
+    segments: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """Answers: `tokens` int64 [B, A], -1 after the end; `logp` float32 [B, A], 0 there."""
+
+    tokens: Tensor
+    logp: Tensor
+
+
+class AnswerHead(nn.Module):
+    """Embeds answer tokens and scores them: tables, plus a small network of what is known of each token.
+
+    Motions that are near each other begin near each other, so that few samples suffice to learn them.
+    """
+
+    codebook: Tensor | None
+
+    def __init__(self, vocabulary: int, width: int, codebook: Tensor | None = None) -> None:
+        super().__init__()
+        self.table_in = nn.Parameter(torch.randn(vocabulary, width) * 0.02)
+        self.table_out = nn.Parameter(torch.randn(vocabulary, width) * 0.02)
+        self.register_buffer("codebook", None, persistent=False)
+        if codebook is not None:
+            scale = codebook.std(0).clamp_min(1e-3)
+            self.codebook = ((codebook - codebook.mean(0)) / scale).clone()
+            self.features = nn.Sequential(nn.Linear(codebook.shape[1], width), nn.GELU(), nn.Linear(width, 2 * width))
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        if self.codebook is None:
+            return self.table_in, self.table_out
+        more_in, more_out = self.features(self.codebook).chunk(2, dim=-1)
+        return self.table_in + more_in, self.table_out + more_out
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[..., D] of tokens [...]; padding (< 0) is embedded as token 0, and masked by its segment."""
+        return self._tables()[0][tokens.clamp_min(0)]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] of hidden states [..., D]."""
+        return hidden @ self._tables()[1].to(hidden.dtype).T
+
+
+class Student(nn.Module, ABC):
+    """A policy: a batch in, answer tokens out.
+
+    Args:
+        answers: what it says.
+        latents: learned inputs.
+        prefix: answer positions at the end of a prompt (at least the one that says the first token).
+
+    Attributes:
+        width: D.
+    """
+
+    width: int
+
+    def __init__(self, answers: Answers, latents: LatentInputs, prefix: int) -> None:
+        super().__init__()
+        self.answers = answers
+        self.latents = latents
+        self.prefix = prefix
+
+    @abstractmethod
+    def prompt(self, batch: Batch) -> Prompt:
+        """The prompt of a batch."""
+
+    @abstractmethod
+    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
+        """Hidden states of the prompt and `answers_BT` int64 [B, T] (T may be 0); mask bool [B, 1, P + T, P + T].
+
+        With a cache (of `new_cache`), keys and values are kept in it.
+        """
+
+    @abstractmethod
+    def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
+        """Hidden states [B, 1, D] of answer token `index`; mask bool [B, 1, 1, P + index + 1]."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] of last hidden states [..., D]."""
+
+    @abstractmethod
+    def new_cache(self) -> Any:
+        """An empty cache."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The decoder layers: what FSDP shards one by one, and where `leaks` listens."""
+
+    def forward(self, batch: Batch, answers_BA: Tensor, table: Tensor) -> StudentOutput:
+        """Teacher-forced: logits of every answer token, hidden states of every latent, under an allow table."""
+        prompt = self.prompt(batch)
+        segments = torch.cat((prompt.segments, _segments(answers_BA[:, :-1])), 1)
+        states = self.run(prompt, answers_BA[:, :-1], attention_mask(segments, table))
+        return StudentOutput(self.logits(states.last[:, self.at(prompt) :]), self._latents(prompt, states), segments)
+
+    def logp(self, batch: Batch, answers_BA: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probability of each token of given answers, float32 [B, A]; 0 on padding.
+
+        The policy is softmax(logits / temperature): the same temperature as in `sample`, or it is another policy.
+        """
+        logits = self(batch, answers_BA, table).logits.float() / temperature
+        chosen = logits.log_softmax(-1).gather(-1, answers_BA.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        return torch.where(answers_BA >= 0, chosen, torch.zeros_like(chosen))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: Batch,
+        table: Tensor,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Sampled:
+        """Answers drawn from the whole softmax (no top-k, no top-p), by prefill and decode under the same mask.
+
+        Args:
+            batch: of scenes; `batch.repeat(G)` for groups.
+            table: the allow table of a stage.
+            temperature: 0 takes the likeliest token; log-probabilities are then those at temperature 1.
+            generator: of the batch's device, or None for torch's own.
+        """
+        prompt, cache = self.prompt(batch), self.new_cache()
+        segments = prompt.segments
+        empty = segments[:, :0]
+        hidden_BD = self.run(prompt, empty, attention_mask(segments, table), cache).last[:, -1]
+        alive_B = torch.ones(len(segments), dtype=torch.bool, device=segments.device)
+        tokens, logps = [], []
+        for index in range(self.answers.length):
+            logits = self.logits(hidden_BD).float() / (temperature or 1.0)
+            logp_BV = logits.log_softmax(-1)
+            if temperature:
+                token_B = torch.multinomial(logp_BV.exp(), 1, generator=generator).squeeze(1)
+            else:
+                token_B = logp_BV.argmax(-1)
+            logp_B = logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
+            tokens.append(torch.where(alive_B, token_B, -torch.ones_like(token_B)))
+            logps.append(torch.where(alive_B, logp_B, torch.zeros_like(logp_B)))
+            if self.answers.end is not None:
+                alive_B = alive_B & (token_B != self.answers.end)
+            if index == self.answers.length - 1 or not alive_B.any():
+                break
+            token_B1 = tokens[-1].unsqueeze(1)
+            segments = torch.cat((segments, _segments(token_B1)), 1)
+            row = attention_mask(segments, table)[:, :, -1:]
+            hidden_BD = self.step(prompt, token_B1, index, row, cache).last[:, -1]
+        missing = self.answers.length - len(tokens)
+        pad = empty.new_full((len(segments), missing), -1)
+        out = torch.cat((torch.stack(tokens, 1), pad), 1)
+        return Sampled(out, torch.cat((torch.stack(logps, 1), torch.zeros_like(pad, dtype=torch.float32)), 1))
+
+    def at(self, prompt: Prompt) -> int:
+        """The position that says the first answer token."""
+        return int(prompt.segments.shape[1]) - 1
+
+    def _latents(self, prompt: Prompt, states: States) -> dict[str, Tensor]:
+        out, counts = {}, self.latents.counts
+        begin = self.at(prompt) + 1 - self.prefix - sum(counts.values())
+        for kind in LATENTS:
+            out[kind] = states.aligned[:, begin : begin + counts[kind]]
+            begin += counts[kind]
+        return out
+
+
+def _segments(answers_BT: Tensor) -> Tensor:
+    """ANSWER where there is a token, PAD after the end."""
+    return torch.where(answers_BT >= 0, int(Segment.ANSWER), int(Segment.PAD))
+
+
+def layer_index(layer: int, depth: int) -> int:
+    """A layer of hidden states 0 (embeddings) .. depth, negative from the end.
+
+    Raises:
+        ConfigError: there is no such layer.
+    """
+    index = layer if layer >= 0 else depth + 1 + layer
+    if not 0 < index <= depth:
+        raise ConfigError(f"align_layer: expected 1..{depth} or -{depth}..-1, got {layer}")
+    return index

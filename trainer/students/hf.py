@@ -1,0 +1,322 @@
+"""Any vision-language model of three families (InternVL3, Qwen2.5-VL, Qwen3-VL) as a student, through transformers.
+
+What was measured and is kept here (spec/training.md, section 4.1): the mask is bool [B, 1, L, L] and needs sdpa (eager
+adds it as 0 and 1 and is silently wrong, so it is refused); Qwen-VL needs position ids beside a 4D mask, from
+`get_rope_index` over the 2D padding mask; `generate` takes no 4D mask, so sampling is prefill and decode with a cache.
+Latents (and motion tokens) are injected by a hook on the input embedding: no vocabulary is resized. Works without
+torchvision. Prompts are padded on the left, so that latents and answers stand at the same places in every row:
+
+    PAD     to the longest prompt of the batch
+    IMAGE   <|im_start|>user, and for each view its start token, image tokens, end token
+    TEXT    ego status and command, <|im_end|>
+    WM GEO  latents
+    ANSWER  <|im_start|>assistant, then the answer
+
+The turn's opening is counted as IMAGE, since it stands before it and says nothing of the scene: so no text stands
+before the image, and stage 2 is exactly the causal mask that the model was pretrained with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from shards_schema.errors import ConfigError
+from trainer.answers import Answers
+from trainer.batch import Batch, prompt_text
+from trainer.latents import LatentInputs
+from trainer.segments import Segment
+from trainer.students.base import AnswerHead, Prompt, States, Student, layer_index
+
+FAMILIES = ("internvl", "qwen2_5_vl", "qwen3_vl")
+_OPENING, _CLOSING, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
+_NEVER = -1e9
+"""A logit of probability 0; finite, so that entropies stay numbers."""
+_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+class LoraConfig(BaseModel):
+    """Low-rank adaptation of the language model's linear layers (peft)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class HFConfig(BaseModel):
+    """A pretrained student.
+
+    Attributes:
+        model, revision: a folder, or a repository of the hub and its revision.
+        dtype: of the weights.
+        lora: None trains every weight (but those of a frozen vision tower).
+        freeze_vision: whether the vision tower stays as it is.
+        gradient_checkpointing: recompute activations (gradients are the same).
+        tiles: InternVL only: most tiles an image is cut into.
+        align_layer: see `TinyConfig`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["hf"] = "hf"
+    model: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraConfig | None = None
+    freeze_vision: bool = True
+    gradient_checkpointing: bool = False
+    tiles: int = Field(default=1, ge=1)
+    align_layer: int = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """Prompt ids [B, P], positions [B, P] or [3, B, P], and what the vision tower takes."""
+
+    ids: Tensor
+    positions: Tensor
+    vision: Mapping[str, Tensor]
+
+
+class HFStudent(Student):
+    """See the module. `load` makes one of a config; the constructor takes the parts.
+
+    Args:
+        vlm: a `*ForConditionalGeneration` of one of `FAMILIES`, with sdpa attention.
+        tokenizer: its tokenizer.
+        image_processor: its image processor.
+        config: how it is trained.
+        answers: what it says; `TextAnswers` are over the model's own vocabulary.
+        counts: latents of each kind.
+
+    Raises:
+        ConfigError: another family, another attention, or no such layer.
+    """
+
+    never_said: Tensor
+
+    def __init__(
+        self,
+        vlm: nn.Module,
+        tokenizer: Any,
+        image_processor: Any,
+        config: HFConfig,
+        answers: Answers,
+        counts: Mapping[str, int],
+    ) -> None:
+        settings: Any = vlm.config
+        if settings.model_type not in FAMILIES:
+            raise ConfigError(f"model type {settings.model_type!r}: expected one of {', '.join(FAMILIES)}")
+        for part in (settings, settings.text_config):
+            if part._attn_implementation != "sdpa":
+                raise ConfigError(
+                    f"attention {part._attn_implementation!r} of {type(part).__name__}: a boolean 4D mask is "
+                    'right with "sdpa" only (eager adds it as 0 and 1); load the model with attn_implementation="sdpa"'
+                )
+        self._tokenizer, self._processor, self.config = tokenizer, image_processor, config
+        self._header: list[int] = tokenizer(_ASSISTANT, add_special_tokens=False).input_ids
+        table: Any = vlm.get_input_embeddings()  # type: ignore[operator]
+        width = table.weight.shape[1]
+        scale = float(table.weight.detach().float().std())
+        super().__init__(answers, LatentInputs(counts, width, scale), prefix=len(self._header))
+        self.width, self.vlm = width, vlm
+        self._image_id = int(settings.image_token_id)
+        ids = {self._image_id, int(getattr(settings, "video_token_id", None) or self._image_id)}
+        self.register_buffer("never_said", torch.tensor(sorted(ids)), persistent=False)
+        self._family = str(settings.model_type)
+        self._align = layer_index(config.align_layer, len(self.blocks))
+        self.head = None if answers.codebook is None else AnswerHead(answers.vocabulary, width, answers.codebook)
+        self._injected: list[tuple[int, Tensor]] = []
+        table.register_forward_hook(self._inject)
+        self._prepare(config)
+
+    def _prepare(self, config: HFConfig) -> None:
+        model: Any = self.vlm
+        if config.lora is not None:
+            from peft import LoraConfig as PeftConfig
+            from peft import inject_adapter_in_model
+
+            lora = config.lora
+            peft = PeftConfig(
+                r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=_LINEAR  # type: ignore[arg-type]
+            )  # fmt: skip
+            inject_adapter_in_model(peft, model)
+        if config.freeze_vision:
+            tower = model.model.vision_tower if self._family == "internvl" else model.model.visual
+            tower.requires_grad_(False)
+        if self.head is not None and model.lm_head.weight is not model.get_input_embeddings().weight:
+            model.lm_head.requires_grad_(False)  # unused: the answer head speaks
+        if config.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The language model's decoder layers."""
+        model: Any = self.vlm
+        return list(model.model.language_model.layers)
+
+    def prompt(self, batch: Batch) -> Prompt:
+        """Ids, segments, positions and pixels of a batch."""
+        vision, counts = self._vision(batch)
+        rows = [self._row(batch, i, counts[i]) for i in range(len(batch))]
+        longest = max(len(ids) for ids, _ in rows)
+        device = batch.images.device
+        ids = torch.full((len(rows), longest), self._placeholder, dtype=torch.long)
+        segments = torch.full((len(rows), longest), int(Segment.PAD))
+        for i, (row_ids, row_segments) in enumerate(rows):
+            ids[i, longest - len(row_ids) :] = torch.tensor(row_ids)
+            segments[i, longest - len(row_segments) :] = torch.tensor(row_segments)
+        ids, segments = ids.to(device), segments.to(device)
+        return Prompt(segments, _Inputs(ids, self._positions(ids, segments, vision), vision))
+
+    def _row(self, batch: Batch, i: int, image_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
+        start, end = self._image_ends()
+        image = list(self._tokenizer(_OPENING, add_special_tokens=False).input_ids)
+        for count in image_tokens:
+            image += [start, *[self._image_id] * count, end]
+        words = prompt_text(batch.status[i].cpu(), int(batch.command[i])) + _CLOSING
+        text = self._tokenizer(words, add_special_tokens=False).input_ids
+        parts = [(Segment.IMAGE, image), (Segment.TEXT, text)]
+        for segment, kind in ((Segment.WM, "wm"), (Segment.GEO, "geo")):
+            parts.append((segment, [self._placeholder] * self.latents.counts[kind]))
+        parts.append((Segment.ANSWER, self._header))
+        return [t for _, ids in parts for t in ids], [int(s) for s, ids in parts for _ in ids]
+
+    @property
+    def _placeholder(self) -> int:
+        """An id whose embedding is never seen: it is replaced, or masked."""
+        return int(self._header[0])
+
+    def _image_ends(self) -> tuple[int, int]:
+        names = ("<img>", "</img>") if self._family == "internvl" else ("<|vision_start|>", "<|vision_end|>")
+        first, last = (int(self._tokenizer.convert_tokens_to_ids(n)) for n in names)
+        return first, last
+
+    def _vision(self, batch: Batch) -> tuple[dict[str, Tensor], list[list[int]]]:
+        """What the vision tower takes, and the image tokens of each view of each sample."""
+        b, views = batch.images.shape[:2]
+        images = [image.permute(1, 2, 0).cpu().numpy() for image in batch.images.flatten(0, 1)]
+        settings: Any = self.vlm.config
+        if self._family == "internvl":
+            tiles = {"crop_to_patches": True, "max_patches": self.config.tiles} if self.config.tiles > 1 else {}
+            made = self._processor(images=images, return_tensors="pt", **tiles)
+            per = [int(n) for n in made["num_patches"]] if tiles else [1] * len(images)
+            counts = [n * int(settings.image_seq_length) for n in per]
+            vision = {"pixel_values": made["pixel_values"]}
+        else:
+            made = self._processor(images=images, return_tensors="pt")
+            merge = int(settings.vision_config.spatial_merge_size) ** 2
+            counts = [int(t * h * w) // merge for t, h, w in made["image_grid_thw"].tolist()]
+            vision = {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
+        moved = {k: v.to(batch.images.device) for k, v in vision.items()}
+        return moved, [counts[i * views : (i + 1) * views] for i in range(b)]
+
+    def _positions(self, ids: Tensor, segments: Tensor, vision: Mapping[str, Tensor]) -> Tensor:
+        there = (segments != Segment.PAD).long()
+        if self._family == "internvl":
+            return (there.cumsum(1) - 1).clamp_min(0)
+        model: Any = self.vlm
+        positions, _ = model.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == self._image_id).int(),
+            image_grid_thw=vision["image_grid_thw"],
+            attention_mask=there,
+        )
+        out: Tensor = positions
+        return out
+
+    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
+        """One pass over the whole sequence."""
+        inputs: _Inputs = prompt.data
+        more = torch.arange(1, answers_BT.shape[1] + 1, device=inputs.ids.device)
+        positions = torch.cat((inputs.positions, inputs.positions[..., -1:] + more), -1)
+        latents = self.latents(len(inputs.ids))
+        end = inputs.ids.shape[1]
+        injected = [(end - self.prefix - latents.shape[1], latents), *self._motions(end, answers_BT)]
+        ids = torch.cat((inputs.ids, self._answer_ids(answers_BT)), 1)
+        return self._pass(ids, positions, mask, cache, injected, inputs.vision)
+
+    def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
+        """One token."""
+        positions = prompt.data.positions[..., -1:] + 1 + index
+        return self._pass(self._answer_ids(token_B1), positions, mask, cache, self._motions(0, token_B1), {})
+
+    def _answer_ids(self, answers_BT: Tensor) -> Tensor:
+        words = answers_BT if self.head is None else torch.full_like(answers_BT, -1)
+        return torch.where(words >= 0, words, self._placeholder)
+
+    def _motions(self, begin: int, answers_BT: Tensor) -> list[tuple[int, Tensor]]:
+        """What is injected for answer tokens that are not words of the model."""
+        return [] if self.head is None else [(begin, self.head.embed(answers_BT))]
+
+    def _inject(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+        """Hook of the input embedding: learned inputs in place of the placeholders'."""
+        for begin, values in self._injected:
+            out = torch.cat((out[:, :begin], values.to(out.dtype), out[:, begin + values.shape[1] :]), 1)
+        return out
+
+    def _pass(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: Any,
+        injected: list[tuple[int, Tensor]],
+        vision: Mapping[str, Tensor],
+    ) -> States:
+        model: Any = self.vlm
+        deep = self._align != len(self.blocks)
+        self._injected = injected
+        try:
+            out = model.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                output_hidden_states=deep,
+                **vision,
+            )
+        finally:
+            self._injected = []
+        last: Tensor = out.last_hidden_state
+        return States(last, out.hidden_states[self._align] if deep else last)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of the answer head, or of the model's own; there, image tokens are never said (they stand for pixels)."""
+        if self.head is not None:
+            return self.head.logits(hidden)
+        model: Any = self.vlm
+        return torch.index_fill(model.lm_head(hidden), -1, self.never_said, _NEVER)
+
+    def new_cache(self) -> Any:
+        """Transformers' growing cache."""
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+
+def load_tokenizer(config: HFConfig) -> Any:
+    """The tokenizer of a pretrained student."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(config.model, revision=config.revision)
+
+
+def load(config: HFConfig, answers: Answers, counts: Mapping[str, int]) -> HFStudent:
+    """A pretrained student, with the image processor of its repository (AutoProcessor would need torchvision)."""
+    from transformers import AutoImageProcessor, AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(
+        config.model, revision=config.revision, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+    )
+    images: Any = AutoImageProcessor
+    processor = images.from_pretrained(config.model, revision=config.revision)
+    return HFStudent(model, load_tokenizer(config), processor, config, answers, counts)

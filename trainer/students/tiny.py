@@ -1,0 +1,210 @@
+"""A student of half a million weights that trains from scratch on a CPU in minutes.
+
+A convolutional stem turns each image into patches, and a pre-norm transformer with scaled-dot-product attention under
+the boolean mask does the rest. Text tokens are the command, a summary of all status, and each history step. Every
+position has a learned embedding of its own, so that nothing depends on an offset. It shares mask, latents, losses and
+sampling with the large students: what is true of it by construction (exact zeros, equal log-probabilities) is true of
+them by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from shards_schema.records import COMMANDS
+from trainer.answers import Answers
+from trainer.batch import Batch
+from trainer.latents import LatentInputs
+from trainer.segments import Segment
+from trainer.students.base import AnswerHead, Prompt, States, Student, layer_index
+
+PATCH = 16
+STATUS_SCALE = (10.0, 10.0, 0.5, 10.0, 10.0, 2.0, 2.0)
+"""Metres, metres, radians, m/s, m/s, m/s^2, m/s^2: what makes a usual value about 1."""
+OCTAVES = 5
+"""Sines and cosines of each status number: speeds that differ by centimetres a second have to look different."""
+
+
+class TinyConfig(BaseModel):
+    """The tiny student.
+
+    Attributes:
+        width, depth, heads: of the transformer.
+        image: (width, height) that images are resized to; multiples of 16.
+        dropout: of attention and MLP outputs, while training.
+        answer_dropout: share of the answer tokens that are hidden from those after them while training. Without it the
+            student learns to repeat the motion before, which is right nearly always, and not to look at the scene.
+        shift, jitter: images are moved by up to so many pixels, and gain and offset of their channels changed by up to
+            such a share, while training: a few hundred scenes are otherwise learnt by heart.
+        patch_dropout: share of the patches that are hidden while training.
+        align_layer: hidden layer that the adapters read, 1..depth or negative; -1 is the last, after the final norm.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["tiny"] = "tiny"
+    width: int = Field(default=96, ge=8)
+    depth: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    image: tuple[int, int] = (112, 64)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    answer_dropout: float = Field(default=0.5, ge=0, lt=1)
+    shift: int = Field(default=8, ge=0)
+    jitter: float = Field(default=0.15, ge=0)
+    patch_dropout: float = Field(default=0.3, ge=0, lt=1)
+    align_layer: int = -1
+
+
+class _Cache:
+    """Layer -> keys and values so far. No plain dict, which FSDP would take apart and hand on as a copy."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a layer, [B, heads, T, D / heads], with the new ones at the end."""
+        if layer in self._layers:
+            before = self._layers[layer]
+            keys, values = torch.cat((before[0], keys), 2), torch.cat((before[1], values), 2)
+        self._layers[layer] = (keys, values)
+        return keys, values
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor, mask: Tensor, cache: _Cache | None, key: int) -> Tensor:
+        b, t, d = x_BTD.shape
+        q, k, v = self.qkv(self.norm_1(x_BTD)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k, v = cache.extend(key, k, v)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x_BTD = x_BTD + self.drop(self.out(mixed.transpose(1, 2).reshape(b, t, d)))
+        out: Tensor = x_BTD + self.drop(self.down(nn.functional.gelu(self.up(self.norm_2(x_BTD)))))
+        return out
+
+
+class TinyStudent(Student):
+    """See the module.
+
+    Args:
+        config: sizes.
+        answers: what it says.
+        counts: latents of each kind.
+        views: V, images a sample.
+        history: H, status steps a sample.
+    """
+
+    status_scale: Tensor
+
+    def __init__(
+        self, config: TinyConfig, answers: Answers, counts: Mapping[str, int], *, views: int, history: int
+    ) -> None:
+        super().__init__(answers, LatentInputs(counts, config.width, scale=0.5), prefix=1)
+        self.config, self.width = config, config.width
+        w, (columns, rows) = config.width, (config.image[0] // PATCH, config.image[1] // PATCH)
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 24, 5, stride=4, padding=2), nn.GELU(), nn.GroupNorm(4, 24),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.GELU(), nn.GroupNorm(4, 48),
+            nn.Conv2d(48, w, 3, stride=2, padding=1),
+        )  # fmt: skip
+        self.patch_place = nn.Parameter(torch.randn(views * rows * columns, w) * 0.5)
+        self.status = nn.Sequential(nn.Linear(7 * (1 + 2 * OCTAVES), w), nn.GELU(), nn.Linear(w, w))
+        self.status_place = nn.Parameter(torch.randn(history, w) * 0.5)
+        self.command = nn.Embedding(len(COMMANDS), w)
+        self.summary = nn.Sequential(
+            nn.Linear(7 * history + w, 2 * w), nn.GELU(), nn.Linear(2 * w, 2 * w), nn.GELU(), nn.Linear(2 * w, w)
+        )
+        self.start = nn.Parameter(torch.randn(1, w) * 0.5)
+        self.answer_place = nn.Parameter(torch.randn(answers.length, w) * 0.5)
+        self.layers = nn.ModuleList(_Block(w, config.heads, config.dropout) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(w)
+        self.head = AnswerHead(answers.vocabulary, w, answers.codebook)
+        self._align = layer_index(config.align_layer, config.depth)
+        self.register_buffer("status_scale", torch.tensor(STATUS_SCALE), persistent=False)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer's blocks."""
+        return list(self.layers)
+
+    def prompt(self, batch: Batch) -> Prompt:
+        """Embeddings [B, P, D] of patches, command and status, latents, and the start of the answer."""
+        b = len(batch)
+        pixels = batch.images.flatten(0, 1).float() / 127.5 - 1
+        if pixels.shape[-2:] != self.config.image[::-1]:
+            pixels = nn.functional.interpolate(pixels, size=self.config.image[::-1], mode="bilinear", antialias=True)
+        if self.training:
+            pixels = _disturbed(pixels, self.config.shift, self.config.jitter)
+        patches = self.stem(pixels).flatten(2).transpose(1, 2).reshape(b, -1, self.width) + self.patch_place
+        if self.training and self.config.patch_dropout:
+            hidden = torch.rand(*patches.shape[:2], 1, device=patches.device) < self.config.patch_dropout
+            patches = patches.masked_fill(hidden, 0.0)
+        scaled, command = batch.status / self.status_scale, self.command(batch.command)
+        summary = self.summary(torch.cat((scaled.flatten(1), command), 1))
+        text = torch.cat((torch.stack((command, summary), 1), self.status(_waves(scaled)) + self.status_place), 1)
+        latents, start = self.latents(b), self.start.expand(b, 1, -1)
+        segments = [
+            torch.full((b, part.shape[1]), int(segment), device=batch.images.device)
+            for segment, part in ((Segment.IMAGE, patches), (Segment.TEXT, text))
+        ]
+        for segment, kind in ((Segment.WM, "wm"), (Segment.GEO, "geo")):
+            segments.append(segments[0].new_full((b, self.latents.counts[kind]), int(segment)))
+        segments.append(segments[0].new_full((b, 1), int(Segment.ANSWER)))
+        return Prompt(torch.cat(segments, 1), torch.cat((patches, text, latents, start), 1))
+
+    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
+        """One pass over the whole sequence."""
+        answers = self.head.embed(answers_BT)
+        if self.training and self.config.answer_dropout:
+            hidden = torch.rand(*answers_BT.shape, 1, device=answers.device) < self.config.answer_dropout
+            answers = answers.masked_fill(hidden, 0.0)
+        answers = answers + self.answer_place[: answers_BT.shape[1]]
+        return self._layers(torch.cat((prompt.data, answers), 1), mask, cache)
+
+    def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
+        """One token."""
+        return self._layers(self.head.embed(token_B1) + self.answer_place[index], mask, cache)
+
+    def _layers(self, x_BTD: Tensor, mask: Tensor, cache: Any) -> States:
+        aligned = x_BTD
+        for i, block in enumerate(self.layers):
+            x_BTD = block(x_BTD, mask, cache, i)
+            aligned = x_BTD if i + 1 == self._align else aligned
+        last = self.norm(x_BTD)
+        return States(last, last if self._align == len(self.layers) else aligned)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of the answer head."""
+        return self.head.logits(hidden)
+
+    def new_cache(self) -> Any:
+        """Keys and values of each layer."""
+        return _Cache()
+
+
+def _disturbed(pixels_N3hw: Tensor, shift: int, jitter: float) -> Tensor:
+    """Images, each moved by its own whole pixels (edges repeated) and with its own gain and offset a channel."""
+    n, _, height, width = pixels_N3hw.shape
+    padded = nn.functional.pad(pixels_N3hw, (shift,) * 4, mode="replicate")
+    corners = torch.randint(0, 2 * shift + 1, (n, 2)).tolist()
+    moved = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
+    gain, offset = (torch.empty(2, n, 3, 1, 1, device=padded.device).uniform_(-jitter, jitter)).unbind(0)
+    return torch.stack(moved) * (1 + gain) + offset
+
+
+def _waves(x: Tensor) -> Tensor:
+    """[..., n] -> [..., n (1 + 2 OCTAVES)]: the numbers, and sine and cosine of pi/2, pi, 2 pi .. times each."""
+    angles = [x * (torch.pi / 2 * 2**k) for k in range(OCTAVES)]
+    return torch.cat((x, *(f(a) for a in angles for f in (torch.sin, torch.cos))), -1)
