@@ -98,7 +98,7 @@ def no_sync(model: nn.Module, last: bool) -> Iterator[None]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of gathered weights: after a pass without gradients FSDP still shows those of outer modules as parameters."""
+    """Let go of gathered weights: after a pass without gradients FSDP shows those of outer modules as parameters."""
     for unit in model.modules():
         if isinstance(unit, FSDPModule):
             unit.reshard()
