@@ -1,7 +1,7 @@
 """The rule-based teacher: PDM-Closed, and the reward context that NAVSIM's score of a trajectory needs.
 
-Two ways to the same arrays, neither with the devkit: `metric_cache` reads what it cached, and the teacher (`build`) makes
-them of a log and the nuPlan map. Heavy imports happen when `build` is called, not before.
+Two ways to the same arrays, neither with the devkit: `metric_cache` reads what it cached, and the teacher (`build`)
+makes them of a log and the nuPlan map.
 """
 
 from __future__ import annotations

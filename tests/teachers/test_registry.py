@@ -57,7 +57,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_built_ins_are_there_without_metadata(install: Any) -> None:
     install()
-    assert registry.available() == {"cosmos": "teachers.cosmos:build", "vggt": "teachers.vggt:build"}
+    assert registry.available() == {
+        "cosmos": "teachers.cosmos:build",
+        "pdm": "teachers.pdm:build",
+        "vggt": "teachers.vggt:build",
+    }
     assert registry.build("cosmos", TINY).name == "cosmos"
 
 
@@ -78,13 +82,13 @@ def test_a_third_party_teacher_is_built(install: Any) -> None:
 
 def test_an_unknown_kind_lists_what_there_is(install: Any) -> None:
     install(mine="third_party.good:build")
-    with pytest.raises(ConfigError, match="no teacher 'dino'; there are: cosmos, mine, vggt"):
+    with pytest.raises(ConfigError, match="no teacher 'dino'; there are: cosmos, mine, pdm, vggt"):
         registry.build("dino", {})
 
 
 def test_a_broken_package_is_named_when_asked_for_and_breaks_nothing_else(install: Any) -> None:
     install(broken="third_party.broken:build", absent="third_party.nowhere:build", mine="third_party.good:build")
-    assert set(registry.available()) == {"broken", "absent", "mine", "cosmos", "vggt"}
+    assert set(registry.available()) == {"broken", "absent", "mine", "cosmos", "pdm", "vggt"}
     assert registry.build("mine", TINY).name == "mine"
     with pytest.raises(ConfigError, match=r"'broken' cannot be imported from third_party\.broken:build.*nobody_has"):
         registry.build("broken", {})

@@ -1,0 +1,63 @@
+"""The map polygons that the score of a scene needs, in the devkit's order; spec section 4.4.
+
+What meets the square of 100 m around the ego's centre: roadblocks, the lanes of these, the connectors of roadblock
+connectors (which do not count themselves), intersections, car parks. A lane comes with its block, near or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from scoring.context import Layer
+from teachers.pdm.nuplan_map import Block, NuplanMap
+
+RADIUS_M = 100.0
+_NODE_CAPACITY = 10
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrivableMap:
+    """M polygons.
+
+    Attributes:
+        ids: int64 [M], FIDs.
+        layers: int64 [M], `scoring.context.Layer`.
+        geometries: object [M], global.
+    """
+
+    ids: NDArray[np.int64]
+    layers: NDArray[np.int64]
+    geometries: NDArray[np.object_]
+
+    def holding(self, x: float, y: float) -> list[int]:
+        """Ids of the polygons that touch a point, in the order in which the devkit's tree finds them: it decides ties
+        between connectors that begin together.
+        """
+        tree = shapely.STRtree(self.geometries, _NODE_CAPACITY)
+        return [int(self.ids[n]) for n in tree.query(shapely.Point(x, y), predicate="intersects")]
+
+
+def drivable_map(world: NuplanMap, centre: NDArray[np.float64], radius: float) -> DrivableMap:
+    """The polygons around the global point `centre` [2]."""
+    x, y = centre
+    square = shapely.box(x - radius, y - radius, x + radius, y + radius)
+    rows: list[tuple[int, Layer, shapely.Geometry]] = []
+    near = [Block(i, connector=False) for i in world.blocks.meeting(square)]
+    rows += [(block.id, Layer.ROADBLOCK, world.area(block)) for block in near]
+    near += [Block(i, connector=True) for i in world.block_connectors.meeting(square)]
+    for block in near:
+        layer = Layer.LANE_CONNECTOR if block.connector else Layer.LANE
+        rows += [(lane.id, layer, world.polygon(lane)) for lane in world.interior(block)]
+    for layer, areas in ((Layer.INTERSECTION, world.intersections), (Layer.CARPARK, world.carparks)):
+        rows += [(i, layer, areas.geometries[areas.row[i]]) for i in areas.meeting(square)]
+    geometries = np.empty(len(rows), dtype=object)
+    geometries[:] = [geometry for _, _, geometry in rows]
+    return DrivableMap(
+        np.array([i for i, _, _ in rows], dtype=np.int64),
+        np.array([layer for _, layer, _ in rows], dtype=np.int64),
+        geometries,
+    )

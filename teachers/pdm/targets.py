@@ -1,0 +1,152 @@
+"""The reward context as a column: each array of `scoring.context.RewardContext` under a name, and back without a loss.
+
+What the versions share (ego, map, centerline) stands once; the rest begins with ``v1_`` or ``v2_``. Most axes are
+ragged, so these targets lie in the tar alone. Map, agents and centerline are single precision unless asked otherwise:
+in the ego frame that is a hundredth of a millimetre, and no score of the reference scenes changes (docs/reward.md).
+States, poses and progress stay double, since the simulator magnifies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoring.context import AGENT_STEPS, FILTERED, Polygons, RewardContext, Version
+from scoring.vehicle import STATE_SIZE, STEPS
+from shards_schema.errors import SpecError
+from shards_schema.specs import TargetSpec
+from teachers.pdm.ego import HUMAN_FRAMES
+
+Precision = Literal["float32", "float64"]
+
+_STATE = "x, y, heading, vx, vy, ax, ay, steering, its rate, yaw rate, its rate (rear axle, ego frame at t0)"
+_AGENTS = ("agents_pose", "agents_valid", "agents_size", "agents_is_agent", "agents_stopped")
+
+
+def target_specs(versions: Sequence[Version], precision: Precision) -> tuple[TargetSpec, ...]:
+    """What `to_targets` gives, in order."""
+    specs = [
+        _spec("timestamp_us", "", (), "int64", "us", "Unix time of t0; sample times are rounded from it"),
+        _spec("ego_state", "state", (STATE_SIZE,), "float64", "m, rad, m/s, m/s^2", f"The ego now: {_STATE}"),
+        *_polygon_specs("map", precision, "map polygons around the ego, spec/navsim.md 4.4"),
+        _spec("map_layer", "map_polygon", (None,), "int64", "1", "scoring.context.Layer of each polygon"),
+        _spec("map_on_route", "map_polygon", (None,), "bool", "1", "Whether it is a lane of the corrected route"),
+        _spec("centerline", "point xy", (None, 2), precision, "m", "Middle of the lanes ahead, spec/navsim.md 4.9"),
+    ]
+    for version in versions:
+        specs += [*_version_specs(version, precision)]
+    return tuple(specs)
+
+
+def to_targets(contexts: Sequence[RewardContext], precision: Precision) -> dict[str, NDArray[Any]]:
+    """The arrays of one scene's contexts, one a version; they agree in what is shared."""
+    first = contexts[0].astype(precision)
+    out: dict[str, NDArray[Any]] = {
+        "timestamp_us": np.array(first.timestamp_us, dtype=np.int64),
+        "ego_state": first.ego_state,
+        **_polygon_targets("map", first.map_polygons),
+        "map_layer": first.map_layer,
+        "map_on_route": first.map_on_route,
+        "centerline": first.centerline,
+    }
+    for context in contexts:
+        known = context.astype(precision)
+        mine: dict[str, NDArray[Any]] = {name: getattr(known, name) for name in _AGENTS}
+        mine["pdm_poses"] = known.pdm_poses
+        mine["pdm_progress"] = np.array(known.pdm_progress)
+        if known.version == "v2":
+            mine["past_states"] = known.past_states
+            mine |= _polygon_targets("light", known.light_polygons)
+            mine |= {name: getattr(known, name) for name in ("light_active", "human_poses", "human_zero")}
+        out |= {f"{known.version}_{name}": array for name, array in mine.items()}
+    return out
+
+
+def context_from_targets(targets: Mapping[str, NDArray[Any]], version: Version, token: str = "") -> RewardContext:
+    """The context that `to_targets` took apart, complete and ready for `scoring.collate`.
+
+    Args:
+        targets: a sample's arrays of this column, by name.
+        version: which score it is for.
+        token: the sample's, for messages.
+
+    Raises:
+        SpecError: arrays are missing, as when the column was made without this version.
+        SampleError: code ``bad_context``, an array has another shape than the column's specs say.
+    """
+    wanted = {spec.name for spec in target_specs([version], "float32")}
+    if missing := sorted(wanted - set(targets)):
+        raise SpecError(
+            f"sample {token or '(no token)'}: no {version} context without {', '.join(missing)}; "
+            f"were they read, and does the column's config list {version}?"
+        )
+    mine = {name.removeprefix(f"{version}_"): array for name, array in targets.items() if name in wanted}
+    second = version == "v2"
+    none = Polygons(mine["map_xy"][:0], np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
+    return RewardContext(
+        token=token,
+        version=version,
+        timestamp_us=int(mine["timestamp_us"]),
+        ego_state=mine["ego_state"],
+        past_states=mine["past_states"] if second else np.zeros((0, STATE_SIZE)),
+        agents_pose=mine["agents_pose"],
+        agents_valid=mine["agents_valid"],
+        agents_size=mine["agents_size"],
+        agents_is_agent=mine["agents_is_agent"],
+        agents_stopped=mine["agents_stopped"],
+        map_polygons=Polygons(mine["map_xy"], mine["map_rings"], mine["map_polygons"]),
+        map_layer=mine["map_layer"],
+        map_on_route=mine["map_on_route"],
+        light_polygons=Polygons(mine["light_xy"], mine["light_rings"], mine["light_polygons"]) if second else none,
+        light_active=mine["light_active"] if second else np.zeros((0, STEPS), dtype=np.bool_),
+        centerline=mine["centerline"],
+        pdm_poses=mine["pdm_poses"],
+        human_poses=mine["human_poses"] if second else np.zeros((0, 3)),
+        pdm_progress=float(mine["pdm_progress"]),
+        human_zero=mine["human_zero"] if second else np.zeros(len(FILTERED), dtype=np.bool_),
+    )
+
+
+def _version_specs(version: Version, precision: Precision) -> list[TargetSpec]:
+    t = AGENT_STEPS[version]
+    agent, step = f"{version}_agent", f"{version}_step"
+    frame = "x, y, heading in the ego frame at t0"
+    specs = [
+        _spec("agents_pose", f"{agent} {step} pose", (None, t, 3), precision, "m, rad", f"Box centres: {frame}, 10 Hz"),
+        _spec("agents_valid", f"{agent} {step}", (None, t), "bool", "1", "Whether the agent is there"),
+        _spec("agents_size", f"{agent} size", (None, 2), precision, "m", "Length and width"),
+        _spec("agents_is_agent", agent, (None,), "bool", "1", "Vehicle, pedestrian or bicycle, not a static object"),
+        _spec("agents_stopped", agent, (None,), "bool", "1", "Static, or slower than 0.05 m/s when first seen"),
+        _spec("pdm_poses", "time pose", (STEPS, 3), "float64", "m, rad", f"Reference of PDM-Closed: {frame}, 10 Hz"),
+        _spec("pdm_progress", "", (), "float64", "m", "Progress of PDM-Closed times its multiplicative sub-scores"),
+    ]
+    if version == "v2":
+        human = "zero sub-scores of the human's path, in the order of scoring.context.FILTERED"
+        specs += [
+            _spec("past_states", "past state", (None, STATE_SIZE), "float64", "m, rad, m/s, m/s^2", f"Past: {_STATE}"),
+            *_polygon_specs("light", precision, "areas of lane connectors of the logged route that are red at a time"),
+            _spec("light_active", "light_polygon time", (None, STEPS), "bool", "1", "Whether it is red, 10 Hz"),
+            _spec("human_poses", "future pose", (HUMAN_FRAMES, 3), "float64", "m, rad", f"The human's path: {frame}"),
+            _spec("human_zero", "filtered", (len(FILTERED),), "bool", "1", human),
+        ]
+    return [replace(spec, name=f"{version}_{spec.name}") for spec in specs]
+
+
+def _polygon_specs(name: str, precision: Precision, meaning: str) -> list[TargetSpec]:
+    return [
+        _spec(f"{name}_xy", f"{name}_vertex xy", (None, 2), precision, "m", f"Vertices of the rings of {meaning}"),
+        _spec(f"{name}_rings", f"{name}_ring_offset", (None,), "int64", "1", "Where each ring begins, and the end"),
+        _spec(f"{name}_polygons", f"{name}_polygon_offset", (None,), "int64", "1", "Likewise each polygon, in rings"),
+    ]
+
+
+def _polygon_targets(name: str, polygons: Polygons) -> dict[str, NDArray[Any]]:
+    return {f"{name}_xy": polygons.xy, f"{name}_rings": polygons.rings, f"{name}_polygons": polygons.polygons}
+
+
+def _spec(name: str, dims: str, shape: tuple[int | None, ...], dtype: str, unit: str, meaning: str) -> TargetSpec:
+    return TargetSpec(name=name, dims=tuple(dims.split()), shape=shape, dtype=dtype, unit=unit, meaning=meaning)

@@ -1,0 +1,207 @@
+"""The PDM teacher: scene records and the nuPlan map in, the context of NAVSIM's reward out. No images, no network.
+
+Its "weights" are the map files, whose digests are in the fingerprint. A scene that cannot be scored (no route, no
+annotations, too little future) is refused by `requests`, so it is quarantined for this column alone; what was found out
+there is kept for `compute`, a bounded number of scenes.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from scoring.context import RewardContext, Version
+from scoring.references import complete
+from shards_schema.errors import SampleError, ShardsError, WeightsError
+from shards_schema.records import Image, Scene
+from shards_schema.specs import NAME, TargetSpec
+from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.pdm.closed import with_closed
+from teachers.pdm.drivable_map import RADIUS_M
+from teachers.pdm.nuplan_map import INDEX, find_map, load_map
+from teachers.pdm.scene_context import Prepared, prepare
+from teachers.pdm.targets import Precision, target_specs, to_targets
+from teachers.registry import parse_config
+from teachers.weights import file_digest
+
+REVISION = "pdm 1"
+"""Changes when the code gives other arrays."""
+
+_KEPT = 256
+"""Prepared scenes that wait for `compute`, each some 0.3 MB; one that fell out is prepared again."""
+
+
+class PDMConfig(BaseModel):
+    """What the column holds.
+
+    Attributes:
+        name: the column.
+        maps_root: the folder of ``nuplan-maps-v1.0.json`` (NUPLAN_MAPS_ROOT).
+        versions: which scores it is for.
+        radius: metres around the ego, of map and forecast; NAVSIM has 100.
+        precision: of map, agents and centerline; the rest is float64.
+        batch_size: scenes scored together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = "pdm"
+    maps_root: str = Field(min_length=1)
+    versions: tuple[Version, ...] = Field(("v1", "v2"), min_length=1)
+    radius: float = Field(RADIUS_M, gt=0)
+    precision: Precision = "float32"
+    batch_size: int = Field(16, ge=1)
+
+    @field_validator("maps_root", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if not NAME.match(value):
+            raise ValueError("must match [a-z][a-z0-9_]*")
+        return value
+
+    @field_validator("versions")
+    @classmethod
+    def _once(cls, value: tuple[Version, ...]) -> tuple[Version, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each version once")
+        return tuple(sorted(value))
+
+
+def build(config: Mapping[str, Any]) -> PDMTeacher:
+    """The teacher of the raw mapping `config`.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+    return PDMTeacher(parse_config(PDMConfig, config, "pdm"))
+
+
+class PDMTeacher:
+    """A `teachers.base.Teacher`."""
+
+    def __init__(self, config: PDMConfig) -> None:
+        self.config = config
+        self._root = Path(config.maps_root).expanduser()
+        self._specs = target_specs(config.versions, config.precision)
+        self._device: str | None = None
+        self._prepared: OrderedDict[int, Prepared] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[PDMTeacher], tuple[PDMConfig]]:
+        return PDMTeacher, (self.config,)
+
+    @property
+    def name(self) -> str:
+        """The column: ``pdm``, or the config's name."""
+        return self.config.name
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        """See `targets.target_specs`."""
+        return self._specs
+
+    @property
+    def batch_size(self) -> int:
+        """Scenes scored together."""
+        return self.config.batch_size
+
+    @property
+    def random_weights(self) -> bool:
+        """Never: a map is no guess."""
+        return False
+
+    def provenance(self) -> dict[str, Any]:
+        """Config, and the digest of each location's map (read once a process).
+
+        Raises:
+            WeightsError: no maps at `maps_root`, or one that the index names is missing.
+        """
+        return {
+            "revision": REVISION,
+            "maps": {location: file_digest(find_map(self._root, location)) for location in self._locations()},
+            "versions": list(self.config.versions),
+            "radius": self.config.radius,
+            "precision": self.config.precision,
+            "batch_size": self.config.batch_size,
+        }
+
+    def requests(self, scene: Scene) -> list[ImageRequest]:
+        """No images; but the scene is looked at, so that one which cannot be taught is refused here.
+
+        Raises:
+            SampleError: code ``no_map``, the location has none; those of `scene_context.prepare`.
+        """
+        prepared = self._prepare(scene)
+        with self._lock:
+            self._prepared[id(scene)] = prepared  # which holds the scene, so that its id stays its own
+            self._prepared.move_to_end(id(scene))
+            while len(self._prepared) > _KEPT:
+                self._prepared.popitem(last=False)
+        return []
+
+    def preprocess(self, image: Image) -> Image:
+        """As it is; nobody asks."""
+        return image
+
+    def load(self, device: str) -> None:
+        """Score on `device`; maps are read when a scene needs them.
+
+        Raises:
+            WeightsError: there are no maps.
+        """
+        self._locations()
+        self._device = device
+
+    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+        """The contexts of each scene, taken apart.
+
+        Raises:
+            SampleError: a scene that `requests` refused.
+            ShardsError: `load` has not been called.
+        """
+        if self._device is None:
+            raise ShardsError("PDMTeacher.compute: call load(device) first")
+        if not batch:
+            return []
+        prepared = [self._taken(item.scene) for item in batch]
+        return [to_targets(contexts, self.config.precision) for contexts in reward_contexts(prepared, self._device)]
+
+    def _taken(self, scene: Scene) -> Prepared:
+        with self._lock:
+            known = self._prepared.pop(id(scene), None)
+        return self._prepare(scene) if known is None else known
+
+    def _prepare(self, scene: Scene) -> Prepared:
+        if scene.map_name not in self._locations():
+            raise SampleError(
+                "no_map", f"scene {scene.token} of log {scene.log}: {self._root / INDEX} has no {scene.map_name!r}"
+            )
+        world = load_map(find_map(self._root, scene.map_name))
+        return prepare(scene, world, self.config.versions, self.config.radius)
+
+    def _locations(self) -> list[str]:
+        try:
+            index = json.loads((self._root / INDEX).read_text())
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"no maps at {self._root}: {INDEX}: {error}; set maps_root") from error
+        if not isinstance(index, dict) or not index:
+            raise WeightsError(f"{self._root / INDEX} should map locations to versions, holds {index!r:.80}")
+        return sorted(index)
+
+
+def reward_contexts(prepared: Sequence[Prepared], device: str = "cpu") -> list[list[RewardContext]]:
+    """The complete contexts of each scene, one a version, float64."""
+    started = with_closed(prepared, device)
+    columns = [complete(list(column), device) for column in zip(*started, strict=True)]
+    return [list(row) for row in zip(*columns, strict=True)]
