@@ -1,8 +1,9 @@
 """A student on held-out samples: losses, cosine to each teacher, and how far its greedy answers are from the drive.
 
 ADE at t is the mean distance of the positions up to t seconds, FDE the distance at t, in metres, over samples whose
-answer parses; answers that do not are counted. `cosine_wm` is between standardised features (what is trained on: 0 is
-what the mean feature gets), `cosine_wm_raw` between the teacher's own, where the mean alone is often near 1.
+answer parses; answers that do not are counted. `cosine_wm` is between standardised features (what is trained on; the
+mean over all latents gets 0, what a latent's place alone explains still counts), `cosine_wm_raw` between the teacher's
+own, where the mean alone is often near 1.
 """
 
 from __future__ import annotations
