@@ -54,7 +54,6 @@ def session(config: ClusterConfig) -> Iterator[None]:
     """Join the cluster at RAY_ADDRESS, or start a local one for the time of the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default, which starves the workers beside anything else
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(256 << 10))  # freed images go back; docs/benchmarks.md, memory
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that a local Ray has a token
     if address := os.environ.get("RAY_ADDRESS"):
