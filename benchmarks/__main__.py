@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, cast
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 import benchmarks
 from benchmarks.measure import print_machine
 from jobs import config as job_config
-from shards_schema.errors import ConfigError, ShardsError
+from shards_schema.errors import ConfigError
 
 
 def measurements() -> dict[str, ModuleType]:
@@ -51,7 +50,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ShardsError as error:
-        job_config.fail(error)
+    job_config.run(main)

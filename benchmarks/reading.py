@@ -48,7 +48,6 @@ from pipeline.stream import ShardStream, StreamConfig
 from shards_schema import layout
 from shards_schema.codecs import npy_bytes, seal_of
 from shards_schema.commit import CommitRecord
-from shards_schema.errors import ShardsError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.specs import TargetSpec
 
@@ -473,10 +472,12 @@ def _import_streaming() -> Any:
             del sys.modules[name]
 
 
+def main(arguments: list[str]) -> None:
+    """Run it alone."""
+    settings = job_config.load(Config, arguments)
+    print_machine()
+    run(settings)
+
+
 if __name__ == "__main__":
-    try:
-        settings = job_config.load(Config, sys.argv[1:])
-        print_machine()
-        run(settings)
-    except ShardsError as error:
-        job_config.fail(error)
+    job_config.run(main)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -92,7 +92,18 @@ def _variable(match: re.Match[str]) -> str:
     return os.environ[match[1]]
 
 
-def fail(error: ShardsError) -> NoReturn:
-    """Print an error as a person wants it and leave: 2 for a config that cannot be, else 1."""
-    print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-    raise SystemExit(2 if isinstance(error, ConfigError) else 1)
+def run(main: Callable[[list[str]], object], *, interrupted: str = "interrupted") -> NoReturn:
+    """Run a job's `main` on the command line and leave, with the errors as a person wants them.
+
+    Exit code: what `main` returns if that is an int, else 0; 2 for a config that cannot be, 1 for any other error of ours, 130 for
+    Ctrl-C, which prints `interrupted`.
+    """
+    try:
+        code = main(sys.argv[1:])
+        raise SystemExit(code if isinstance(code, int) else 0)
+    except ShardsError as error:
+        print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -7,13 +7,11 @@ nothing.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 from jobs import config as job_config
 from pipeline.sources.synthetic import MARKER, SyntheticConfig, generate
-from shards_schema.errors import ShardsError
 
 
 class DataConfig(SyntheticConfig):
@@ -53,7 +51,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ShardsError as error:
-        job_config.fail(error)
+    job_config.run(main)

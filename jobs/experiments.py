@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from jobs import config as job_config
 from jobs.report import table
-from shards_schema.errors import ConfigError, ShardsError
+from shards_schema.errors import ConfigError
 from trainer import baselines, distributed
 from trainer.batch import collate
 from trainer.config import SFTConfig
@@ -202,10 +201,4 @@ def verdict(
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ShardsError as error:
-        job_config.fail(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again, what was trained is kept", file=sys.stderr)
-        raise SystemExit(130) from None
+    job_config.run(main, interrupted="interrupted: run the same command again, what was trained is kept")

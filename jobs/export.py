@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from math import hypot
 from pathlib import Path
@@ -28,7 +27,7 @@ from jobs import config as job_config
 from pipeline.reader import Dataset
 from pipeline.stream import SampleTable
 from shards_schema import layout
-from shards_schema.errors import ConfigError, ShardsError
+from shards_schema.errors import ConfigError
 
 PROMPT = (
     "You drive the ego vehicle. Speed {speed:.1f} m/s, acceleration ({ax:.1f}, {ay:.1f}) m/s^2, command: {command}. "
@@ -179,7 +178,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main(sys.argv[1:]))
-    except ShardsError as error:
-        job_config.fail(error)
+    job_config.run(main)

@@ -6,7 +6,6 @@ lies beside the dataset, not in it (every file in a dataset is accounted for), a
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -98,7 +97,4 @@ def readable(facts: Facts) -> Dataset | None:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main(sys.argv[1:]))
-    except ShardsError as error:
-        job_config.fail(error)
+    job_config.run(main)

@@ -20,7 +20,6 @@ import itertools
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from jobs.report import table
 from scoring import Version, collate, complete, extended_comfort, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
 from scoring.metrics.extended_comfort import MAX_INTERVAL_S
-from shards_schema.errors import ConfigError, MissingFileError, SampleError, ShardsError
+from shards_schema.errors import ConfigError, MissingFileError, SampleError
 from teachers.pdm import context_from_cache, find_caches
 
 POSES = 8
@@ -291,7 +290,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main(sys.argv[1:]))
-    except ShardsError as error:
-        job_config.fail(error)
+    job_config.run(main)

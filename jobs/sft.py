@@ -8,7 +8,6 @@ baselines on held-out logs. Exit code: 0 when it ended, 1 when training failed, 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from jobs import config as job_config
 from jobs.report import table
-from shards_schema.errors import ShardsError
 from trainer import baselines, checkpoint, distributed
 from trainer.batch import Batch, collate
 from trainer.config import SFTConfig
@@ -216,10 +214,4 @@ def _metrics(metrics: Mapping[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ShardsError as error:
-        job_config.fail(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+    job_config.run(main, interrupted="interrupted: run the same command again to go on from the last checkpoint")

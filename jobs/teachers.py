@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
 from shards_schema import layout
-from shards_schema.errors import ConfigError, IncompleteError, ShardsError
+from shards_schema.errors import ConfigError, IncompleteError
 from teachers import registry as teachers
 from teachers.base import Teacher, column_manifest
 
@@ -253,10 +252,4 @@ def _check_quarantine(config: TeachersConfig, run: runs.Run, totals: list[runs.C
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except ShardsError as error:
-        job_config.fail(error)
-    except KeyboardInterrupt:
-        print("\ninterrupted: what was committed stays; run the same command again to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+    job_config.run(main, interrupted="interrupted: what was committed stays; run the same command again to go on")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs import config as job_config
 from jobs.report import bytes_text, table
 from pipeline.verify import verify
-from shards_schema.errors import ShardsError
 
 
 class VerifyConfig(BaseModel):
@@ -52,7 +50,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main(sys.argv[1:]))
-    except ShardsError as error:
-        job_config.fail(error)
+    job_config.run(main)
