@@ -95,8 +95,8 @@ def _variable(match: re.Match[str]) -> str:
 def run(main: Callable[[list[str]], object], *, interrupted: str = "interrupted") -> NoReturn:
     """Run a job's `main` on the command line and leave, with the errors as a person wants them.
 
-    Exit code: what `main` returns if that is an int, else 0; 2 for a config that cannot be, 1 for any other error of ours, 130 for
-    Ctrl-C, which prints `interrupted`.
+    Exit code: what `main` returns if that is an int, else 0; 2 for a config that cannot be, 1 for any other error of
+    ours, 130 for Ctrl-C, which prints `interrupted`.
     """
     try:
         code = main(sys.argv[1:])
