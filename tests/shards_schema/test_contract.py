@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -66,11 +67,41 @@ def test_npy_round_trip(array: np.ndarray) -> None:
         load_npy(data[:-1], "x")
 
 
-def test_npy_refuses_pickles() -> None:
+@pytest.mark.parametrize(
+    "array",  # a pickle, Fortran order, a structured dtype, a date
+    [
+        np.array([{}], dtype=object),
+        np.asfortranarray(np.eye(3)[:, :2]),
+        np.zeros(2, [("a", "f4")]),
+        np.zeros(2, "M8[s]"),
+    ],
+)
+def test_npy_refuses_what_the_format_has_not(array: np.ndarray) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(DatasetError):
+    np.save(buffer, array, allow_pickle=True)
+    with pytest.raises(DatasetError, match=r"x: not a \.npy"):
         load_npy(buffer.getvalue(), "x")
+
+
+@given(st.binary(max_size=200), st.integers(0, 127), st.integers(0, 255))
+@settings(max_examples=200, deadline=None)
+def test_npy_damaged_is_an_array_or_a_dataset_error(junk: bytes, place: int, value: int) -> None:
+    data = bytearray(npy_bytes(np.arange(6, dtype=np.float16).reshape(2, 3)))
+    data[place] = value
+    for damaged in (junk, bytes(data), b"\x93NUMPY" + junk):
+        with contextlib.suppress(DatasetError):
+            assert isinstance(load_npy(damaged, "x"), np.ndarray)
+
+
+def test_npy_is_read_without_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ast.parse` is not safe among threads in CPython 3.11 (SystemError, seen in CI)."""
+
+    def compiler(*_: object, **__: object) -> None:
+        raise AssertionError("the compiler was asked")
+
+    monkeypatch.setattr("ast.parse", compiler)
+    array = np.arange(4321, dtype=np.int16)
+    assert np.array_equal(load_npy(npy_bytes(array), "x"), array)
 
 
 def test_tar_blocks_are_a_tar() -> None:
