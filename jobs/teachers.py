@@ -22,13 +22,16 @@ from jobs import config as job_config
 from jobs.cluster import ClusterConfig, drive, session, worker_count
 from jobs.report import bytes_text, table
 from pipeline import run as runs
+from pipeline.lease import Lease, hold
 from pipeline.plan import PlanConfig
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
+from pipeline.stores.volume import Volume
 from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, IncompleteError
+from shards_schema.manifests import ColumnManifest
 from teachers import registry as teachers
 from teachers.base import Teacher, column_manifest
 
@@ -126,6 +129,19 @@ def main(arguments: list[str]) -> None:
         samples.manifest(versions),
         *(column_manifest(t, config.teachers[t.name], versions) for t in columns),
     ]
+    with hold(Volume(config.out)) as lease:
+        _run(config, source, samples, columns, manifests, lease, began)
+
+
+def _run(
+    config: TeachersConfig,
+    source: Source,
+    samples: SamplesColumn,
+    columns: list[Teacher],
+    manifests: list[ColumnManifest],
+    lease: Lease,
+    began: float,
+) -> None:
     print(f"scanning the logs: {_source_text(source.describe())}", flush=True)
     run = runs.begin(
         source,
@@ -161,10 +177,11 @@ def main(arguments: list[str]) -> None:
                     config=config.cluster,
                     in_flight=config.worker.shards_in_flight,
                     on_start=progress.started,
-                    on_receipt=functools.partial(_received, run, progress),
+                    on_receipt=functools.partial(_received, run, progress, lease),
                 )
             finally:
                 progress.close()
+    lease.check()
     totals = runs.close(run)
     _print_closing(config, run, totals, progress, time.perf_counter() - began)
     _check_quarantine(config, run, totals)
@@ -181,8 +198,9 @@ def _source_text(source: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {source[key]}" for key in ("kind", "root", "split") if key in source)
 
 
-def _received(run: runs.Run, progress: Progress, receipt: ShardReceipt) -> None:
+def _received(run: runs.Run, progress: Progress, lease: Lease, receipt: ShardReceipt) -> None:
     """Count a receipt, and keep its timings beside the dataset: the only files that differ between equal runs."""
+    lease.check()
     progress.receipt(receipt)
     run.volume.put(f"{layout.LOGS}/{receipt.shard:06d}.json", json.dumps(asdict(receipt)).encode())
 

@@ -299,7 +299,7 @@ class _Verifier:
     def _strangers(self) -> None:
         for path in self._volume.walk():
             top = path.split("/", 1)[0]
-            if path not in self._known and top not in (layout.LOGS, layout.TEMP):
+            if path not in self._known and top not in (layout.LOGS, layout.TEMP, layout.LOCK):
                 self._fault(path, "no document accounts for this file")
 
 

@@ -77,6 +77,10 @@ class MismatchError(ShardsError, ValueError):
     """Two runs would be mixed: a recorded plan, config or weights digest differs from the one at hand."""
 
 
+class HeldError(ShardsError, BlockingIOError):
+    """Another run is writing the dataset."""
+
+
 class WeightsError(ShardsError, ValueError):
     """A checkpoint cannot be found, or does not fit the network; both sides are named."""
 

@@ -5,6 +5,7 @@ dataset.json  plan.parquet  index.parquet  quarantine.parquet
 targets.zarr/zarr.json  targets.zarr/<column>/zarr.json  targets.zarr/<column>/<target>/{zarr.json, c/0/0/...}
 logs/...   (timings: the only files that two equal runs do not write alike)
 .tmp/...   (files under way; swept when a run starts)
+.lock      (who is writing, while it is written)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ QUARANTINE = "quarantine.parquet"
 ZARR = "targets.zarr"
 LOGS = "logs"
 TEMP = ".tmp"
+LOCK = ".lock"
 
 SAMPLES = "samples"
 """The one column that is not a teacher's: records, trajectories and the student's images."""

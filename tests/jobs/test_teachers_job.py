@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 from jobs import teachers as teachers_job
+from pipeline.lease import hold
+from pipeline.stores.volume import Volume
 from pipeline.verify import verify
 from shards_schema import layout
-from shards_schema.errors import ConfigError
+from shards_schema.errors import ConfigError, HeldError
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)  # each of these starts Ray and the networks, some of them three times
@@ -246,3 +248,10 @@ def test_a_refusal_is_printed_without_a_traceback(work: Path, undisturbed: Path)
     code, output = run(work, work / "never", "plan.shard_size=0")
     assert code == 2
     assert "Traceback" not in output
+
+
+def test_a_second_driver_is_refused_by_name(work: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with hold(Volume(str(out))), pytest.raises(HeldError, match=rf"pid {os.getpid()}"):
+        teachers_job.main([str(work / "job.yaml"), f"out={out}"])
+    assert not out.exists() or not any(out.iterdir())
