@@ -19,7 +19,12 @@ from shards_schema.specs import NAME
 from teachers.base import Teacher
 
 GROUP = "last_shards.teachers"
-BUILT_IN = {"cosmos": "teachers.cosmos:build", "pdm": "teachers.pdm:build", "vggt": "teachers.vggt:build"}
+BUILT_IN = {
+    "cosmos": "teachers.cosmos:build",
+    "cosmos_predict": "teachers.cosmos:build_predict",
+    "pdm": "teachers.pdm:build",
+    "vggt": "teachers.vggt:build",
+}
 
 Model = TypeVar("Model", bound=BaseModel)
 

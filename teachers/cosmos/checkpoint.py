@@ -1,30 +1,26 @@
-"""From a config to the network that it names: files found, config.json read, tensors loaded strictly or drawn.
+"""From a config to the VAE that it names: files found, config.json read, tensors loaded strictly or drawn.
 
 `describe` is all that identity needs and imports neither torch nor diffusers. `build_network` makes the module.
 A checkpoint is a folder in the hub's layout: ``[vae/]config.json`` and ``[vae/]diffusion_pytorch_model.safetensors``.
-
-Random weights are drawn by a generator of our own, uniformly (torch's uniform floats are exact multiples of 2^-24, the
-same on every instruction set, which its normal ones are not) and scaled by fan-in; norm gains are one.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import math
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards_schema.errors import ConfigError, WeightsError
+from teachers.cosmos import files
 from teachers.cosmos.config import CHANNELS_OUT, CosmosConfig
 from teachers.cosmos.statistics import Statistics
 
 if TYPE_CHECKING:
     import torch
 
-FILES = ("vae/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors")
+FILES = (f"vae/{files.TENSORS}", files.TENSORS)
 """Where the weights may lie in a repository or folder."""
 
 _STATISTICS = ("latents_mean", "latents_std")
@@ -67,36 +63,14 @@ def describe(config: CosmosConfig) -> Description:
         default = Statistics("diffusers", CHANNELS_OUT) if config.vae.own_statistics else None
         return Description(config.random_network(), config.given_statistics or default, None)
     file = config.weights.locate(*FILES)
-    beside = _config_beside(config, file)
-    arguments = _read_config(beside)
+    beside = files.beside(config.weights, file, FILES, "config.json")
+    arguments = files.read_json(beside)
     _check_config(config, arguments, beside)
     statistics = config.given_statistics or _checkpoint_statistics(config, arguments, beside)
     if statistics is not None:
         statistics.check_times(config.latents)
     public = {k: v for k, v in arguments.items() if not k.startswith("_") and k not in _STATISTICS}
     return Description(public, statistics, file)
-
-
-def _config_beside(config: CosmosConfig, file: Path) -> Path:
-    weights = config.weights
-    if weights.path is not None:
-        beside = file.with_name("config.json")
-        if not beside.is_file():
-            raise WeightsError(f"no config.json beside {file}: expected a folder as save_pretrained writes it")
-        return beside
-    inside = next(name for name in (weights.file, *FILES) if name is not None and file.as_posix().endswith(name))
-    name = str(PurePosixPath(inside).with_name("config.json"))
-    return weights.model_copy(update={"file": name}).locate()
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        arguments = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(arguments, dict):
-        raise WeightsError(f"{path}: expected a JSON object, got {type(arguments).__name__}")
-    return arguments
 
 
 def _check_config(config: CosmosConfig, arguments: dict[str, Any], path: Path) -> None:
@@ -156,9 +130,9 @@ def build_network(config: CosmosConfig, description: Description) -> tuple[Any, 
             raise ConfigError(f"network: {message}") from error
     if description.file is None:
         assert config.weights.random is not None
-        _draw(network, config.weights.random)
+        files.draw(network, config.weights.random)
     else:
-        _load(network, description.file)
+        files.load(network, [description.file], torch.float32)
     return network.eval().requires_grad_(False), statistics
 
 
@@ -169,43 +143,3 @@ def _default_statistics(defaults: Any) -> Statistics:
             f"diffusers {version('diffusers')} has no default statistics for this VAE; give latents_mean, latents_std"
         )
     return Statistics("diffusers", CHANNELS_OUT, tuple(mean), tuple(std))
-
-
-def _load(network: torch.nn.Module, file: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} is not a readable safetensors file: {error}") from error
-    want = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    problems = [f"missing {_some(want.keys() - got.keys())}"] if want.keys() - got.keys() else []
-    problems += [f"unexpected {_some(got.keys() - want.keys())}"] if got.keys() - want.keys() else []
-    reshaped = {f"{k} {got[k]} for {want[k]}" for k in want.keys() & got.keys() if want[k] != got[k]}
-    problems += [f"of another shape {_some(reshaped)}"] if reshaped else []
-    if problems:
-        raise WeightsError(f"{file} does not fit {type(network).__name__} of its config.json: " + "; ".join(problems))
-    network.load_state_dict(tensors, strict=True)
-
-
-def _some(names: set[str]) -> str:
-    first = ", ".join(sorted(names)[:5])
-    return f"{first} and {len(names) - 5} more" if len(names) > 5 else first
-
-
-def _draw(network: torch.nn.Module, seed: int) -> None:
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(network.named_parameters()):
-            if name.endswith("bias"):
-                scale = 0.1
-            elif name.endswith("weight") and parameter.ndim > 1:
-                scale = math.sqrt(12.0 / parameter[0].numel())  # unit variance out, for unit variance in
-            else:
-                parameter.fill_(1.0)
-                continue
-            parameter.uniform_(0.0, 1.0, generator=generator).sub_(0.5).mul_(scale)

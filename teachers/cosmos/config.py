@@ -110,7 +110,8 @@ VAES: Mapping[str, Vae] = MappingProxyType(
 LayoutName = Literal["A", "B", "C", "D"]
 
 
-def _as_tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
+    """A list, as YAML gives one, as a tuple; anything else as it is."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -143,7 +144,7 @@ class CosmosConfig(BaseModel):
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
     channel: str = "CAM_F0"
-    layout: LayoutName | Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = "A"
+    layout: LayoutName | Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = "A"
     size: tuple[int, int] = (512, 288)
     pool: int | None = Field(default=4, ge=1)
     batch_size: int = Field(default=4, ge=1)
@@ -178,12 +179,12 @@ class CosmosConfig(BaseModel):
                 raise ConfigError(f"network: preset must be full or tiny, got {self.network['preset']!r}")
 
     def _check_length(self) -> None:
-        given = self.given_statistics
+        given, latents = self.given_statistics, self.latents
         if given is not None:
-            given.check_times(self.latents)
-        elif self.model == "cv8x8x8" and self.latents > 16:
+            given.check_times(latents)
+        elif self.model == "cv8x8x8" and latents > 16:
             raise ConfigError(
-                f"layout: {self.latents} latent frames, but the statistics of CV8x8x8 end after 16 (121 frames); take "
+                f"layout: {latents} latent frames, but the statistics of CV8x8x8 end after 16 (121 frames); take "
                 "a shorter layout, or give latents_mean and latents_std of 16 values"
             )
 

@@ -100,14 +100,21 @@ class CosmosTeacher:
 
     def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
         """Encode the batch's clips together."""
-        if self._encoder is None:
-            raise RuntimeError("CosmosTeacher.compute before load(device)")
         if not batch:
             return []
+        return self.targets(*self.encode(batch))
+
+    def encode(self, batch: Sequence[TeacherInput]) -> tuple[list[frames.Clip], torch.Tensor]:
+        """The clip of each scene, and their latents: float32 [B, 16, T_lat, H/8, W/8] on the device."""
+        if self._encoder is None:
+            raise RuntimeError("CosmosTeacher.compute before load(device)")
         clips = [self._clip(item.scene) for item in batch]
         stacked_BTHW3 = np.stack([item.images[list(clip.index)] for item, clip in zip(batch, clips, strict=True)])
         images_BTHW3 = torch.from_numpy(stacked_BTHW3).to(self._encoder.device)
-        latents_BCTHW = self._encoder.encode(images.to_video(images_BTHW3, self._encoder.dtype))
+        return clips, self._encoder.encode(images.to_video(images_BTHW3, self._encoder.dtype))
+
+    def targets(self, clips: Sequence[frames.Clip], latents_BCTHW: torch.Tensor) -> list[Targets]:
+        """The targets of each scene, of what `encode` gave."""
         latents_BTCHW = latents_BCTHW.transpose(1, 2).contiguous()
         tensors = {"latent": latents_BTCHW}
         if self.config.pool is not None:

@@ -59,6 +59,7 @@ def test_the_built_ins_are_there_without_metadata(install: Any) -> None:
     install()
     assert registry.available() == {
         "cosmos": "teachers.cosmos:build",
+        "cosmos_predict": "teachers.cosmos:build_predict",
         "pdm": "teachers.pdm:build",
         "vggt": "teachers.vggt:build",
     }
@@ -82,13 +83,13 @@ def test_a_third_party_teacher_is_built(install: Any) -> None:
 
 def test_an_unknown_kind_lists_what_there_is(install: Any) -> None:
     install(mine="third_party.good:build")
-    with pytest.raises(ConfigError, match="no teacher 'dino'; there are: cosmos, mine, pdm, vggt"):
+    with pytest.raises(ConfigError, match="no teacher 'dino'; there are: cosmos, cosmos_predict, mine, pdm, vggt"):
         registry.build("dino", {})
 
 
 def test_a_broken_package_is_named_when_asked_for_and_breaks_nothing_else(install: Any) -> None:
     install(broken="third_party.broken:build", absent="third_party.nowhere:build", mine="third_party.good:build")
-    assert set(registry.available()) == {"broken", "absent", "mine", "cosmos", "pdm", "vggt"}
+    assert set(registry.available()) == {"broken", "absent", "mine", "cosmos", "cosmos_predict", "pdm", "vggt"}
     assert registry.build("mine", TINY).name == "mine"
     with pytest.raises(ConfigError, match=r"'broken' cannot be imported from third_party\.broken:build.*nobody_has"):
         registry.build("broken", {})

@@ -1,0 +1,162 @@
+"""The Cosmos-Predict teacher: one encode of a scene's clip gives VAE latents and, from its past, foresight features.
+
+`foresight` is what a frozen Video2World transformer holds in its middle when it is about to imagine what comes next. It
+follows from the frames up to now alone, bit for bit: the VAE is causal, the transformer is given the latents up to now
+and no others, and its noise follows from the scene's token. So unlike `latent` it may be an input, and with the layout
+D it is computed where there is no future (a test split). `foresight_role` says which of its times were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards_schema.errors import WeightsError
+from shards_schema.records import Image, Scene
+from shards_schema.specs import TargetSpec
+from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.cosmos import files, frames
+from teachers.cosmos.foresight import RULE, Foresight, noise
+from teachers.cosmos.predict_config import CosmosPredictConfig
+from teachers.cosmos.teacher import CosmosTeacher
+from teachers.cosmos.transformer import CLASS, FILES, describe_transformer
+
+REVISION = 1
+"""Raised whenever the same config and weights give another `foresight`; the latents have a revision of their own."""
+
+IMAGINED = 2
+"""Role of a foresight time that was noise at the input; those that were given have the role of their latent."""
+
+
+class CosmosPredictTeacher:
+    """VAE latents and foresight features of one camera; see `teachers.base.Teacher` for the methods."""
+
+    def __init__(self, config: CosmosPredictConfig) -> None:
+        self.config = config
+        self._clips = CosmosTeacher(config.clip)
+        self._specs = _specs(config, self._clips.specs)
+        self._weights: dict[str, Any] | None = None
+        self._foresight: Foresight | None = None
+
+    @property
+    def name(self) -> str:
+        """The column."""
+        return self.config.name
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        """foresight, foresight_role; then those of the teacher `cosmos`, less the latents where they are off."""
+        return self._specs
+
+    @property
+    def batch_size(self) -> int:
+        """Scenes computed together."""
+        return self.config.batch_size
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether either network is randomly initialised."""
+        return self.config.weights.random is not None or self._clips.random_weights
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON identity. Weights are named by digest alone, so that hub and path are the same teacher."""
+        config = self.config
+        if self._weights is None:
+            self._weights = files.identity(config.weights, *FILES)
+        return {
+            "kind": "cosmos_predict",
+            "revision": REVISION,
+            "model": config.model,
+            "class": CLASS,
+            "weights": self._weights,
+            "network": describe_transformer(config).identity(),
+            "foresight": {
+                **RULE,
+                "block": config.read_block,
+                "of_blocks": config.architecture.blocks,
+                "given": config.given,
+                "given_t": config.given_time,
+                "horizon": config.horizon,
+                "sigma": config.sigma,
+                "t": config.time,
+                "noise_seed": config.noise_seed,
+                "token_pool": list(config.token_pool),
+            },
+            "clip": self._clips.provenance(),
+            "latents": config.latents,
+            "batch_size": config.batch_size,
+            "dtype": config.dtype,
+        }
+
+    def requests(self, scene: Scene) -> list[ImageRequest]:
+        """The clip's distinct frames, oldest first."""
+        return self._clips.requests(scene)
+
+    def preprocess(self, image: Image) -> Image:
+        """uint8 [h, w, 3] at `size`, by `teachers.cosmos.images.fit`."""
+        return self._clips.preprocess(image)
+
+    def load(self, device: str) -> None:
+        """Build both networks and read their weights, but not the decoder and the blocks that nothing reads."""
+        self._clips.load(device)
+        if self._foresight is not None and self._foresight.device == torch.device(device):
+            return
+        if self._weights is not None and (found := files.identity(self.config.weights, *FILES)) != self._weights:
+            raise WeightsError(f"the weights have changed since they were identified: {self._weights}, now {found}")
+        self._foresight = Foresight(self.config, describe_transformer(self.config), device)
+
+    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+        """Encode the batch's clips together, and run the transformer on their past together."""
+        if self._foresight is None:
+            raise RuntimeError("CosmosPredictTeacher.compute before load(device)")
+        if not batch:
+            return []
+        config, grid = self.config, self.config.clip.latent_grid
+        clips, latents_BCTHW = self._clips.encode(batch)
+        drawn = [noise(i.scene.token, config.noise_seed, config.horizon, grid) for i in batch]
+        noise_BCTHW = torch.from_numpy(np.stack(drawn)).to(latents_BCTHW.device)
+        features_BTRQD = self._foresight.features(latents_BCTHW[:, :, : config.given], noise_BCTHW)
+        arrays = features_BTRQD.to("cpu", torch.float16).numpy()
+        names = [spec.name for spec in self._specs]
+        results = []
+        for i, (clip, targets) in enumerate(zip(clips, self._clips.targets(clips, latents_BCTHW), strict=True)):
+            targets |= {"foresight": arrays[i].copy(), "foresight_role": self._roles(clip)}
+            results.append({name: targets[name] for name in names})
+        return results
+
+    def _roles(self, clip: frames.Clip) -> NDArray[np.uint8]:
+        given = frames.latent_roles(clip, self.config.clip.vae.temporal)[: self.config.given]
+        return np.asarray(given + (IMAGINED,) * self.config.horizon, dtype=np.uint8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_foresight": None}  # a copy elsewhere loads its own
+
+
+def _specs(config: CosmosPredictConfig, clip_specs: tuple[TargetSpec, ...]) -> tuple[TargetSpec, ...]:
+    times = config.given + config.horizon
+    (rows, columns), (row, column) = config.token_grid, config.token_pool
+    foresight = TargetSpec(
+        name="foresight",
+        dims=("foresight_time", "token_row", "token_col", "token_channel"),
+        shape=(times, rows // row, columns // column, config.architecture.width),
+        dtype="float16",
+        unit="1",
+        meaning=(
+            f"Tokens after block {config.read_block} of {config.model} {config.network} Video2World, of frames up to "
+            f"now and noise (sigma {config.sigma:g}); normalised over channels, mean of {row}x{column} tokens."
+        ),
+    )
+    role = TargetSpec(
+        name="foresight_role",
+        dims=("foresight_time",),
+        shape=(times,),
+        dtype="uint8",
+        unit="1",
+        meaning="0 given, padding only; 1 given, history and now; 2 imagined: noise at the input.",
+    )
+    kept = (spec for spec in clip_specs if config.latents or spec.name not in ("latent", "latent_pool", "latent_role"))
+    return (foresight, role, *kept)
