@@ -3,18 +3,26 @@
 Scenes of a log overlap, and several columns want the same frame: each distinct file is one task in the decode pool,
 in the order of first need, and its task makes at once the small form that each consumer wants (a teacher's input, the
 student's JPEG). The full-size pixels live only inside that task; a small form lives until its last user took it. An
-image that cannot be had is a `SampleError`, raised to each scene that asks for it and to no other.
+image that is not there or is no JPEG is a `SampleError`, raised to each scene that asks for it and to no other; a
+store that refuses or keeps failing is a `StoreError`, which ends the shard, so that a bad hour quarantines nothing.
+
+Remote images are fetched by threads of their own, many more than decode, since they wait and do not work:
+
+    fetch threads (`StoreConfig.concurrency`) --> at most twice as many JPEGs waiting --> decode pool
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from pipeline.decode import decode_jpeg
-from shards_schema.errors import SampleError
+from pipeline.stores.remote import is_local, store_of
+from pipeline.stores.retry import store_config
+from shards_schema.errors import SampleError, StoreError
 from shards_schema.records import Image
 
 Make = Callable[[bytes, Image], Any]
@@ -35,6 +43,8 @@ class ShardImages:
         self._uses: dict[str, Counter[str]] = {}
         self._made: dict[str, Future[dict[str, Any]]] = {}
         self._decoded: Counter[str] = Counter()
+        self._fetchers: ThreadPoolExecutor | None = None
+        self._dropped = False
 
     @property
     def decodes(self) -> int:
@@ -52,11 +62,36 @@ class ShardImages:
 
     def start(self, pool: Executor) -> None:
         """Hand every file to the pool, in the order in which they were first wanted."""
+        remote = [path for path in self._uses if not is_local(path)]
+        fetched = self._fetch(remote) if remote else {}
         for path, uses in self._uses.items():
-            self._made[path] = pool.submit(self._make, path, tuple(uses))
+            self._made[path] = pool.submit(self._make, path, tuple(uses), fetched.get(path))
 
-    def _make(self, path: str, consumers: tuple[str, ...]) -> dict[str, Any]:
-        data = self._read(path)
+    def _fetch(self, paths: Sequence[str]) -> dict[str, Future[bytes]]:
+        """Begin to read files, in this order; no more are under way or wait to be decoded than `_room` has places."""
+        count = store_config().concurrency
+        self._room = threading.Semaphore(2 * count)
+        self._fetchers = ThreadPoolExecutor(min(count, len(paths)), "fetch")
+
+        def fetch(path: str) -> bytes:
+            self._room.acquire()
+            if self._dropped:
+                raise CancelledError
+            return self._read(path)
+
+        return {path: self._fetchers.submit(fetch, path) for path in paths}
+
+    def _bytes(self, path: str, fetched: Future[bytes] | None) -> bytes:
+        if fetched is None:
+            return self._read(path)
+        try:
+            return fetched.result()
+        finally:
+            self._room.release()
+
+    def _make(self, path: str, consumers: tuple[str, ...], fetched: Future[bytes] | None) -> dict[str, Any]:
+        data = self._bytes(path, fetched)
+        del fetched  # the bytes go with this task
         image = decode_jpeg(data, path)
         self._decoded[path] += 1
         made: dict[str, Any] = {}
@@ -85,8 +120,12 @@ class ShardImages:
 
     def drop(self) -> None:
         """Forget what was not taken and cancel what has not begun."""
+        self._dropped = True
         for future in self._made.values():
             future.cancel()
+        if self._fetchers is not None:
+            self._fetchers.shutdown(wait=False, cancel_futures=True)
+            self._room.release(len(self._uses))  # nobody waits for a place any more
         self._made.clear()
 
 
@@ -94,17 +133,18 @@ def read_image(path: str) -> bytes:
     """The bytes of an image file, local or on any fsspec store.
 
     Raises:
-        SampleError: codes ``image_missing``, ``image_unreadable``.
+        SampleError: codes ``image_missing``, ``image_unreadable`` (a local disk's fault).
+        StoreError: the store refused, or failed too often.
     """
-    import fsspec
-
     try:
-        if "://" not in path:
+        if is_local(path):
             with open(path, "rb") as file:
                 return file.read()
-        with fsspec.open(path, "rb") as file:
-            return bytes(file.read())
+        store = store_of(path)
+        return store.read(store.path_of(path))
     except FileNotFoundError:
         raise SampleError("image_missing", f"{path}: no such file") from None
+    except StoreError:
+        raise
     except OSError as error:
         raise SampleError("image_unreadable", f"{path}: {error.strerror or error}") from error

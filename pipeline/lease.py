@@ -25,8 +25,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import fsspec
-
+from pipeline.stores.remote import RemoteStore, store_of
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.errors import HeldError
@@ -118,8 +117,8 @@ def _file_lock(path: str, volume: Volume, claim: dict[str, Any]) -> _FileLock | 
 class _Heartbeat:
     """Rewrites the claim until it is stopped, and notices when it is no longer there."""
 
-    def __init__(self, fs: Any, path: str, volume: Volume, claim: dict[str, Any], beat: float) -> None:
-        self._fs, self._path, self._volume, self._claim, self._beat = fs, path, volume, claim, beat
+    def __init__(self, store: RemoteStore, path: str, volume: Volume, claim: dict[str, Any], beat: float) -> None:
+        self._store, self._path, self._volume, self._claim, self._beat = store, path, volume, claim, beat
         self._stop = threading.Event()
         self._lost: bytes | None = None
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -133,54 +132,51 @@ class _Heartbeat:
     def _run(self) -> None:
         count = 0
         while not self._stop.wait(self._beat):
-            with contextlib.suppress(OSError):  # a store that fails for a while: the next beat may reach it
-                found = _read(self._fs, self._path)
+            with contextlib.suppress(OSError):  # a store that fails for long: the next beat may reach it
+                found = _read(self._store, self._path)
                 if found is not None and _parsed(found).get("id") != self._claim["id"]:
                     self._lost = found
                     return
                 count += 1
-                self._fs.pipe_file(self._path, json.dumps({**self._claim, "beat": count}).encode())
+                self._store.write(self._path, json.dumps({**self._claim, "beat": count}).encode())
 
     def close(self) -> None:
         """Stop beating, and let go."""
         self._stop.set()
         self._thread.join()
-        found = _read(self._fs, self._path)
+        found = _read(self._store, self._path)
         if found is not None and _parsed(found).get("id") == self._claim["id"]:
-            self._fs.rm_file(self._path)
+            self._store.remove(self._path)
 
 
 def _heartbeat(volume: Volume, claim: dict[str, Any], beat: float, expiry: float) -> _Heartbeat:
-    fs, root = fsspec.core.url_to_fs(volume.url)
-    path = f"{root.rstrip('/')}/{layout.LOCK}"
-    _take(fs, path, volume, claim, beat, expiry)
-    return _Heartbeat(fs, path, volume, claim, beat)
+    url = volume.url if volume.local_root is None else f"file://{volume.local_root}"
+    store = store_of(url)
+    path = f"{store.path_of(url).rstrip('/')}/{layout.LOCK}"
+    _take(store, path, volume, claim, beat, expiry)
+    return _Heartbeat(store, path, volume, claim, beat)
 
 
-def _take(fs: Any, path: str, volume: Volume, claim: dict[str, Any], beat: float, expiry: float) -> None:
-    data = json.dumps({**claim, "beat": 0}).encode()
-    seen, deadline = _read(fs, path), time.monotonic() + expiry
+def _take(store: RemoteStore, path: str, volume: Volume, claim: dict[str, Any], beat: float, expiry: float) -> None:
+    seen, deadline = _read(store, path), time.monotonic() + expiry
     while seen is not None:
         time.sleep(min(beat, max(deadline - time.monotonic(), 0.01)))
-        now = _read(fs, path)
+        now = _read(store, path)
         if now is not None and now != seen:
             raise _held(volume, now)
-        if now is None:
+        if now is None or time.monotonic() >= deadline:
+            store.remove(path)
             break
-        if time.monotonic() >= deadline:
-            with contextlib.suppress(FileNotFoundError):
-                fs.rm_file(path)
-            break
-    try:
-        fs.pipe_file(path, data, mode="create")
-    except FileExistsError:
-        raise _held(volume, _read(fs, path) or b"") from None
+    with contextlib.suppress(FileExistsError):  # also when the answer to our own first attempt was lost
+        store.write(path, json.dumps({**claim, "beat": 0}).encode(), new=True)
+    found = _read(store, path) or b""
+    if _parsed(found).get("id") != claim["id"]:
+        raise _held(volume, found)
 
 
-def _read(fs: Any, path: str) -> bytes | None:
-    fs.invalidate_cache()
+def _read(store: RemoteStore, path: str) -> bytes | None:
     try:
-        return bytes(fs.cat_file(path))
+        return store.read(path)
     except FileNotFoundError:
         return None
 

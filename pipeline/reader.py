@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 
 from pipeline.plan import Plan, PlanConfig
 from pipeline.records import columns_of, committed, read_record
+from pipeline.stores.cache import CacheConfig
 from pipeline.stores.ranges import ByteRange, CommittedFile, RangeReader
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.codecs import load_npy, seal_of
 from shards_schema.commit import CommitRecord, Quarantined
-from shards_schema.errors import AbsentError, DatasetError, QuarantinedError
+from shards_schema.errors import AbsentError, DatasetError, MissingFileError, QuarantinedError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.specs import TargetSpec
 
@@ -84,6 +85,8 @@ class Dataset:
         columns: the columns to open; None is all. Those not named are not touched.
         check_digests: hash each tar when it is first read from, and compare with its commit record.
         max_open: tars that stay mapped at once (local disks); views of older ones stay good.
+        cache: keeps whole tars of a remote dataset on a local disk, so that each is fetched once; None is a request for
+            each member that is read. See `pipeline.stores.cache`.
 
     Raises:
         MissingFileError: there is no dataset, or no such column, at `url`.
@@ -91,27 +94,32 @@ class Dataset:
     """
 
     def __init__(
-        self, url: str, *, columns: Iterable[str] | None = None, check_digests: bool = False, max_open: int = 64
+        self,
+        url: str,
+        *,
+        columns: Iterable[str] | None = None,
+        check_digests: bool = False,
+        max_open: int = 64,
+        cache: CacheConfig | None = None,
     ) -> None:
-        self._arguments = (url, None if columns is None else tuple(columns), check_digests, max_open)
+        self._arguments = (url, None if columns is None else tuple(columns), check_digests, max_open, cache)
         self._volume = Volume(url)
         data = self._volume.read(layout.DATASET)
         self.manifest = DatasetManifest.from_bytes(data, self._volume.path(layout.DATASET))
         self.digest = seal_of(data)
         names = columns_of(self._volume) if self._arguments[1] is None else self._arguments[1]
         self._columns = {name: self._open_column(name) for name in names}
-        self._files = RangeReader(url, check_digests=check_digests, max_open=max_open)
+        self._files = RangeReader(url, check_digests=check_digests, max_open=max_open, cache=cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        url, columns, check_digests, max_open = self._arguments
-        return _reopen, (url, columns, check_digests, max_open)
+        return _reopen, self._arguments
 
     def forked(self) -> Dataset:
         """The same dataset for a forked process: this index, but maps, locks and store connections of its own."""
-        url, _, check_digests, max_open = self._arguments
+        url, _, check_digests, max_open, cache = self._arguments
         child = copy.copy(self)
         child._volume = Volume(url)
-        child._files = RangeReader(url, check_digests=check_digests, max_open=max_open, private=True)
+        child._files = RangeReader(url, check_digests=check_digests, max_open=max_open, cache=cache)
         return child
 
     @property
@@ -203,6 +211,33 @@ class Dataset:
         asked = [m.place for t in tokens for column, names in targets.items() for m in self._members(t, column, names)]
         self._files.expect(asked)
 
+    @property
+    def cache(self) -> CacheConfig | None:
+        """As it was given."""
+        return self._arguments[4]
+
+    def shard_bytes(self, columns: Iterable[str]) -> Mapping[int, int]:
+        """Shard -> bytes of its tars in some columns.
+
+        Raises:
+            AbsentError: no such column.
+        """
+        total: dict[int, int] = {}
+        for name in columns:
+            for shard in self._column(name).shards:
+                total[shard.file.shard] = total.get(shard.file.shard, 0) + shard.file.digest.size
+        return total
+
+    def bring(self, shards: Sequence[int], columns: Sequence[str]) -> None:
+        """Begin to fetch the tars of shards into the cache, shard by shard, and do not wait.
+
+        Raises:
+            AbsentError: no such column.
+        """
+        files = {(s.file.shard, name): s.file for name in columns for s in self._column(name).shards}
+        order = [(shard, name) for shard in shards for name in columns]
+        self._files.bring([files[key] for key in order if key in files])
+
     def _open_column(self, name: str) -> _Column:
         path = layout.column_json(name)
         manifest = ColumnManifest.from_bytes(self._volume.read(path), self._volume.path(path))
@@ -210,13 +245,28 @@ class Dataset:
         places: dict[str, tuple[int, int]] = {}
         quarantined: dict[str, Quarantined] = {}
         with ThreadPoolExecutor(_OPENING_THREADS) as pool:
-            records = pool.map(lambda shard: read_record(self._volume, name, shard), committed(self._volume, name))
-            for record in records:
+            for record in pool.map(lambda shard: self._record(name, shard), self._shards(name)):
+                if record is None:
+                    continue
                 shards.append(self._keep(record, manifest))
                 places.update((token, (len(shards) - 1, i)) for i, token in enumerate(record.tokens))
                 quarantined.update((q.token, q) for q in record.quarantined)
         members = tuple(dict.fromkeys(member for shard in shards for member in shard.members))
         return _Column(manifest, tuple(shards), places, quarantined, members)
+
+    def _shards(self, name: str) -> Iterable[int]:
+        """Shards to ask for: on a store, every one of the plan, since a list may not have the latest yet."""
+        if self._volume.local_root is not None:
+            return committed(self._volume, name)
+        return range(int(self.manifest.plan["shards"]))
+
+    def _record(self, name: str, shard: int) -> CommitRecord | None:
+        try:
+            return read_record(self._volume, name, shard)
+        except MissingFileError:
+            if self._volume.local_root is not None:
+                raise
+            return None
 
     def _keep(self, record: CommitRecord, manifest: ColumnManifest) -> _Shard:
         path = layout.tar(record.column, record.shard)
@@ -269,8 +319,10 @@ class Dataset:
         return AbsentError(f"{where} is in no plan of this dataset; it has {len(column.places)} tokens, e.g. {example}")
 
 
-def _reopen(url: str, columns: tuple[str, ...] | None, check_digests: bool, max_open: int) -> Dataset:
-    return Dataset(url, columns=columns, check_digests=check_digests, max_open=max_open)
+def _reopen(
+    url: str, columns: tuple[str, ...] | None, check_digests: bool, max_open: int, cache: CacheConfig | None
+) -> Dataset:
+    return Dataset(url, columns=columns, check_digests=check_digests, max_open=max_open, cache=cache)
 
 
 def _decode(data: memoryview | bytes, member: _Member, token: str) -> Any:

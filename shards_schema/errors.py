@@ -77,6 +77,10 @@ class MismatchError(ShardsError, ValueError):
     """Two runs would be mixed: a recorded plan, config or weights digest differs from the one at hand."""
 
 
+class StoreError(ShardsError, OSError):
+    """A store refused a request, or failed it too often. Of the run, never of one sample: nothing is quarantined."""
+
+
 class HeldError(ShardsError, BlockingIOError):
     """Another run is writing the dataset."""
 

@@ -33,14 +33,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from fsspec.core import url_to_fs
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.sources.base import Scan, SceneRef
 from pipeline.sources.navsim_frame import CameraFrame, FrameReader, route, token_and_time
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.unpickle import load_pickle
-from shards_schema.errors import ConfigError, SampleError
+from pipeline.stores.remote import refuse_credentials
+from pipeline.stores.volume import Volume
+from shards_schema.errors import ConfigError, SampleError, StoreError
 from shards_schema.records import Frame, Scene
 
 MAP_NAMES: Final = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
@@ -111,9 +112,17 @@ class NavsimConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class NavsimSource:
-    """A NAVSIM dataset under a scene filter; satisfies `pipeline.sources.base.Source`."""
+    """A NAVSIM dataset under a scene filter; satisfies `pipeline.sources.base.Source`.
+
+    Raises:
+        ConfigError: the root is a URL that holds credentials, which would stand in records and reasons.
+        StoreError: (any method) a remote root refused a request or failed too often; no log is given up for that.
+    """
 
     config: NavsimConfig
+
+    def __post_init__(self) -> None:
+        refuse_credentials(self.config.root)  # here, since pydantic's errors repeat what they refuse
 
     @property
     def num_history(self) -> int:
@@ -128,8 +137,7 @@ class NavsimSource:
     @property
     def synthetic(self) -> bool:
         """Whether the root holds ``SYNTHETIC.json``."""
-        fs, root = url_to_fs(self.config.root)
-        return bool(fs.exists(f"{root.rstrip('/')}/SYNTHETIC.json"))
+        return Volume(self.config.root).exists("SYNTHETIC.json")
 
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`; long lists of the filter as their count and the sha256 of their sorted members."""
@@ -243,12 +251,9 @@ class NavsimSource:
 
     def _wanted_logs(self) -> tuple[list[str], dict[str, str]]:
         """The sorted names of the logs to read, and a reason for each one that was asked for and is not there."""
-        fs, root = url_to_fs(self.config.root)
-        try:
-            files = fs.ls(f"{root.rstrip('/')}/navsim_logs/{self.config.data_split}", detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            files = []
-        there = {name.removesuffix(".pkl") for f in files if (name := f.rsplit("/", 1)[-1]).endswith(".pkl")}
+        root, folder = Volume(self.config.root), f"navsim_logs/{self.config.data_split}"
+        entries = [*root.names(folder), *root.folders(folder)]  # a folder of that name is a log that cannot be read
+        there = {name.removesuffix(".pkl") for name in entries if name.endswith(".pkl")}
         if not there:
             raise ConfigError(f"{self._shown_folder} should hold <log>.pkl files, found none: check root and split")
         names = self.config.filter.log_names
@@ -257,9 +262,12 @@ class NavsimSource:
 
     def _read_log(self, log: str) -> list[dict[str, Any]]:
         where = f"{self._shown_folder}/{log}.pkl"
-        fs, root = url_to_fs(self.config.root)
         try:
-            data = fs.cat_file(f"{root.rstrip('/')}/navsim_logs/{self.config.data_split}/{log}.pkl")
+            data = Volume(self.config.root).read(f"navsim_logs/{self.config.data_split}/{log}.pkl")
+        except StoreError:
+            raise
+        except FileNotFoundError:
+            raise SampleError("log_unreadable", f"{where}: FileNotFoundError: no such file") from None
         except OSError as error:
             raise SampleError("log_unreadable", f"{where}: {type(error).__name__}: {error.strerror}") from None
         frames = load_pickle(data, where)

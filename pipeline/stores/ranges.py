@@ -1,4 +1,4 @@
-"""Byte ranges of committed files: memory-mapped on a local disk, range requests on any other fsspec store.
+"""Byte ranges of committed files: memory-mapped on a local disk, range requests or a local cache for any other store.
 
 A file is held against its commit record when it is first touched: size always (local), sha256 on demand. So a file
 that is gone, cut or changed is an error that names shard and file. Local ranges are views of the map, with no copy; a
@@ -16,8 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import fsspec
-
+from pipeline.stores.cache import CacheConfig, FileCache, Wanted
 from pipeline.stores.volume import Volume
 from shards_schema.commit import FileDigest
 from shards_schema.errors import DatasetError, DigestError, MissingFileError
@@ -50,14 +49,14 @@ class RangeReader:
         url: the dataset.
         check_digests: hash each file at its first touch.
         max_open: local files that stay mapped.
-        private: use a store connection of its own (after a fork).
+        cache: where files of a remote dataset are kept whole; None is range requests, each time. A local dataset has
+            no use for it.
     """
 
-    def __init__(self, url: str, *, check_digests: bool, max_open: int, private: bool = False) -> None:
+    def __init__(self, url: str, *, check_digests: bool, max_open: int, cache: CacheConfig | None = None) -> None:
         self._volume = Volume(url)
         self._local = self._volume.local_root is not None
-        self._fs, root = fsspec.core.url_to_fs(url, skip_instance_cache=private and not self._local)
-        self._root = root.rstrip("/")
+        self._cache = FileCache(cache) if cache is not None and not self._local else None
         self._check_digests, self._max_open = check_digests, max(1, max_open)
         self._lock = threading.Lock()
         self._maps: OrderedDict[str, memoryview] = OrderedDict()
@@ -73,20 +72,42 @@ class RangeReader:
         """
         if self._local:
             return [self._map(r.file)[r.start : r.start + r.size] for r in ranges]
+        if self._cache is None:
+            return self._requested(ranges)
+        out: dict[ByteRange, memoryview | bytes] = {}
+        for file in {r.file.path: r.file for r in ranges}.values():
+            own = [r for r in ranges if r.file == file]
+            try:
+                found = self._cache.read(self._cacheable(file), [(r.start, r.size) for r in own])
+            except FileNotFoundError as error:
+                raise self._missing(file) from error
+            out.update(zip(own, self._requested(own) if found is None else found, strict=True))
+        return [out[r] for r in ranges]
+
+    def _requested(self, ranges: Sequence[ByteRange]) -> list[memoryview | bytes]:
         for file in {r.file.path: r.file for r in ranges}.values():
             self._check_remote(file)
-        found: list[bytes | Exception] = self._fs.cat_ranges(
-            [f"{self._root}/{r.file.path}" for r in ranges],
-            [r.start for r in ranges],
-            [r.start + r.size for r in ranges],
-            on_error="return",
-        )
+        found = self._volume.read_ranges([(r.file.path, r.start, r.start + r.size) for r in ranges])
         out: list[memoryview | bytes] = []
         for data, range_ in zip(found, ranges, strict=True):
             if isinstance(data, Exception) or len(data) != range_.size:
                 raise self._remote_fault(range_.file, data)
             out.append(data)
         return out
+
+    def bring(self, files: Sequence[CommittedFile]) -> None:
+        """Begin to fetch files into the cache, in this order, and do not wait; nothing without a cache."""
+        if self._cache is not None:
+            self._cache.ahead([self._cacheable(file) for file in files])
+
+    def _cacheable(self, file: CommittedFile) -> Wanted:
+        def fetch(start: int, end: int) -> bytes:
+            (data,) = self._volume.read_ranges([(file.path, start, end)])
+            if isinstance(data, Exception) or len(data) != end - start:
+                raise self._remote_fault(file, data)
+            return data
+
+        return Wanted(file.digest, self._where(file), fetch)
 
     def expect(self, ranges: Sequence[ByteRange]) -> None:
         """Begin to read ranges of local files into the page cache, and do not wait; raises what `read` would."""

@@ -2,8 +2,9 @@
 
 Local: written under ``.tmp/``, fsynced, renamed into place, its folder fsynced; a crash leaves nothing but files in
 ``.tmp/``, which `sweep` removes. Object stores: spooled to local disk, then one upload, which shows when it is
-complete. `create` is the only way to write, so every file gets its sha256 while its bytes pass; hashing runs in a
-thread beside the writes (hashlib lets go of the GIL), which keeps a digested write near the speed of a plain one.
+complete, and is made again when it fails (`pipeline.stores.remote`). `create` is the only way to write, so every file
+gets its sha256 while its bytes pass; hashing runs in a thread beside the writes (hashlib lets go of the GIL), which
+keeps a digested write near the speed of a plain one.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.stores.remote import RemoteStore, is_local, store_of
 from shards_schema import layout
 from shards_schema.commit import FileDigest
 from shards_schema.errors import MissingFileError
@@ -99,16 +100,28 @@ class Volume:
 
     Args:
         url: a local path, or any URL that fsspec knows (``s3://bucket/run``, ``memory://run``).
+
+    Raises:
+        ConfigError: the URL holds credentials, or no library here knows its protocol.
+        StoreError: (any method) the store refused a request, or failed it too often.
     """
 
     def __init__(self, url: str) -> None:
-        self._fs, root = fsspec.core.url_to_fs(url)
-        self._local = isinstance(self._fs, LocalFileSystem)
-        self._root = str(Path(root).absolute()) if self._local else root.rstrip("/")
-        self.url = self._root if self._local else url  # a worker may have another working directory
+        self._local = is_local(url)
+        if self._local:
+            self._root = str(Path(LocalFileSystem._strip_protocol(url)).absolute())
+            self.url = self._root  # a worker may have another working directory
+        else:
+            self._root = store_of(url).path_of(url).rstrip("/")
+            self.url = url
 
     def __reduce__(self) -> tuple[type[Volume], tuple[str]]:
         return type(self), (self.url,)
+
+    @property
+    def _store(self) -> RemoteStore:
+        """The connection, of this process."""
+        return store_of(self.url)
 
     @property
     def local_root(self) -> Path | None:
@@ -117,11 +130,14 @@ class Volume:
 
     def path(self, name: str) -> str:
         """Where `name` lies, for people and for other libraries."""
-        return f"{self._root}/{name}" if self._local else self._fs.unstrip_protocol(f"{self._root}/{name}")
+        return f"{self._root}/{name}" if self._local else self._store.shown(f"{self._root}/{name}")
 
     def exists(self, name: str) -> bool:
         """Whether the file is there (and so whole)."""
-        return bool(self._fs.isfile(f"{self._root}/{name}"))
+        if self._local:
+            return Path(self._root, name).is_file()
+        info = self._store.info(f"{self._root}/{name}")
+        return info is not None and info["type"] == "file"
 
     def size(self, name: str) -> int:
         """Bytes of a file.
@@ -129,8 +145,13 @@ class Volume:
         Raises:
             MissingFileError: it is not there.
         """
+        if not self._local:
+            info = self._store.info(f"{self._root}/{name}")
+            if info is None:
+                raise MissingFileError(f"{self.path(name)} is not there")
+            return int(info["size"])
         try:
-            return int(self._fs.size(f"{self._root}/{name}"))
+            return os.stat(self.path(name)).st_size
         except FileNotFoundError as error:
             raise MissingFileError(f"{self.path(name)} is not there") from error
 
@@ -139,11 +160,19 @@ class Volume:
 
         Raises:
             MissingFileError: it is not there.
+            StoreError: the store refused the request, or failed too often.
         """
         try:
-            return bytes(self._fs.cat_file(f"{self._root}/{name}"))
+            if not self._local:
+                return self._store.read(f"{self._root}/{name}")
+            with open(self.path(name), "rb") as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingFileError(f"{self.path(name)} is not there") from error
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
+        """The bytes of (name, start, end) each, of files on a remote store; an exception where they cannot be had."""
+        return self._store.read_ranges([(f"{self._root}/{name}", start, end) for name, start, end in ranges])
 
     def open(self, name: str) -> IO[bytes]:
         """A file for reading, seekable.
@@ -151,14 +180,18 @@ class Volume:
         Raises:
             MissingFileError: it is not there.
         """
+        if not self._local:
+            return self._store.open(f"{self._root}/{name}", self.size(name))
         try:
-            file: IO[bytes] = self._fs.open(f"{self._root}/{name}", "rb")
+            return open(self.path(name), "rb")
         except FileNotFoundError as error:
             raise MissingFileError(f"{self.path(name)} is not there") from error
-        return file
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder (not below it), sorted; [] where there is no such folder."""
+        """Names of the files in a folder (not below it), sorted; [] where there is no such folder.
+
+        A store may list late what was just written: a name that is not in the list may be there. `exists` knows.
+        """
         return self._entries(folder, "file")
 
     def folders(self, folder: str) -> list[str]:
@@ -166,17 +199,21 @@ class Volume:
         return self._entries(folder, "directory")
 
     def _entries(self, folder: str, kind: str) -> list[str]:
-        self._fs.invalidate_cache()
-        try:
-            entries: list[dict[str, Any]] = self._fs.ls(f"{self._root}/{folder}".rstrip("/"), detail=True)
-        except FileNotFoundError:
-            return []
-        return sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == kind)
+        if self._local:
+            try:
+                with os.scandir(Path(self._root, folder)) as entries:
+                    return sorted(e.name for e in entries if (e.is_dir() if kind == "directory" else e.is_file()))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        found = self._store.entries(f"{self._root}/{folder}".rstrip("/"))
+        return sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in found if e["type"] == kind)
 
     def walk(self) -> list[str]:
         """Every file, as a path relative to the root, sorted."""
-        self._fs.invalidate_cache()
-        return sorted(str(path)[len(self._root) + 1 :] for path in self._fs.find(self._root))
+        if self._local:
+            under = (Path(folder, name) for folder, _, names in os.walk(self._root) for name in names)
+            return sorted(path.relative_to(self._root).as_posix() for path in under)
+        return [path[len(self._root) + 1 :] for path in self._store.walk(self._root)]
 
     def put(self, name: str, data: bytes) -> FileDigest:
         """Write a small file whole."""
@@ -221,12 +258,17 @@ class Volume:
                 writer.finish()
             finally:
                 writer.close()
-            self._fs.put_file(spool.name, f"{self._root}/{name}")
+            self._store.put_file(spool.name, f"{self._root}/{name}")
 
     def sweep(self) -> int:
-        """Remove what killed runs left under way; returns how many files that were. No run may be writing."""
+        """Remove what killed runs left under way; returns how many files that were. No run may be writing.
+
+        Local: files in ``.tmp/``. S3: uploads in parts that were never completed; they show nowhere, but are paid for.
+        """
+        if not self._local:
+            return self._store.abort_uploads(self._root)
         temp = Path(self._root, layout.TEMP)
-        if not self._local or not temp.is_dir():
+        if not temp.is_dir():
             return 0
         left = sum(1 for _ in temp.iterdir())
         shutil.rmtree(temp)

@@ -119,6 +119,8 @@ class ShardStream(Stream):
         )
         super().__init__(config or StreamConfig(), len(self.table), rank, world_size)
         self._orders: OrderedDict[int, order.Indices] = OrderedDict()
+        self._stretched: tuple[int, order.Indices, order.Indices, order.Indices] | None = None
+        self._sizes: dict[int, int] = {}
 
     @property
     def digest(self) -> str:
@@ -152,8 +154,56 @@ class ShardStream(Stream):
         return self._orders[epoch]
 
     def locate(self, epoch: int, positions: order.Indices) -> list[Place]:
-        """See `Stream.locate`."""
+        """See `Stream.locate`. Shards that are read soon after these positions begin to come into the cache."""
+        if self._bringing and len(positions):
+            self._bring(epoch, positions)
         return [(0, index) for index in self.order_of(epoch)[positions].tolist()]
+
+    @property
+    def _bringing(self) -> bool:
+        """In plan order and window mode it is known which shards are next; in global mode all of them are."""
+        return self.config.shuffle != "global" and self.table.fetcher.dataset.cache is not None
+
+    def _bring(self, epoch: int, positions: order.Indices) -> None:
+        """Fetch the shards of these positions and then the next ones, as many as the cache holds beside those in use.
+
+        A hint: what it leaves out is fetched when it is read.
+        """
+        dataset, columns = self.table.fetcher.dataset, tuple(self.table.fetcher.targets)
+        assert dataset.cache is not None
+        numbers, first, last = self._stretches(epoch)
+        here, end = int(positions.min()), int(positions.max())
+        workers = info.num_workers if (info := get_worker_info()) is not None else 1
+        behind = (
+            (self.config.prefetch + self.config.batch_size) * self.world_size * workers
+        )  # located, perhaps not read
+        mine = np.full(len(numbers), True)
+        if self.config.shuffle == "window" and self.config.lanes % self.world_size == 0:
+            mine = first % self.world_size == here % self.world_size  # a lane is read by one rank
+        in_use = mine & (first <= end) & (last >= here - behind)
+        ahead = np.flatnonzero(mine & (first > end))
+        ahead = ahead[np.argsort(first[ahead], kind="stable")][: self.config.window]
+        sizes = self._sizes or dict(dataset.shard_bytes(columns))
+        self._sizes = sizes
+        wanted = numbers[np.flatnonzero(in_use)].tolist()
+        room = dataset.cache.max_bytes - sum(sizes.get(shard, 0) for shard in wanted)
+        for shard in numbers[ahead].tolist():
+            room -= sizes.get(shard, 0)
+            if room < 0:
+                break
+            wanted.append(shard)
+        dataset.bring(wanted, columns)
+
+    def _stretches(self, epoch: int) -> tuple[order.Indices, order.Indices, order.Indices]:
+        """The shards, and the first and last position of each in the order of an epoch."""
+        if self._stretched is None or self._stretched[0] != epoch:
+            numbers, dense = np.unique(self.table.shards[self.order_of(epoch)], return_inverse=True)
+            places = np.arange(len(dense), dtype=np.int64)
+            first, last = np.full(len(numbers), len(dense), np.int64), np.full(len(numbers), -1, np.int64)
+            np.minimum.at(first, dense, places)
+            np.maximum.at(last, dense, places)
+            self._stretched = (epoch, numbers, first, last)
+        return self._stretched[1:]
 
     def reader(self, *, views: bool) -> Callable[[Sequence[Place]], list[Any]]:
         """See `Stream.reader`."""

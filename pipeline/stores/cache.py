@@ -1,0 +1,269 @@
+"""Whole files of remote datasets, kept on a local disk that all processes of a node share, up to so many bytes.
+
+    <folder>/<sha256>        a file, whole, its digest checked once: on arrival
+    <folder>/<sha256>.part   one on its way; as long as it will be from the start, locked by the process that fetches it
+    <folder>/.room           locked while room is made
+
+A file is known by the digest in its commit record, so a changed dataset is never served from here, and two datasets
+with equal files share them. Only the rename makes a file count: what a killed process left is a ``.part`` that nobody
+locks, and goes when room is next made. `max_bytes` bounds the files and the parts together at every moment, since
+parts take their full size under the lock of ``.room``; what was used longest ago goes first. Readers take bytes with
+`pread` and keep nothing open, so that what goes is gone. A file that finds no room is not kept, and is read from the
+store in ranges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shards_schema.commit import FileDigest
+from shards_schema.errors import ConfigError, DigestError, ShardsError
+
+_BLOCK = 1 << 23
+_PART, _ROOM = ".part", ".room"
+
+Fetch = Callable[[int, int], bytes]
+"""(start, end) -> those bytes of the remote file."""
+
+
+class CacheConfig(BaseModel):
+    """Where shards are kept, and how much of them.
+
+    Attributes:
+        folder: on a local disk; made where it is not there. All processes of a node should name the same one.
+        max_bytes: of all files in it.
+        fetchers: threads of each process that fetch shards ahead.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    folder: str = Field(min_length=1)
+    max_bytes: int = Field(ge=1)
+    fetchers: int = Field(default=2, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A remote file: what it must be, where it is (for messages), and how its bytes are had."""
+
+    digest: FileDigest
+    where: str
+    fetch: Fetch
+
+
+class FileCache:
+    """One process's view of the folder. Threads may share it; a forked process needs one of its own.
+
+    Args:
+        config: folder and size.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.config = config
+        self._folder = Path(config.folder).absolute()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cache folder {self._folder}: {error.strerror}; give one on a local disk") from error
+        self._ahead: queue.SimpleQueue[Wanted] = queue.SimpleQueue()
+        self._asked: set[str] = set()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def read(self, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Ranges (start, size) of a file, which is fetched first where it is not here.
+
+        Returns:
+            None when there is no room for it.
+
+        Raises:
+            DigestError: what the store sent is not what was committed.
+            StoreError, FileNotFoundError: from `Wanted.fetch`.
+        """
+        final = self._folder / wanted.digest.sha256
+        for _ in range(8):  # another process may make room between our fetch and our open
+            try:
+                descriptor = os.open(final, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if not self._bring(wanted):
+                    return None
+                continue
+            try:
+                os.utime(descriptor)
+                found = [_pread(descriptor, size, start) for start, size in ranges]
+            finally:
+                os.close(descriptor)
+            if all(len(data) == size for data, (_, size) in zip(found, ranges, strict=True)):
+                return found
+            final.unlink(missing_ok=True)  # cut by somebody else, or by a machine that crashed
+        return None
+
+    def ahead(self, wanted: Sequence[Wanted]) -> None:
+        """Fetch files in the background, in this order; one that cannot be had is left to the reader to find out.
+
+        Those that are here count as used now, so that what comes does not push them out.
+        """
+        with self._lock:
+            for one in wanted:
+                try:
+                    os.utime(self._folder / one.digest.sha256)
+                except FileNotFoundError:
+                    if one.digest.sha256 not in self._asked:
+                        self._asked.add(one.digest.sha256)
+                        self._ahead.put(one)
+            # daemons: an exit does not wait for a shard, and half of one never counts
+            while len(self._threads) < self.config.fetchers:
+                self._threads.append(threading.Thread(target=self._serve, name="shard-cache", daemon=True))
+                self._threads[-1].start()
+
+    def _serve(self) -> None:
+        while True:
+            wanted = self._ahead.get()
+            with contextlib.suppress(OSError, ShardsError):
+                self._bring(wanted)
+            with self._lock:
+                self._asked.discard(wanted.digest.sha256)
+
+    def _bring(self, wanted: Wanted) -> bool:
+        """Have the file here; False when there is no room. One process fetches, others wait for it."""
+        final = self._folder / wanted.digest.sha256
+        while not final.exists():
+            with self._part(final) as descriptor:
+                if descriptor is None or final.exists():  # who held the lock before us has brought it, or given up
+                    continue
+                if not self._reserve(descriptor, wanted.digest.size):
+                    return False
+                _download(descriptor, wanted)
+                os.utime(descriptor)
+                with self._room():  # or who counts meanwhile would see it under neither name
+                    os.rename(_part_of(final), final)
+        return True
+
+    @contextlib.contextmanager
+    def _part(self, final: Path) -> Iterator[int | None]:
+        """The part of a file, locked, and gone at the end of the block; None when it was another's until now."""
+        path = _part_of(final)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield descriptor if _is_at(descriptor, path) else None
+        finally:
+            if _is_at(descriptor, path):  # and we hold its lock, so it is nobody else's
+                path.unlink()
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Be the only one that changes how much is here."""
+        with open(self._folder / _ROOM, "w") as room:
+            fcntl.flock(room, fcntl.LOCK_EX)
+            yield
+
+    def _reserve(self, descriptor: int, size: int) -> bool:
+        """Give a part its full size, having removed what was used longest ago."""
+        if size > self.config.max_bytes:
+            return False
+        with self._room():
+            os.ftruncate(descriptor, 0)  # what another left of it
+            kept, used = self._held()
+            for _, path, freed in sorted(kept):
+                if used + size <= self.config.max_bytes:
+                    break
+                path.unlink(missing_ok=True)
+                used -= freed
+            if used + size > self.config.max_bytes:
+                return False
+            try:
+                os.posix_fallocate(descriptor, 0, max(size, 1))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                os.ftruncate(descriptor, 0)
+                return False
+            return True
+
+    def _held(self) -> tuple[list[tuple[int, Path, int]], int]:
+        """(last use, path, size) of each whole file, and the bytes of all files; abandoned parts are removed."""
+        kept: list[tuple[int, Path, int]] = []
+        used = 0
+        for entry in os.scandir(self._folder):
+            if entry.name == _ROOM or (entry.name.endswith(_PART) and _abandoned(Path(entry.path))):
+                continue
+            with contextlib.suppress(FileNotFoundError):  # its process gave it up
+                found = entry.stat()
+                used += found.st_size
+                if not entry.name.endswith(_PART):
+                    kept.append((found.st_mtime_ns, Path(entry.path), found.st_size))
+        return kept, used
+
+
+def _part_of(final: Path) -> Path:
+    return final.with_name(final.name + _PART)
+
+
+def _download(descriptor: int, wanted: Wanted) -> None:
+    """Fill a part from the store, block by block, and hold its digest against the recorded one."""
+    for last in (False, True):  # once more, since a byte may have turned over on the way
+        digest, size = hashlib.sha256(), wanted.digest.size
+        for start in range(0, size, _BLOCK):
+            data = wanted.fetch(start, min(start + _BLOCK, size))
+            digest.update(data)
+            rest, place = memoryview(data), start
+            while rest:
+                written = os.pwrite(descriptor, rest, place)
+                rest, place = rest[written:], place + written
+        if digest.hexdigest() == wanted.digest.sha256:
+            break
+        if last:
+            raise DigestError(
+                f"{wanted.where}: sha256 {digest.hexdigest()}, its commit record says {wanted.digest.sha256}; the file "
+                "was changed. Delete the record and run the job again"
+            )
+    os.fdatasync(descriptor)  # a machine that crashes must not leave a name before the bytes
+
+
+def _pread(descriptor: int, size: int, start: int) -> bytes:
+    data = os.pread(descriptor, size, start)
+    while data and len(data) < size and (more := os.pread(descriptor, size - len(data), start + len(data))):
+        data += more
+    return data
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether `path` names the open file."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _abandoned(path: Path) -> bool:
+    """Remove a part that no process holds; whether it was one."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(descriptor, path):
+            path.unlink()
+            return True
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(descriptor)
+    return False
