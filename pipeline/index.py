@@ -1,18 +1,21 @@
 """`index.parquet` and `quarantine.parquet`: what the commit records say, as tables.
 
 A pure function of the records: safe to rebuild at any time, and never the truth (a record is). Sorted, so that the
-same records give the same bytes.
+same records give the same bytes. `write` takes the records one by one and holds one row group (a million rows, some
+60 MB) of the index: a dataset of ten million samples has a hundred million rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.plan import Plan
 from pipeline.stores.volume import Volume
-from pipeline.tables import to_parquet
+from pipeline.tables import encoded, parquet_parts, to_parquet
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
 
@@ -43,42 +46,75 @@ QUARANTINE_SCHEMA = pa.schema(
 """One row a (sample, column) that was planned and could not be written."""
 
 
-def write(volume: Volume, records: Sequence[CommitRecord], plan: Plan) -> None:
-    """Write both tables."""
-    volume.put(layout.INDEX, to_parquet(index_table(records)))
-    volume.put(layout.QUARANTINE, to_parquet(quarantine_table(records, plan)))
+_order = attrgetter("column", "shard")
+
+
+def write(volume: Volume, records: Iterable[CommitRecord], plan: Plan) -> None:
+    """Write both tables.
+
+    Args:
+        records: a sequence in any order, or an iterator by column and shard, which is read once and not kept.
+
+    Raises:
+        ValueError: an iterator is not in that order; nothing is written then.
+    """
+    quarantined: list[CommitRecord] = []
+    last: tuple[str, int] | None = None
+    with volume.create(layout.INDEX) as file, parquet_parts(file, INDEX_SCHEMA) as parts:
+        for record in sorted(records, key=_order) if isinstance(records, Sequence) else records:
+            if last is not None and _order(record) <= last:
+                raise ValueError(f"the record of {_order(record)} comes after that of {last}; give them in order")
+            last = _order(record)
+            if (rows := _rows(record)) is not None:
+                parts.add(rows)
+            if record.quarantined:
+                quarantined.append(record)
+    volume.put(layout.QUARANTINE, to_parquet(quarantine_table(quarantined, plan)))
 
 
 def index_table(records: Sequence[CommitRecord]) -> pa.Table:
     """See `INDEX_SCHEMA`; sorted by column, shard, member, row."""
-    columns: list[list[object]] = [[] for _ in INDEX_SCHEMA]
-    for record in sorted(records, key=lambda r: (r.column, r.shard)):
-        for member, places in sorted(record.members.items()):
-            n = len(places)
-            parts: tuple[Sequence[object], ...] = (
-                record.tokens,
-                [record.column] * n,
-                [member] * n,
-                [record.shard] * n,
-                record.rows,
-                [offset for offset, _ in places],
-                [size for _, size in places],
-            )
-            for column, part in zip(columns, parts, strict=True):
-                column.extend(part)
-    return _table(columns, INDEX_SCHEMA)
+    tables = [rows for record in sorted(records, key=_order) if (rows := _rows(record)) is not None]
+    return encoded(pa.concat_tables(tables), INDEX_SCHEMA) if tables else INDEX_SCHEMA.empty_table()
+
+
+def _rows(record: CommitRecord) -> pa.Table | None:
+    """The rows of one record, with plain strings."""
+    members = sorted(record.members.items())
+    if not members or not record.tokens:
+        return None
+    n, all_of = record.written, record.written * len(members)
+    places = np.array([m for _, m in members], np.int64).reshape(all_of, 2)
+    names = pa.array([name for name, _ in members])
+    return pa.table(
+        {
+            "token": pa.concat_arrays([pa.array(record.tokens, pa.string())] * len(members)),
+            "column": pa.repeat(record.column, all_of),
+            "member": names.take(pa.array(np.repeat(np.arange(len(members)), n))),
+            "shard": pa.repeat(pa.scalar(record.shard, pa.int32()), all_of),
+            "row": np.tile(np.array(record.rows, np.int64), len(members)),
+            "offset": np.ascontiguousarray(places[:, 0]),
+            "size": np.ascontiguousarray(places[:, 1]),
+        }
+    )
 
 
 def quarantine_table(records: Sequence[CommitRecord], plan: Plan) -> pa.Table:
-    """See `QUARANTINE_SCHEMA`; sorted by column and row."""
-    logs = dict(zip(plan.table["row"].to_pylist(), plan.table["log"].to_pylist(), strict=True))
-    rows = [
-        (q.token, logs[q.row], record.column, record.shard, q.row, q.code, q.reason)
-        for record in sorted(records, key=lambda r: (r.column, r.shard))
-        for q in record.quarantined
-    ]
-    return _table([list(c) for c in zip(*rows, strict=True)] or [[] for _ in QUARANTINE_SCHEMA], QUARANTINE_SCHEMA)
+    """See `QUARANTINE_SCHEMA`; sorted by column and row.
+
+    Raises:
+        DatasetError: a row is not in the plan.
+    """
+    rows = list(_quarantined(records))
+    where = plan.places([row[3] for row in rows])
+    logs = plan.table["log"].take(pa.array(where)).to_pylist()
+    full = [(token, log, *rest) for (token, *rest), log in zip(rows, logs, strict=True)]
+    columns = [list(c) for c in zip(*full, strict=True)] or [[] for _ in QUARANTINE_SCHEMA]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, QUARANTINE_SCHEMA, strict=True)]
+    return pa.table(arrays, schema=QUARANTINE_SCHEMA)
 
 
-def _table(columns: list[list[object]], schema: pa.Schema) -> pa.Table:
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+def _quarantined(records: Sequence[CommitRecord]) -> Iterator[tuple[str, str, int, int, str, str]]:
+    for record in sorted(records, key=_order):
+        for q in record.quarantined:
+            yield q.token, record.column, record.shard, q.row, q.code, q.reason

@@ -5,17 +5,24 @@ because their windows share frames and a worker that has the whole run decodes e
 than a shard holds is cut into equal pieces. The pieces are dealt in the order of a seeded hash (so that a shard mixes
 logs, which shuffling readers need) to the fullest open shard that still has room, and what little room is left over
 stays empty: every shard owns `shard_size` rows of the Zarr arrays, and row = shard * shard_size + place.
+
+Ten million scenes are planned in one process, so scenes are columns (Arrow, NumPy) throughout and Python sees only
+pieces and shards: `docs/scale.md` has the figures.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.sources.base import SceneRef
@@ -34,6 +41,22 @@ SCHEMA = pa.schema(
 )
 """`plan.parquet`: scene token, log name, microseconds, shard, row in the Zarr arrays, index of the window's first
 frame in its log. Sorted by row."""
+
+REFS_SCHEMA = pa.schema(
+    [
+        ("token", pa.string()),
+        ("log", pa.dictionary(pa.int32(), pa.string())),
+        ("timestamp", pa.int64()),
+        ("start", pa.int32()),
+    ]
+)
+"""Scenes to be planned, in any order: the fields of a `SceneRef`, 35 bytes a scene instead of some 200."""
+
+_CHUNK = 1 << 18
+"""Scenes that stand in Python objects, or in text to be hashed, at once."""
+
+
+_SCENE = ("token", "log", "timestamp", "row", "start")
 
 
 class PlanConfig(BaseModel):
@@ -81,6 +104,12 @@ class Plan:
     shards: int
     config: PlanConfig
     digest: str
+    _bounds: NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    """First row of the table of each shard, and the end."""
+
+    def __post_init__(self) -> None:
+        shards = self.table["shard"].to_numpy()
+        object.__setattr__(self, "_bounds", np.searchsorted(shards, np.arange(self.shards + 1)))
 
     @property
     def samples(self) -> int:
@@ -89,22 +118,32 @@ class Plan:
 
     def counts(self) -> list[int]:
         """Scenes of each shard."""
-        return [int(n) for n in np.bincount(self.table["shard"].to_numpy(), minlength=self.shards)]
+        return [int(n) for n in np.diff(self._bounds)]
 
     def shard(self, shard: int) -> ShardPlan:
         """The scenes of one shard."""
-        column = self.table["shard"].to_numpy()
-        first, last = np.searchsorted(column, [shard, shard + 1])
-        rows = self.table.slice(int(first), int(last - first)).to_pylist()
+        first, last = self._bounds[shard : shard + 2].tolist()
+        columns = (self.table[name].slice(first, last - first).to_pylist() for name in _SCENE)
         return ShardPlan(
             shard,
             tuple(
-                PlannedScene(
-                    SceneRef(log=r["log"], timestamp=r["timestamp"], token=r["token"], start=r["start"]), r["row"]
-                )
-                for r in rows
+                PlannedScene(SceneRef(log=log, timestamp=timestamp, token=token, start=start), row)
+                for token, log, timestamp, row, start in zip(*columns, strict=True)
             ),
         )
+
+    def places(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        """Where rows of the Zarr arrays stand in `table`.
+
+        Raises:
+            DatasetError: a row is of no planned scene.
+        """
+        planned, asked = self.table["row"].to_numpy(), np.array(rows, np.int64)
+        places = np.searchsorted(planned, asked)
+        strange = np.flatnonzero(planned[np.minimum(places, len(planned) - 1)] != asked)
+        if len(strange):
+            raise DatasetError(f"row {asked[strange[0]]} belongs to no scene of the plan ({self.shards} shards)")
+        return places
 
     def to_parquet(self) -> bytes:
         """`plan.parquet`."""
@@ -125,78 +164,150 @@ class Plan:
         return cls(table, shards, config, _digest(table, config))
 
 
-def make_plan(refs: Sequence[SceneRef], config: PlanConfig) -> Plan:
+def refs_table(refs: Iterable[SceneRef]) -> pa.Table:
+    """Scenes as columns, see `REFS_SCHEMA`; `refs` may be a generator."""
+    batches, rest = [], iter(refs)
+    while chunk := list(islice(rest, _CHUNK)):
+        columns = [
+            pa.array([r.token for r in chunk], pa.string()),
+            pa.array([r.log for r in chunk], pa.string()).dictionary_encode(),
+            pa.array([r.timestamp for r in chunk], pa.int64()),
+            pa.array([r.start for r in chunk], pa.int32()),
+        ]
+        batches.append(pa.record_batch(columns, schema=REFS_SCHEMA))
+    return pa.Table.from_batches(batches, REFS_SCHEMA)
+
+
+def make_plan(refs: Iterable[SceneRef] | pa.Table, config: PlanConfig) -> Plan:
     """Deal scenes to shards.
+
+    Args:
+        refs: the scenes, in any order; a table has `REFS_SCHEMA`.
 
     Raises:
         ConfigError: there are no scenes, or a token stands twice.
     """
-    ordered = sorted(refs)
-    if not ordered:
+    table = refs if isinstance(refs, pa.Table) else refs_table(refs)
+    if not table.num_rows:
         raise ConfigError("no scenes to plan: look at source.root, source.split and source.filter")
-    if len({ref.token for ref in ordered}) != len(ordered):
-        seen: set[str] = set()
-        twice = next(ref.token for ref in ordered if ref.token in seen or seen.add(ref.token))  # type: ignore[func-returns-value]
-        raise ConfigError(f"token {twice} stands for two scenes; tokens name samples and must be unique")
-    shards = _deal(sorted(_pieces(ordered, config.shard_size), key=lambda p: _order(config.seed, p)), config.shard_size)
-    rows = [
-        (ref.token, ref.log, ref.timestamp, number, number * config.shard_size + place, ref.start)
-        for number, shard in enumerate(shards)
-        for place, ref in enumerate(shard)
-    ]
+    _refuse_twins(table["token"])
+    table, starts = _in_order(table)
+    pieces = _pieces(starts, table.num_rows, config.shard_size)
+    logs = table["log"].take(pieces[:, 0]).cast(pa.string()).to_pylist()
+    tokens = table["token"].take(pieces[:, 0]).to_pylist()
+    dealt = sorted(range(len(pieces)), key=lambda i: _order(config.seed, logs[i], tokens[i]))
+    pieces = pieces[dealt]
+    sizes = pieces[:, 1]
+    shard, place = _deal(sizes.tolist(), config.shard_size)
+    by_row = np.lexsort((place, shard))  # the pieces, in row order
+    sizes, shard, place = sizes[by_row], shard[by_row], place[by_row]
+    within = np.arange(table.num_rows) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    shards = np.repeat(shard, sizes)
+    rows = shards * config.shard_size + np.repeat(place, sizes) + within
+    table = _take(table, np.repeat(pieces[by_row, 0], sizes) + within)
     table = pa.table(
-        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)],
+        [
+            table["token"],
+            table["log"].cast(pa.string()),
+            table["timestamp"],
+            pa.array(shards, pa.int32()),
+            pa.array(rows, pa.int64()),
+            table["start"],
+        ],
         schema=SCHEMA,
     )
-    return Plan(table, len(shards), config, _digest(table, config))
+    return Plan(table, int(shard.max()) + 1, config, _digest(table, config))
 
 
-Piece = tuple[SceneRef, ...]
+def _refuse_twins(tokens: pa.ChunkedArray) -> None:
+    """Tokens are compared by 64 bits of a hash, and as themselves only where those are equal: a set of ten million
+    strings would be the largest thing in the driver."""
+    hashes = np.empty(len(tokens), np.int64)
+    for first in range(0, len(tokens), _CHUNK):
+        texts = tokens.slice(first, _CHUNK).to_pylist()
+        hashes[first : first + _CHUNK] = np.fromiter(map(hash, texts), np.int64, len(texts))
+    order = np.argsort(hashes, kind="stable")
+    equal = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    suspects = tokens.take(np.unique(np.concatenate([order[equal], order[equal + 1]]))).to_pylist()
+    seen: set[str] = set()
+    for token in suspects:
+        if token in seen:
+            raise ConfigError(f"token {token} stands for two scenes; tokens name samples and must be unique")
+        seen.add(token)
 
 
-def _pieces(ordered: Sequence[SceneRef], size: int) -> Iterator[Piece]:
-    """The scenes of each log, cut into the fewest equal pieces that fit into a shard."""
-    for _, group in groupby(ordered, key=lambda ref: ref.log):
-        scenes = tuple(group)
-        count = -(-len(scenes) // size)
-        bounds = [len(scenes) * i // count for i in range(count + 1)]
-        for first, last in pairwise(bounds):
-            yield scenes[first:last]
+def _in_order(table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The scenes by log, then time, token and start; and where each log begins."""
+    table = table.unify_dictionaries().combine_chunks()
+    log = table["log"].combine_chunks()
+    log = log.chunk(0) if isinstance(log, pa.ChunkedArray) else log
+    rank = np.empty(len(log.dictionary), np.int32)
+    rank[pc.sort_indices(log.dictionary).to_numpy()] = np.arange(len(rank), dtype=np.int32)
+    ranks = rank[log.indices.to_numpy()]
+    keys = pa.table([pa.array(ranks), table["timestamp"], table["token"], table["start"]], ["r", "t", "k", "s"])
+    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
+    sorted_ranks = ranks[order]
+    starts = np.flatnonzero(np.diff(sorted_ranks, prepend=-1))
+    return _take(table, order), starts
 
 
-def _order(seed: int, piece: Piece) -> bytes:
-    return hashlib.sha256(f"{seed}:{piece[0].log}:{piece[0].token}".encode()).digest()
+def _take(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
+    return table.take(pa.array(rows))
 
 
-def _deal(pieces: Sequence[Piece], size: int) -> list[list[SceneRef]]:
+def _pieces(starts: NDArray[np.int64], end: int, size: int) -> NDArray[np.int64]:
+    """The scenes of each log, cut into the fewest equal pieces that fit into a shard, as [P, 2]: first scene, count."""
+    lengths = np.diff(starts, append=end)
+    counts = -(-lengths // size)
+    log = np.repeat(np.arange(len(starts)), counts)
+    i = np.arange(len(log)) - np.repeat(np.cumsum(counts) - counts, counts)
+    first, last = lengths[log] * i // counts[log], lengths[log] * (i + 1) // counts[log]
+    return np.stack([starts[log] + first, last - first], axis=1)
+
+
+def _order(seed: int, log: str, token: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{log}:{token}".encode()).digest()
+
+
+def _deal(pieces: Sequence[int], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Best fit: each piece goes to the open shard with the least room that is enough, the oldest of equals.
 
     Shards are held by room left; a bit mask of the rooms that occur finds the best one without a search.
+
+    Args:
+        pieces: their lengths, in the order in which they are dealt.
+
+    Returns:
+        Shard and place in it of each piece.
     """
-    shards: list[list[SceneRef]] = []
-    by_room: list[list[int]] = [[] for _ in range(size + 1)]
+    shards = 0
+    shard, place = np.empty(len(pieces), np.int64), np.empty(len(pieces), np.int64)
+    by_room: list[deque[int]] = [deque() for _ in range(size + 1)]
     rooms = 0
-    for piece in pieces:
-        fitting = rooms >> len(piece)
+    for i, length in enumerate(pieces):
+        fitting = rooms >> length
         if fitting:
-            room = len(piece) + (fitting & -fitting).bit_length() - 1
-            number = by_room[room].pop(0)
+            room = length + (fitting & -fitting).bit_length() - 1
+            number = by_room[room].popleft()
             if not by_room[room]:
                 rooms &= ~(1 << room)
         else:
-            number, room = len(shards), size
-            shards.append([])
-        shards[number].extend(piece)
-        left = room - len(piece)
-        by_room[left].append(number)
+            number, room = shards, size
+            shards += 1
+        shard[i], place[i] = number, size - room
+        left = room - length
         if left:
+            by_room[left].append(number)
             rooms |= 1 << left
-    return shards
+    return shard, place
 
 
 def _digest(table: pa.Table, config: PlanConfig) -> str:
+    """Over the rows as lines of text, ``token,log,timestamp,shard,row,start``."""
     digest = hashlib.sha256(f"{config.shard_size},{config.seed}\n".encode())
-    for batch in table.to_batches(max_chunksize=65536):
-        columns = [batch.column(field.name).to_pylist() for field in SCHEMA]
-        digest.update("".join(",".join(map(str, row)) + "\n" for row in zip(*columns, strict=True)).encode())
+    for batch in table.to_batches(max_chunksize=_CHUNK):
+        *columns, last = (batch.column(field.name).cast(pa.string()) for field in SCHEMA)
+        lines = pc.binary_join_element_wise(*columns, pc.binary_join_element_wise(last, "", "\n"), ",")
+        offsets = np.frombuffer(lines.buffers()[1], np.int32, len(lines) + 1, 4 * lines.offset)
+        digest.update(memoryview(lines.buffers()[2])[offsets[0] : offsets[-1]])
     return digest.hexdigest()

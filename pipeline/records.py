@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
@@ -26,3 +30,26 @@ def read_record(volume: Volume, column: str, shard: int) -> CommitRecord:
     """
     path = layout.record(column, shard)
     return CommitRecord.from_bytes(volume.read(path), volume.path(path))
+
+
+def read_records(volume: Volume, column: str, shards: Iterable[int], *, threads: int = 16) -> Iterator[CommitRecord]:
+    """The commit records of some shards, in the order given; `threads` are asked for at once, and twice as many held.
+
+    Tens of thousands of requests to an object store wait for each other's round trips otherwise, and that many records
+    (some 100 kB each as Python objects) do not fit into a driver.
+
+    Raises:
+        MissingFileError, DatasetError: see `read_record`.
+    """
+    waiting: deque[Future[CommitRecord]] = deque()
+    with ThreadPoolExecutor(threads, "records") as pool:
+        try:
+            for shard in shards:
+                waiting.append(pool.submit(read_record, volume, column, shard))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for left in waiting:
+                left.cancel()

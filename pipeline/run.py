@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, overload
 
 from pipeline import index
 from pipeline.plan import Plan, PlanConfig, make_plan
-from pipeline.records import columns_of, committed, read_record
+from pipeline.records import columns_of, committed, read_records
 from pipeline.sources.base import Scan, Source
 from pipeline.stores import zarr
 from pipeline.stores.column import zarr_specs
@@ -55,16 +55,38 @@ class Run:
     columns: Mapping[str, ColumnManifest]
     done: frozenset[tuple[int, str]]
 
-    def todo(self) -> list[ShardTask]:
-        """What has no commit record, the shards with most scenes first (so that none is left for the end)."""
+    def todo(self) -> Sequence[ShardTask]:
+        """What has no commit record, the shards with most scenes first (so that none is left for the end).
+
+        Each task is made when it is asked for: all of them at once are 370 bytes a scene.
+        """
         counts = self.plan.counts()
         order = sorted(range(self.plan.shards), key=lambda shard: (-counts[shard], shard))
-        tasks = []
-        for shard in order:
-            missing = tuple(c for c in self.columns if (shard, c) not in self.done)
-            if missing:
-                tasks.append(ShardTask(shard, self.plan.shard(shard).scenes, missing))
-        return tasks
+        return _Todo(self, [s for s in order if any((s, c) not in self.done for c in self.columns)])
+
+
+class _Todo(Sequence[ShardTask]):
+    """The tasks of some shards."""
+
+    def __init__(self, run: Run, shards: Sequence[int]) -> None:
+        self._run, self._shards = run, shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    @overload
+    def __getitem__(self, at: int) -> ShardTask: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[ShardTask]: ...
+    def __getitem__(self, at: int | slice) -> ShardTask | Sequence[ShardTask]:
+        if isinstance(at, slice):
+            return _Todo(self._run, self._shards[at])
+        run, shard = self._run, self._shards[at]
+        missing = tuple(c for c in run.columns if (shard, c) not in run.done)
+        return ShardTask(shard, run.plan.shard(shard).scenes, missing)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,29 +165,37 @@ def close(run: Run) -> list[ColumnTotal]:
         DatasetError: a record is damaged, or belongs to another dataset or column.
         IncompleteError: a shard has no record, or the counts do not close.
     """
-    records: list[CommitRecord] = []
-    totals: list[ColumnTotal] = []
+    totals: dict[str, ColumnTotal] = {}
+    index.write(run.volume, _records(run, totals), run.plan)
+    run.volume.sweep()  # a worker that outlived its driver may have left a file under way
+    return [totals[column] for column in run.columns]
+
+
+def _records(run: Run, totals: dict[str, ColumnTotal]) -> Iterator[CommitRecord]:
+    """Every record, by column and shard, checked and counted as it passes: only a few are in memory."""
     counts = run.plan.counts()
-    for column, manifest in run.columns.items():
+    for column in sorted({*columns_of(run.volume), *run.columns}):  # a store may list late what was just written
         shards = committed(run.volume, column)
-        if missing := sorted(set(range(run.plan.shards)) - set(shards)):
+        manifest = run.columns.get(column)
+        if manifest is None:  # a column of an earlier run stays in the index
+            yield from read_records(run.volume, column, shards)
+            continue
+        unlisted = sorted(set(range(run.plan.shards)) - set(shards))
+        if missing := [shard for shard in unlisted if not run.volume.exists(layout.record(column, shard))]:
             raise IncompleteError(
                 f"column {column}: {len(missing)} of {run.plan.shards} shards have no commit record "
                 f"(first: {missing[:5]}); run the same command again to finish"
             )
-        own = [read_record(run.volume, column, shard) for shard in range(run.plan.shards)]
-        for record in own:
+        total = _Sum(column)
+        for record in read_records(run.volume, column, range(run.plan.shards)):
             _check_record(record, run.dataset, manifest, counts[record.shard])
-        records += own
-        totals.append(_total(column, own))
-        if totals[-1].planned != run.plan.samples:
-            raise IncompleteError(f"column {column}: records plan {totals[-1].planned}, the plan {run.plan.samples}")
-    for column in columns_of(run.volume):
-        if column not in run.columns:  # a column of an earlier run stays in the index
-            records += [read_record(run.volume, column, shard) for shard in committed(run.volume, column)]
-    index.write(run.volume, records, run.plan)
-    run.volume.sweep()  # a worker that outlived its driver may have left a file under way
-    return totals
+            total.add(record)
+            yield record
+        totals[column] = total.total()
+        if totals[column].planned != run.plan.samples:
+            raise IncompleteError(
+                f"column {column}: records plan {totals[column].planned}, the plan {run.plan.samples}"
+            )
 
 
 def _check_record(record: CommitRecord, dataset: str, manifest: ColumnManifest, planned: int) -> None:
@@ -179,15 +209,20 @@ def _check_record(record: CommitRecord, dataset: str, manifest: ColumnManifest, 
         raise DatasetError(f"{where}: planned {record.planned}, the plan has {planned}")
 
 
-def _total(column: str, records: Sequence[CommitRecord]) -> ColumnTotal:
-    return ColumnTotal(
-        column=column,
-        shards=len(records),
-        planned=sum(r.planned for r in records),
-        written=sum(r.written for r in records),
-        quarantined=dict(Counter(q.code for r in records for q in r.quarantined)),
-        size=sum(r.size for r in records),
-    )
+class _Sum:
+    """The sums of a column's records."""
+
+    def __init__(self, column: str) -> None:
+        self._column = column
+        self._numbers: Counter[str] = Counter()
+        self._quarantined: Counter[str] = Counter()
+
+    def add(self, record: CommitRecord) -> None:
+        self._numbers.update(shards=1, planned=record.planned, written=record.written, size=record.size)
+        self._quarantined.update(q.code for q in record.quarantined)
+
+    def total(self) -> ColumnTotal:
+        return ColumnTotal(column=self._column, quarantined=dict(self._quarantined), **self._numbers)
 
 
 def _notices(source: Source, columns: Sequence[ColumnManifest]) -> tuple[str, ...]:

@@ -1,0 +1,330 @@
+"""Which task goes to which worker next: the driver's decisions, without Ray and without a clock of their own.
+
+Tasks are numbers 0..n-1 in the order in which they should begin (longest first); workers sit on numbered seats, and a
+seat whose worker dies gets a new one. The caller reports what happened and does what it is told, so that the Ray driver
+(`jobs/cluster.py`) and the simulator (`benchmarks/scale.py`) run the same rules:
+
+1. A task is *charged* an attempt when it raises, and when its worker dies while it is alone in it; `max_attempts`
+   charges and it has failed. Where several were in a worker that died, none is charged and each is tried alone next,
+   so that a task which kills its worker is found and its neighbours do not fail with it. A preemption charges nobody.
+2. A task is not tried again on a seat where it was charged while another seat may have it; on the last one it comes
+   after all fresh work. So one broken GPU cannot use up the attempts of every shard that it is given.
+3. A worker whose tasks raised `max_attempts` times in a row is replaced. A seat that lost as many workers in a row
+   without one task done is closed; when all are closed the run is given up.
+4. A place beside a running task is filled only while as many tasks wait as there are seats, so that the last tasks
+   spread over all workers and no slow one holds two of them.
+5. With `speculate`, a seat that has nothing left to do takes a copy of the task that has run longest, once it has run
+   `speculate` times the usual. At most two copies run, and the first that ends counts.
+
+Every decision costs O(1) while fresh work is left (a retry that waits for its seat adds a look at each free one).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from statistics import median
+
+_DURATIONS = 255
+"""How many of the last tasks say what is usual."""
+
+
+class Verdict(Enum):
+    """What the caller does with a worker after it reported something bad of it."""
+
+    KEEP = "keep"
+    REPLACE = "replace"
+    """Kill it, should it live, and start another one on its seat."""
+    CLOSE = "close"
+    """Kill it, should it live; its seat gets no other."""
+
+
+@dataclass(slots=True)
+class _Seat:
+    """A place for a worker.
+
+    Attributes:
+        ready: a worker sits there and has loaded.
+        closed: it gets no more workers.
+        running: task -> when it was given.
+        errors: tasks that raised since the last that was done by this worker.
+        strikes: workers lost since the last task that was done on this seat.
+    """
+
+    ready: bool = False
+    closed: bool = False
+    running: dict[int, float] = field(default_factory=dict)
+    errors: int = 0
+    strikes: int = 0
+
+
+class Dispatcher:
+    """The rules of this module, over `tasks` tasks and `seats` seats.
+
+    A worker is started on every seat by the caller, at the beginning and where a `Verdict` says so. Times are seconds
+    of any clock that does not go back; only `speculate` looks at them.
+
+    Args:
+        tasks: how many; task 0 should begin first.
+        seats: how many workers.
+        in_flight: tasks a worker holds at once.
+        max_attempts: see rules 1 and 3.
+        speculate: see rule 5; None makes no copies.
+    """
+
+    def __init__(
+        self, tasks: int, seats: int, *, in_flight: int, max_attempts: int, speculate: float | None = None
+    ) -> None:
+        self._tasks, self._in_flight, self._max_attempts, self._speculate = tasks, in_flight, max_attempts, speculate
+        self._seats = [_Seat() for _ in range(seats)]
+        self._fresh = 0
+        self._retries: deque[int] = deque()
+        self._runners: dict[int, list[int]] = {}
+        self._charges: Counter[int] = Counter()
+        self._reasons: dict[int, str] = {}
+        self._alone: set[int] = set()
+        self._tried: dict[int, set[int]] = {}
+        self._done = bytearray(tasks)
+        self._done_count = 0
+        self._failed: dict[int, str] = {}
+        self._free: dict[int, None] = {}
+        self._claims: dict[int, int] = {}
+        """Seat -> a task that must be alone, which waits there until nothing else runs."""
+        self._open = seats
+        self._ready = 0
+        self._durations: deque[float] = deque(maxlen=_DURATIONS)
+
+    @property
+    def finished(self) -> bool:
+        """Every task is done or has failed, or no seat is left that could do it."""
+        return self._done_count + len(self._failed) == self._tasks or not self._open
+
+    @property
+    def done(self) -> int:
+        """Tasks done."""
+        return self._done_count
+
+    @property
+    def failed_tasks(self) -> dict[int, str]:
+        """Task -> the reason of its last charge, for those that used up their attempts."""
+        return self._failed
+
+    @property
+    def undone(self) -> dict[int, str]:
+        """Task -> why, for those that are neither done nor failed; empty when `finished`, unless all seats closed."""
+        left = (t for t in range(self._tasks) if not self._done[t] and t not in self._failed)
+        return {t: self._reasons.get(t, "no worker was left to do it") for t in left}
+
+    def add_seat(self) -> int:
+        """One more seat, e.g. for a node that joined; a worker is to be started there."""
+        self._seats.append(_Seat())
+        self._open += 1
+        return len(self._seats) - 1
+
+    def loaded(self, seat: int) -> None:
+        """The worker on a seat is ready for tasks."""
+        self._seats[seat].ready = True
+        self._ready += 1
+        self._update_free(seat)
+
+    def lost(self, seat: int, reason: str, *, charge: bool = True) -> Verdict:
+        """The worker on a seat is gone, loading or at work.
+
+        Args:
+            charge: False where it is known to be nobody's fault (a preemption).
+        """
+        at = self._seats[seat]
+        running = list(at.running)
+        suspects = running if charge else []
+        self._empty(seat)
+        for task in reversed(running):  # each goes to the head: the one given first ends up there
+            if task not in suspects or self._done[task]:
+                self._again(task)
+            elif len(suspects) == 1:
+                self._charge(task, seat, reason)
+            else:
+                self._reasons[task] = reason
+                self._alone.add(task)
+                self._again(task)
+        at.strikes += charge
+        return self._strike_out(seat)
+
+    def completed(self, seat: int, task: int, now: float) -> bool:
+        """A task was done. False where another copy was done before, so that it must not be counted."""
+        at = self._seats[seat]
+        self._durations.append(now - at.running[task])
+        self._end(seat, task)
+        at.errors = at.strikes = 0
+        if self._done[task]:
+            return False
+        self._done[task] = 1
+        self._done_count += 1
+        self._tried.pop(task, None)
+        self._alone.discard(task)
+        return True
+
+    def failed(self, seat: int, task: int, reason: str) -> Verdict:
+        """A task raised."""
+        at = self._seats[seat]
+        self._end(seat, task)
+        if self._done[task]:
+            return Verdict.KEEP
+        self._charge(task, seat, reason)
+        at.errors += 1
+        if at.errors < self._max_attempts:
+            return Verdict.KEEP
+        running = list(at.running)
+        self._empty(seat)
+        for other in reversed(running):
+            self._again(other)
+        at.strikes += 1
+        return self._strike_out(seat)
+
+    def assign(self, now: float) -> list[tuple[int, int]]:
+        """What to start now, as (seat, task); each is running from here on."""
+        given: list[tuple[int, int]] = []
+        for level in range(self._in_flight):
+            if not self._waiting + len(self._claims):
+                break
+            for seat in [s for s in self._free if len(self._seats[s].running) == level]:
+                task = self._choose(seat, level)
+                if task is not None:
+                    given.append(self._give(seat, task, now))
+                elif not self._waiting + len(self._claims):
+                    break
+        if self._speculate and not self._waiting and self._durations:
+            given += self._copies(now)
+        return given
+
+    def wake(self, now: float) -> float | None:
+        """When `assign` will have more to give although nothing happens until then: a copy falls due. None: never."""
+        if not self._speculate or self._waiting or not self._durations or not self._idle():
+            return None
+        late = self._late()
+        return min((given + late for _, given in self._single() if given + late > now), default=None)
+
+    @property
+    def _waiting(self) -> int:
+        """Tasks that any seat may take."""
+        return self._tasks - self._fresh + len(self._retries)
+
+    def _choose(self, seat: int, level: int) -> int | None:
+        """A task for a seat where `level` are running: a retry, else a fresh one, else a retry that it had before."""
+        if seat in self._claims:
+            return self._claims.pop(seat)
+        if level and self._waiting < self._open:
+            return None
+        for task in self._retries:
+            if self._may(task, seat):
+                self._retries.remove(task)
+                if not level or task not in self._alone:
+                    return task
+                self._claims[seat] = task  # it waits until the others have ended, and no more are begun here
+                self._update_free(seat)
+                return None
+        if self._fresh < self._tasks:
+            self._fresh += 1
+            return self._fresh - 1
+        for other, task in self._claims.items():
+            if not level and self._may(task, seat):  # nothing runs here: it need not wait there
+                del self._claims[other]
+                self._update_free(other)
+                return task
+        return None
+
+    def _may(self, task: int, seat: int) -> bool:
+        """Whether a retry may go to a seat: not where it was charged, unless there is no other and nothing fresh."""
+        tried = self._tried.get(task)
+        if not tried or seat not in tried:
+            return True
+        return self._fresh == self._tasks and sum(self._seats[s].ready for s in tried) == self._ready
+
+    def _copies(self, now: float) -> list[tuple[int, int]]:
+        """Copies of the tasks that are late, the oldest first, for the seats that have nothing to do."""
+        idle = self._idle()
+        late = self._late() if idle else 0.0
+        due = sorted((given, task) for task, given in self._single() if now - given >= late) if idle else []
+        out: list[tuple[int, int]] = []
+        for _, task in due:
+            seat = next((s for s in idle if s not in self._tried.get(task, ())), None)
+            if seat is not None:
+                idle.remove(seat)
+                out.append(self._give(seat, task, now))
+        return out
+
+    def _late(self) -> float:
+        return (self._speculate or 0.0) * median(self._durations)
+
+    def _idle(self) -> list[int]:
+        return [s for s in self._free if not self._seats[s].running and s not in self._claims]
+
+    def _single(self) -> Iterator[tuple[int, float]]:
+        """Tasks that run in one copy, and since when."""
+        for task, seats in self._runners.items():
+            if len(seats) == 1 and task not in self._alone and not self._done[task]:
+                yield task, self._seats[seats[0]].running[task]
+
+    def _give(self, seat: int, task: int, now: float) -> tuple[int, int]:
+        at = self._seats[seat]
+        at.running[task] = now
+        self._runners.setdefault(task, []).append(seat)
+        self._update_free(seat)
+        return seat, task
+
+    def _end(self, seat: int, task: int) -> None:
+        """A task is no longer running on a seat."""
+        at = self._seats[seat]
+        del at.running[task]
+        self._leave(task, seat)
+        self._update_free(seat)
+
+    def _empty(self, seat: int) -> None:
+        """Nobody sits on a seat, and nothing runs there."""
+        at = self._seats[seat]
+        self._ready -= at.ready
+        at.ready, at.errors = False, 0
+        for task in list(at.running):
+            self._end(seat, task)
+        if seat in self._claims:
+            self._retries.appendleft(self._claims.pop(seat))
+        self._update_free(seat)
+
+    def _strike_out(self, seat: int) -> Verdict:
+        """Close a seat that has lost too many workers in a row."""
+        at = self._seats[seat]
+        if at.strikes < self._max_attempts:
+            return Verdict.REPLACE
+        at.closed = True
+        self._open -= 1
+        return Verdict.CLOSE
+
+    def _leave(self, task: int, seat: int) -> None:
+        self._runners[task].remove(seat)
+        if not self._runners[task]:
+            del self._runners[task]
+
+    def _charge(self, task: int, seat: int, reason: str) -> None:
+        """Count an attempt against a task, and try it again or let it fail."""
+        self._charges[task] += 1
+        self._reasons[task] = reason
+        self._tried.setdefault(task, set()).add(seat)
+        if self._charges[task] < self._max_attempts or task in self._runners:
+            self._again(task)
+        else:
+            self._failed[task] = reason
+
+    def _again(self, task: int) -> None:
+        """Back to the head of the queue, unless it is done or another copy is running."""
+        if not self._done[task] and task not in self._runners:
+            self._retries.appendleft(task)
+
+    def _update_free(self, seat: int) -> None:
+        at = self._seats[seat]
+        alone = any(task in self._alone for task in at.running)
+        room = len(at.running) < self._in_flight and not alone and (seat not in self._claims or not at.running)
+        if at.ready and room:
+            self._free[seat] = None
+        else:
+            self._free.pop(seat, None)
