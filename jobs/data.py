@@ -1,17 +1,21 @@
 """Make the synthetic dataset: ``python -m jobs.data [CONFIG] [out=data/synthetic] [key=value ...]``.
 
 The keys are those of `SyntheticConfig`: seed, splits, logs, frames, width, height, manoeuvres, traffic, lidar_points,
-jpeg_quality, processes. Lists may be comma-separated: ``splits=mini,test``. Asking again for what is there costs
-nothing.
+jpeg_quality, cameras, processes; and ``nuplan=true``, which adds the same logs as nuPlan ``.db`` files. Lists may be
+comma-separated: ``splits=mini,test``. Asking again for what is there costs nothing.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
+
+from pydantic import field_validator
 
 from jobs import config as job_config
 from pipeline.sources.synthetic import MARKER, SyntheticConfig, generate
+from pipeline.sources.synthetic.nuplan_dataset import FOLDER, generate_nuplan
 
 
 class DataConfig(SyntheticConfig):
@@ -19,9 +23,18 @@ class DataConfig(SyntheticConfig):
 
     Attributes:
         out: the folder that becomes OPENSCENE_DATA_ROOT.
+        nuplan: whether to write nuPlan's ``.db`` logs of the same world too, below ``<out>/nuplan-v1.1``.
+        nuplan_10hz: the cameras that then have images at 10 Hz; the others have those of the 2 Hz frames.
     """
 
     out: str = "data/synthetic"
+    nuplan: bool = False
+    nuplan_10hz: tuple[str, ...] = ("CAM_F0",)
+
+    @field_validator("nuplan_10hz", mode="before")
+    @classmethod
+    def _cameras_from_text(cls, value: Any) -> Any:
+        return tuple(v.strip() for v in value.split(",") if v.strip()) if isinstance(value, str) else value
 
     def synthetic(self) -> SyntheticConfig:
         """What to make."""
@@ -38,7 +51,10 @@ def main(arguments: list[str]) -> None:
     begin = time.perf_counter()
     config = job_config.load(DataConfig, arguments)
     out = Path(config.out).expanduser()
-    generate(config.synthetic(), out, lambda line: print(f"  {line}", flush=True))
+    if config.nuplan:
+        generate_nuplan(config.synthetic(), out, config.nuplan_10hz, _tell)
+    else:
+        generate(config.synthetic(), out, _tell)
     logs = config.logs * len(config.splits)
     images = logs * config.frames * 8
     print(
@@ -47,7 +63,12 @@ def main(arguments: list[str]) -> None:
         f"SYNTHETIC: a made-up world in NAVSIM's layout, not nuPlan data (see {out / MARKER}).\n"
         f"  OPENSCENE_DATA_ROOT={out.resolve()}\n"
         f"  NUPLAN_MAPS_ROOT={(out / 'maps').resolve()}"
+        + (f"\n  NUPLAN_DATA_ROOT={(out / FOLDER).resolve()}" if config.nuplan else "")
     )
+
+
+def _tell(line: str) -> None:
+    print(f"  {line}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.sources.base import Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
+from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.sources.synthetic import SyntheticConfig, generate
 from shards_schema.errors import ConfigError
 
@@ -16,6 +17,10 @@ Progress = Callable[[str], None]
 
 def _navsim(config: Mapping[str, Any], progress: Progress) -> Source:
     return NavsimSource(NavsimConfig.model_validate(dict(config)))
+
+
+def _nuplan(config: Mapping[str, Any], progress: Progress) -> Source:
+    return NuplanSource(NuplanConfig.model_validate(dict(config)))
 
 
 def _synthetic(config: Mapping[str, Any], progress: Progress) -> Source:
@@ -29,7 +34,11 @@ def _synthetic(config: Mapping[str, Any], progress: Progress) -> Source:
     return _navsim({"split": making.splits[0], **reading, "root": str(root)}, progress)
 
 
-KINDS: Mapping[str, Callable[[Mapping[str, Any], Progress], Source]] = {"navsim": _navsim, "synthetic": _synthetic}
+KINDS: Mapping[str, Callable[[Mapping[str, Any], Progress], Source]] = {
+    "navsim": _navsim,
+    "nuplan": _nuplan,
+    "synthetic": _synthetic,
+}
 
 
 def build(config: Mapping[str, Any], progress: Progress = lambda line: None) -> Source:

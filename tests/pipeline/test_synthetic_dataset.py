@@ -62,6 +62,20 @@ def test_layout(made: Path) -> None:
     assert is_synthetic(made)
 
 
+def test_only_the_chosen_cameras_see_something(made: Path, tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"cameras": ("CAM_F0",)})
+    root = generate(config, tmp_path / "front")
+    everything, front = digest(made / "sensor_blobs"), digest(root / "sensor_blobs")
+    assert everything.keys() == front.keys()
+    changed = {Path(name).parent.name for name, value in front.items() if everything[name] != value}
+    assert changed == set(CHANNELS) - {"CAM_F0"}
+    assert len({value for name, value in front.items() if Path(name).parent.name in changed}) == 1  # plain grey
+    assert "cameras" not in TINY.identity()  # as before there was a choice
+    assert config.identity()["cameras"] == ["CAM_F0"]
+    with pytest.raises(ValueError, match="expected some of CAM_F0"):
+        SyntheticConfig(cameras=("CAM_X",))
+
+
 def test_maps_have_what_the_devkit_reads(made: Path) -> None:
     index = json.loads((made / "maps" / "nuplan-maps-v1.0.json").read_text())
     assert set(index) == set(LOCATIONS)

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.sources.synthetic.drive import Manoeuvre
+from shards_schema.records import CHANNELS
 
 GENERATOR = "last-shards synthetic 1"
 """Name and version of the generator: raised whenever equal configs would give other bytes than before."""
@@ -33,6 +34,7 @@ class SyntheticConfig(BaseModel):
         traffic: density of moving cars, people and cyclists; 1 is a town by day, 0 leaves what the manoeuvre needs.
         lidar_points: rays a sweep; those that hit something within 80 m become points.
         jpeg_quality: 1..100.
+        cameras: those that see something; the images of the others are grey, which is most of the time saved.
         processes: logs made at the same time (not part of the identity).
     """
 
@@ -48,9 +50,10 @@ class SyntheticConfig(BaseModel):
     traffic: float = Field(default=1.0, ge=0.0, le=2.0)
     lidar_points: int = Field(default=4000, ge=0, le=200_000)
     jpeg_quality: int = Field(default=90, ge=1, le=100)
+    cameras: tuple[str, ...] = CHANNELS
     processes: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1)
 
-    @field_validator("splits", "manoeuvres", mode="before")
+    @field_validator("splits", "manoeuvres", "cameras", mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
         """``splits=mini,test`` on the command line is a tuple of two."""
@@ -63,6 +66,16 @@ class SyntheticConfig(BaseModel):
             raise ValueError(f"splits: expected distinct names of letters, digits and _, got {value}")
         return value
 
+    @field_validator("cameras")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not set(value) <= set(CHANNELS):
+            raise ValueError(f"cameras: expected some of {', '.join(CHANNELS)}, got {value}")
+        return tuple(channel for channel in CHANNELS if channel in value)
+
     def identity(self) -> dict[str, Any]:
         """JSON of everything that decides the bytes of the dataset."""
-        return {"generator": GENERATOR, **self.model_dump(mode="json", exclude={"processes"})}
+        whole = self.model_dump(mode="json", exclude={"processes"})
+        if self.cameras == CHANNELS:  # datasets made before there was a choice keep their identity
+            del whole["cameras"]
+        return {"generator": GENERATOR, **whole}

@@ -339,35 +339,40 @@ def _traffic(
 
 def _bumped(motions: list[Motion], walks: list[Walk], duration: float) -> set[str]:
     """Who touches somebody, at 4 Hz: of a pair the one that is not the ego."""
+    times = np.arange(0.0, duration, 0.25)
+    tracks = [motion.vehicle.track for motion in motions] + [walk.track for walk in walks]
+    cars, boxes = len(motions), [motion.vehicle.size for motion in motions] + [walk.size for walk in walks]
+    poses = np.stack([_poses(motion, times) for motion in motions] + [_walked(walk, times) for walk in walks])
     guilty: set[str] = set()
-    for t in np.arange(0.0, duration, 0.25):
-        boxes: list[tuple[str, Float64, Float64]] = []
-        for motion in motions:
-            state = motion.at(float(t))
-            if state is None or motion.vehicle.track in guilty:
-                continue
-            car = motion.vehicle
-            x, y, yaw = motion.vehicle.path.pose(state[0])
-            middle = np.array([x, y]) + unit(yaw) * (car.front - car.rear) / 2
-            # The ego keeps people at a distance; half a metre more all round.
-            grown = 1.0 if car.track == "ego" else 0.0
-            boxes.append(
-                (car.track, middle, rectangle(middle[0], middle[1], yaw, car.size[0] + grown, car.size[1] + grown / 2))
-            )
-        vehicles = len(boxes)
-        for walk in walks:
-            if walk.track not in guilty:
-                actor = walk.at(float(t))
-                boxes.append(
-                    (
-                        walk.track,
-                        np.array([actor.x, actor.y]),
-                        rectangle(actor.x, actor.y, actor.heading, actor.size[0], actor.size[1]),
-                    )
-                )
-        centres = np.stack([b[1] for b in boxes])
-        near = np.hypot(*(centres[:, None] - centres[None]).transpose(2, 0, 1)) < 14.0
-        for i, j in zip(*np.nonzero(np.triu(near, 1)), strict=True):
-            if i < vehicles and boxes[i][0] not in guilty | {boxes[j][0]} and overlap(boxes[i][2], boxes[j][2]):
-                guilty.add(boxes[j][0])
+    for k in range(len(times)):
+        now = np.array([i for i in np.nonzero(~np.isnan(poses[:, k, 0]))[0] if tracks[i] not in guilty], dtype=np.int64)
+        at = poses[now, k, :2]
+        vehicles = int((now < cars).sum())
+        near = np.hypot(*(at[:vehicles, None] - at[None]).transpose(2, 0, 1)) < 14.0
+        rings: dict[int, Float64] = {}
+        for a, b in zip(*np.nonzero(np.triu(near, 1)), strict=True):
+            i, j = int(now[a]), int(now[b])
+            if not guilty & {tracks[i], tracks[j]}:
+                for one in (i, j):
+                    if one not in rings:
+                        # The ego keeps people at a distance; half a metre more all round.
+                        grown = 1.0 if tracks[one] == "ego" else 0.0
+                        x, y, yaw = (float(q) for q in poses[one, k])
+                        rings[one] = rectangle(x, y, yaw, boxes[one][0] + grown, boxes[one][1] + grown / 2)
+                if overlap(rings[i], rings[j]):
+                    guilty.add(tracks[j])
     return guilty
+
+
+def _poses(motion: Motion, times: Float64) -> Float64:
+    """[T, 3] the middle of a vehicle and its heading; NaN where it is gone."""
+    states = [motion.at(float(t)) for t in times]
+    car = motion.vehicle
+    out = car.path.pose(np.array([np.nan if state is None else state[0] for state in states]))
+    out[:, :2] += unit(out[:, 2]) * (car.front - car.rear) / 2
+    return out
+
+
+def _walked(walk: Walk, times: Float64) -> Float64:
+    """[T, 3] where somebody on foot or on a bicycle is."""
+    return walk.path.pose(np.interp(times, walk.times, walk.s))

@@ -99,10 +99,13 @@ def write_log(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path)
         (work / folder).mkdir(parents=True)
     drive = drive_of(config, spec)
     renderer = Renderer(drive, config.width, config.height)
+    blank = np.full((config.height, config.width, 3), 128, dtype=np.uint8)
     frames = frame_records(config, spec, drive)
     for frame in frames:
         t = (frame["timestamp"] - spec.start) / 1e6
-        for channel, image in renderer.frame(t).items():
+        seen = renderer.frame(t, config.cameras)
+        for channel in CHANNELS:
+            image = seen.get(channel, blank)
             data = simplejpeg.encode_jpeg(image, quality=config.jpeg_quality, colorspace="RGB", colorsubsampling="420")
             (work.parent / frame["cams"][channel]["data_path"]).write_bytes(data)
         seed = int(frame["token"][:7], 16)

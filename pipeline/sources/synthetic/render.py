@@ -8,6 +8,8 @@ per pixel from the map, so that they stay in place while the camera moves. The s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
@@ -23,7 +25,7 @@ from pipeline.sources.synthetic.rig import ego_position, ego_rotation, rig
 from pipeline.sources.synthetic.scenery import Actor, lots, uprights
 from pipeline.sources.synthetic.world import LANE_WIDTH, Town
 from shards_schema.poses import Float64
-from shards_schema.records import Image
+from shards_schema.records import CHANNELS, Image
 
 SIGHT = 190.0
 _SHADOW = 0.60
@@ -78,8 +80,8 @@ class Renderer:
             rays = np.stack(((u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)), axis=-1)
             self._rays[name] = (rays @ cam.rotation.T).astype(np.float32)
 
-    def frame(self, t: float) -> dict[str, Image]:
-        """All eight images at time `t` [s]: channel -> uint8 [height, width, 3] RGB."""
+    def frame(self, t: float, channels: Sequence[str] = CHANNELS) -> dict[str, Image]:
+        """The images of some cameras at time `t` [s]: channel -> uint8 [height, width, 3] RGB."""
         ego = self.drive.ego(t)
         rotation, position = ego_rotation(ego), ego_position(ego)
         close = np.hypot(*(self._still_xy - position[:2]).T) < SIGHT
@@ -91,7 +93,7 @@ class Renderer:
         scene = Scene(things, position)
         at = np.hypot(*(self._ground_xy - position[:2]).T) < SIGHT
         paint, paint_rgb = self._ground[at], self._ground_rgb[at]
-        return {name: self._image(name, scene, paint, paint_rgb, rotation, position) for name in self.cameras}
+        return {name: self._image(name, scene, paint, paint_rgb, rotation, position) for name in channels}
 
     def _signals(self, t: float, position: Float64) -> list[Thing]:
         """The signal heads, with the lamps that are lit at `t`."""

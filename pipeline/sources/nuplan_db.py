@@ -1,0 +1,145 @@
+"""A nuPlan log opened for reading: one SQLite file, never written to, and every fault of it a `SampleError`.
+
+The file is opened ``mode=ro&immutable=1``: no locks, no journal, no ``-shm`` beside it, so it may lie on a read-only
+mount and be read by many processes at once. SQLite notices much of what can be wrong with a file only when a query
+comes across it, and never that the last page is cut; so `open_log` first compares the file's size with the page count
+in its header (https://www.sqlite.org/fileformat.html, section 1.3), and refuses a file whose journal was not folded in.
+
+`LogDb.select` streams. `LogDb.among` gives the rows that belong to a set of tokens in one statement, with whatever
+indices the file has: where the column has one SQLite looks each token up, else it scans the table once; it never
+builds an index of its own. The tokens go into a temporary table, which is in memory and not in the file.
+
+A log that is not on a local disk is copied into a temporary file first and removed afterwards (SQLite needs to seek).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from fsspec.core import url_to_fs
+
+from shards_schema.errors import SampleError
+
+_MAGIC: Final = b"SQLite format 3\x00"
+_HEADER: Final = 100
+_FAULTS: Final = (sqlite3.Error, UnicodeDecodeError)
+"""The second is what sqlite3 raises when its own message quotes damaged text."""
+_TOKEN: Final = 8
+"""Bytes of a token; the same 16 hex characters everywhere outside the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogDb:
+    """An open log.
+
+    Attributes:
+        connection: read-only.
+        where: names the file in messages.
+    """
+
+    connection: sqlite3.Connection
+    where: str
+
+    def select(self, statement: str, arguments: Iterable[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, as they come.
+
+        Raises:
+            SampleError: code ``log_unreadable``: a table or column is missing, or a page is damaged.
+        """
+        try:
+            yield from self.connection.execute(statement, tuple(arguments))
+        except _FAULTS as error:
+            raise unreadable(self.where, f"{type(error).__name__}: {error}") from None
+
+    def among(self, tokens: Iterable[bytes], statement: str) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query that joins ``wanted`` (one column, ``token``), which holds `tokens`.
+
+        Raises:
+            SampleError: see `select`.
+        """
+        try:
+            self.connection.execute("CREATE TEMP TABLE IF NOT EXISTS wanted (token BLOB PRIMARY KEY) WITHOUT ROWID")
+            self.connection.execute("DELETE FROM wanted")
+            self.connection.executemany("INSERT INTO wanted VALUES (?)", ((token,) for token in set(tokens) if token))
+        except _FAULTS as error:
+            raise unreadable(self.where, f"{type(error).__name__}: {error}") from None
+        yield from self.select(statement)
+
+
+@contextmanager
+def open_log(url: str, where: str) -> Generator[LogDb, None, None]:
+    """The log at `url`, any that fsspec opens; `where` names it in messages.
+
+    Raises:
+        SampleError: code ``log_unreadable``: it cannot be fetched, is not an SQLite file, or is cut short.
+    """
+    with _local(url, where) as path:
+        _check_file(path, where)
+        try:
+            connection = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        except sqlite3.Error as error:
+            raise unreadable(where, str(error)) from None
+        with closing(connection):
+            connection.execute("PRAGMA temp_store = MEMORY")
+            connection.execute("PRAGMA automatic_index = OFF")
+            yield LogDb(connection, where)
+
+
+def unreadable(where: str, reason: str) -> SampleError:
+    """The error for a log as a whole."""
+    return SampleError("log_unreadable", f"{where}: {reason}. Expected a whole nuPlan .db; fetch it again.")
+
+
+def hexed(token: object, what: str) -> str:
+    """A token of the file as its 16 hex characters.
+
+    Raises:
+        SampleError: code ``bad_frame``: it is not 8 bytes.
+    """
+    if not isinstance(token, bytes) or len(token) != _TOKEN:
+        raise SampleError("bad_frame", f"{what} should be {_TOKEN} bytes, got {token!r:.60}")
+    return token.hex()
+
+
+@contextmanager
+def _local(url: str, where: str) -> Generator[str, None, None]:
+    fs, path = url_to_fs(url)
+    if "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
+        yield path
+        return
+    handle, copy = tempfile.mkstemp(suffix=".db")
+    os.close(handle)
+    try:
+        try:
+            fs.get_file(path, copy)
+        except OSError as error:
+            raise unreadable(where, f"cannot be fetched: {type(error).__name__}: {error}") from None
+        yield copy
+    finally:
+        os.unlink(copy)
+
+
+def _check_file(path: str, where: str) -> None:
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            header = file.read(_HEADER)
+        for suffix in ("-wal", "-journal"):
+            if os.path.exists(path + suffix) and os.path.getsize(path + suffix):
+                raise unreadable(where, f"{path}{suffix} holds writes that are not in the file yet")
+    except OSError as error:
+        raise unreadable(where, f"{type(error).__name__}: {error.strerror}") from None
+    if len(header) < _HEADER or not header.startswith(_MAGIC):
+        raise unreadable(where, f"not an SQLite file: its {size} bytes begin with {header[:16]!r}")
+    page = int.from_bytes(header[16:18], "big")
+    page = 65_536 if page == 1 else page
+    # The count holds if the file was last written by an SQLite that keeps it (all since 2010).
+    if header[24:28] == header[92:96] and size != (whole := int.from_bytes(header[28:32], "big") * page):
+        raise unreadable(where, f"{size} bytes long, but its header says {whole}")

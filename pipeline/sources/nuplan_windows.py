@@ -1,0 +1,126 @@
+"""The windows of a nuPlan log that a scene filter wants, and why the others are not made.
+
+    grid      F F F - F F F F ! F F F       frames of the log: "-" lacks something, "!" a jump in time after it
+    kept      F F F   F F F F   F F F       windows are cut from these, as NAVSIM cuts them from a pickle,
+    made      |---|   |---|     |---|       but not across a place where the grid is broken
+                        |---|
+    counted   each window of the grid that holds a break, under the first cause in it
+
+With a stride of 1 and a filter that refuses none: made + counted + too short = frames of the grid.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from fsspec.core import url_to_fs
+
+from pipeline.sources.base import SceneRef
+from pipeline.sources.nuplan_log import NuplanLog
+from pipeline.sources.scene_filter import SceneFilter
+
+
+@dataclass(frozen=True, slots=True)
+class LogWindows:
+    """What one log holds under a filter.
+
+    Attributes:
+        refs: its scenes.
+        skipped: windows that are none, by reason.
+        map_name: where it was driven.
+    """
+
+    refs: tuple[SceneRef, ...]
+    skipped: Counter[str]
+    map_name: str
+
+
+class Files:
+    """Which files there are below a folder or URL; each folder is listed once."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._listed: dict[str, set[str]] = {}
+
+    def __contains__(self, path: str) -> bool:
+        folder, _, name = path.rpartition("/")
+        if folder not in self._listed:
+            self._listed[folder] = file_names(f"{self._root}/{folder}")
+        return name in self._listed[folder]
+
+
+def file_names(folder: str) -> set[str]:
+    """Names in a folder or below a prefix; none where it does not exist."""
+    fs, path = url_to_fs(folder)
+    try:
+        return {file.rstrip("/").rsplit("/", 1)[-1] for file in fs.ls(path, detail=False)}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def missing(log: NuplanLog, files: Files, index: int, *, lidar: bool) -> str | None:
+    """What the frame of the sweep at `index` lacks; None when it has everything."""
+    images, sweep = log.images(index), log.sweeps[index].filename
+    if len(images) < len(log.channels):
+        return "missing_camera"
+    if not all(image.file in files for image in images.values()):
+        return "missing_image_file"
+    return "missing_lidar_file" if lidar and not (sweep and sweep in files) else None
+
+
+def cut_windows(
+    log: NuplanLog,
+    name: str,
+    wanted: SceneFilter,
+    tokens: frozenset[str] | None,
+    lacks: Callable[[int], str | None],
+) -> LogWindows:
+    """The scenes of a log.
+
+    Args:
+        log: the open log.
+        name: its name.
+        wanted: counts of frames, stride, route.
+        tokens: current frames that scenes are wanted of; None is all.
+        lacks: what the frame of a sweep lacks, if anything.
+
+    Raises:
+        SampleError: a token is not one: the log cannot be used.
+    """
+    history, length = wanted.num_history_frames, wanted.num_frames
+    refs: dict[str, SceneRef] = {}
+    skipped: Counter[str] = Counter()
+    grid = list(log.frames_at)
+    lost = [lacks(index) for index in grid]
+    jumps = [not log.follows(*log.stamps[[a, b]].tolist()) for a, b in pairwise(grid)]
+
+    def refused(index: int) -> str | None:
+        if wanted.has_route and not log.route(index):
+            return "no_route"
+        return "not_in_tokens" if tokens is not None and log.token(index) not in tokens else None
+
+    kept = [place for place, reason in enumerate(lost) if reason is None]
+    for start in range(0, len(kept), wanted.stride):
+        if start + length > len(kept):
+            skipped["too_short"] += 1
+            continue
+        first, last = kept[start], kept[start + length - 1]
+        current = grid[kept[start + history - 1]]
+        if (reason := refused(current)) is not None:
+            skipped[reason] += 1
+        elif last - first == length - 1 and not any(jumps[first:last]):
+            token = log.token(current)
+            skipped["repeated_token"] += token in refs
+            refs[token] = SceneRef(name, log.sweeps[current].timestamp, token, grid[first])
+    for start in range(0, len(grid) - length + 1, wanted.stride):
+        reason = next(filter(None, lost[start : start + length]), None)
+        if reason is None and any(jumps[start : start + length - 1]):
+            reason = "time_gap"
+        if reason is not None and refused(grid[start + history - 1]) is None:
+            skipped[reason] += 1
+    if not grid:  # no sweep has its images, so there is no first frame either
+        skipped["missing_camera"] += max(1, (len(log.sweeps) // log.step - length) // wanted.stride + 1)
+    return LogWindows(tuple(refs.values()), +skipped, log.map_name)

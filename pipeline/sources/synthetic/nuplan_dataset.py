@@ -1,0 +1,103 @@
+"""The synthetic world in nuPlan's layout, beside its NAVSIM tree and on the same images.
+
+    <root>/nuplan-v1.1/splits/<split>/<log>.db
+    <root>/nuplan-v1.1/sensor_blobs/<log>             a link to <root>/sensor_blobs/<split>/<log>
+    <root>/nuplan-v1.1/SYNTHETIC.json                 written last; how a finished dataset is known
+
+A `NuplanSource` whose `sensor_root` is ``<root>/sensor_blobs/<split>`` names the very files that a `NavsimSource` does.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from pipeline.sources.synthetic import MARKER, NOTICE, SyntheticConfig, generate, log_specs
+from pipeline.sources.synthetic.logs import LogSpec
+from pipeline.sources.synthetic.nuplan_logs import write_nuplan_log
+from shards_schema.errors import ConfigError, MismatchError
+from shards_schema.records import CHANNELS
+
+FOLDER = "nuplan-v1.1"
+REVISION = 1
+"""Raised whenever equal configs would give other ``.db`` files than before."""
+
+
+def generate_nuplan(
+    config: SyntheticConfig,
+    root: Path,
+    between: Sequence[str] = CHANNELS,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Make the NAVSIM dataset of `config` at `root`, and its nuPlan logs; what is there already is left alone.
+
+    Args:
+        config: what to make.
+        root: see `generate`.
+        between: the cameras with images at 10 Hz (the others have them at 2 Hz).
+        progress: gets a line for a person whenever something is done.
+
+    Returns:
+        The folder that is the `root` of a `NuplanSource`.
+
+    Raises:
+        ConfigError: a camera that there is not.
+        MismatchError: the folder holds something else.
+    """
+    if unknown := [channel for channel in between if channel not in CHANNELS]:
+        raise ConfigError(f"images at 10 Hz: no cameras {', '.join(unknown)}; there are {', '.join(CHANNELS)}")
+    generate(config, root, progress)
+    nuplan = root / FOLDER
+    identity = {**config.identity(), "nuplan": REVISION, "between": sorted(between)}
+    note = nuplan / ".generating.json"
+    for path in (nuplan / MARKER, note):
+        if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))["config"]) != identity:
+            if path == note:  # a run that did not end: nothing of it was promised
+                shutil.rmtree(nuplan)
+                break
+            raise MismatchError(f"{nuplan} holds nuPlan logs of another config: {found}. Remove that folder yourself.")
+    if (nuplan / MARKER).exists():
+        progress(f"{nuplan}: complete, nothing to do")
+        return nuplan
+    nuplan.mkdir(exist_ok=True)
+    _write_json(note, {"config": identity})
+    todo = log_specs(config)
+    processes = min(config.processes, len(todo))
+    if processes <= 1:
+        for spec in todo:
+            _make(config, spec, root, between)
+            progress(_line(spec))
+    else:
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            jobs = {pool.submit(_make, config, spec, root, between): spec for spec in todo}
+            for job in as_completed(jobs):
+                job.result()
+                progress(_line(jobs[job]))
+    _write_json(nuplan / MARKER, {"synthetic": True, "notice": NOTICE, "config": identity})
+    note.unlink()
+    return nuplan
+
+
+def _make(config: SyntheticConfig, spec: LogSpec, root: Path, between: Sequence[str]) -> None:
+    link = root / FOLDER / "sensor_blobs" / spec.name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path("..", "..", "sensor_blobs", spec.split, spec.name), target_is_directory=True)
+    blobs = root / "sensor_blobs" / spec.split
+    write_nuplan_log(config, spec, blobs, root / FOLDER / "splits" / spec.split / f"{spec.name}.db", between)
+
+
+def _line(spec: LogSpec) -> str:
+    return f"{FOLDER}/{spec.split}/{spec.name}.db"
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
