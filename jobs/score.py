@@ -1,6 +1,7 @@
-"""`python -m jobs.score --metric-cache DIR --trajectories FILE.json --version v1|v2 [--out FILE.json]`: NAVSIM scores.
+"""`python -m jobs.score --metric-cache DIR | --data DATASET --trajectories FILE.json --version v1|v2 [--out FILE.json]`
 
-Scores trajectories outside any training, without the devkit. The input is ``{token: {name: poses}}``, poses being
+NAVSIM scores of trajectories outside any training, without the devkit. What they are scored against comes from the
+devkit's metric caches or from the reward column of a dataset. The input is ``{token: {name: poses}}``, poses being
 ``[[x, y, heading] x 8]`` at 0.5 s relative to the rear axle now, or ``{token: {"rows": {name: {"poses": ...}}}}``.
 Prints means by name; ``--out`` gets ``{token: {name: row}}``. A row of v1 is its sub-scores and `score`; one of v2 is
 ``{"nofilter": ..., "filtered": ...}``, the human filter off and on, each with its sub-scores, their product, and:
@@ -16,7 +17,6 @@ Anything that cannot be scored stops the job with the token and the file, before
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import os
@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from jobs import config as job_config
+from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, short
+from jobs.evaluation.frames import comfort_between_frames
+from jobs.evaluation.sources import Caches, Column, ContextSource
 from jobs.report import table
-from scoring import Version, collate, complete, extended_comfort, score
+from scoring import Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
-from scoring.metrics.extended_comfort import MAX_INTERVAL_S
 from shards_schema.errors import ConfigError, MissingFileError, SampleError
-from teachers.pdm import context_from_cache, find_caches
 
 POSES = 8
 SCENES_AT_ONCE = 64
@@ -110,7 +111,7 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | dict) else repr(value)[:80]
 
 
-def score_all(caches: Mapping[str, Path], wanted: Trajectories, options: argparse.Namespace) -> Scored:
+def score_all(source: ContextSource, wanted: Trajectories, options: argparse.Namespace) -> Scored:
     """Score every trajectory, `SCENES_AT_ONCE` scenes at a time."""
     version, device = cast(Version, options.version), torch.device(options.device)
     keys: list[tuple[str, str]] = []
@@ -119,8 +120,8 @@ def score_all(caches: Mapping[str, Path], wanted: Trajectories, options: argpars
     tokens = list(wanted)
     for start in range(0, len(tokens), SCENES_AT_ONCE):
         some = tokens[start : start + SCENES_AT_ONCE]
-        contexts = complete([context_from_cache(caches[t], version) for t in some], device)
-        frames |= {t: (caches[t].parents[2].name, c.timestamp_us) for t, c in zip(some, contexts, strict=True)}
+        contexts = source.contexts(some)
+        frames |= {t: (source.log(t), c.timestamp_us) for t, c in zip(some, contexts, strict=True)}
         most = max(len(wanted[t]) for t in some)
         # Scenes may have fewer trajectories than others: their first one fills up, and is dropped again.
         rows = [[*wanted[t].values()] + [next(iter(wanted[t].values()))] * (most - len(wanted[t])) for t in some]
@@ -152,32 +153,11 @@ def score_all(caches: Mapping[str, Path], wanted: Trajectories, options: argpars
     )
 
 
-def earlier_frames(scored: Scored) -> Tensor:
-    """Extended comfort [K] with the same driver's answer one frame before; NaN where there is none."""
-    place = {key: k for k, key in enumerate(scored.keys)}
-    before: dict[str, tuple[str, float]] = {}
-    ordered = sorted(scored.frames, key=lambda t: scored.frames[t])
-    for earlier, token in itertools.pairwise(ordered):
-        (log_a, us_a), (log_b, us_b) = scored.frames[earlier], scored.frames[token]
-        if log_a == log_b and 0 < (apart := (us_b - us_a) * 1e-6) < MAX_INTERVAL_S:
-            before[token] = (earlier, apart)
-    now_and_then: dict[float, list[tuple[int, int]]] = {}
-    for k, (token, name) in enumerate(scored.keys):
-        earlier, apart = before.get(token, ("", 0.0))
-        if (earlier, name) in place:
-            now_and_then.setdefault(apart, []).append((k, place[earlier, name]))
-    out = torch.full((len(scored.keys),), math.nan, dtype=torch.float64)
-    for apart, places in now_and_then.items():
-        now, then = torch.tensor(places).T
-        out[now] = extended_comfort(scored.states[now], scored.states[then], apart)
-    return out
-
-
 def columns(scored: Scored, version: str, comfort: Tensor | None) -> dict[str, dict[str, Tensor]]:
     """The values of a row: group -> column -> [K]; v1 has one group, "", v2 has "nofilter" and "filtered"."""
     if version == "v1":
         return {"": {**scored.subscores, "score": scored.score}}
-    shared = {} if comfort is None else {"two_frame_extended_comfort": comfort}
+    shared = {} if comfort is None else {COMFORT_BETWEEN_FRAMES: comfort}
     unfiltered_score = epdms(scored.unfiltered)
     return {
         "nofilter": {
@@ -202,7 +182,7 @@ def print_means(keys: list[tuple[str, str]], groups: Mapping[str, Mapping[str, T
     names = sorted({name for _, name in keys}, key=[name for _, name in keys].index)
     of = {name: torch.tensor([n == name for _, n in keys]) for name in names}
     for group, values in groups.items():
-        head = ["name", "scenes", *(_short(c) for c in values)]
+        head = ["name", "scenes", *map(short, values)]
         lines = [[n, str(int(of[n].sum())), *(_mean(v[of[n]]) for v in values.values())] for n in names]
         lines.append(["all", str(len(keys)), *map(_mean, values.values())])
         print(f"\n{group}\n{table(head, lines)}" if group else table(head, lines))
@@ -210,24 +190,6 @@ def print_means(keys: list[tuple[str, str]], groups: Mapping[str, Mapping[str, T
 
 def _mean(values: Tensor) -> str:
     return "-" if bool(values.isnan().all()) else f"{float(values.nanmean()):.4f}"
-
-
-def _short(column: str) -> str:
-    """NAVSIM's own abbreviations, so that the table fits a terminal."""
-    known = {
-        "no_at_fault_collisions": "NC",
-        "drivable_area_compliance": "DAC",
-        "driving_direction_compliance": "DDC",
-        "traffic_light_compliance": "TLC",
-        "ego_progress": "EP",
-        "time_to_collision_within_bound": "TTC",
-        "lane_keeping": "LK",
-        "history_comfort": "HC",
-        "comfort": "C",
-        "two_frame_extended_comfort": "EC",
-        "multiplicative_metrics_prod": "product",
-    }
-    return known.get(column, column)
 
 
 def write_rows(path: Path, keys: list[tuple[str, str]], groups: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -253,7 +215,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m jobs.score",
         description="Score trajectories as NAVSIM does (PDMS v1, EPDMS v2), without its devkit.",
     )
-    parser.add_argument("--metric-cache", type=Path, required=True, help="directory of the devkit's metric caches")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--metric-cache", type=Path, help="directory of the devkit's metric caches")
+    source.add_argument("--data", help="dataset with a reward column (a path or URL)")
+    parser.add_argument("--column", default="pdm", help="name of that column")
     parser.add_argument("--trajectories", type=Path, required=True, help="JSON: {token: {name: [[x, y, heading] x 8]}}")
     parser.add_argument("--version", choices=("v1", "v2"), required=True, help="v1: PDMS; v2: EPDMS")
     parser.add_argument("--out", type=Path, help="JSON of every row")
@@ -273,16 +238,21 @@ def main(arguments: list[str]) -> int:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {options.device}: torch sees no CUDA device here; use cpu")
     wanted = read_trajectories(options.trajectories)
-    caches = find_caches(options.metric_cache)
-    if unknown := [t for t in wanted if t not in caches]:
+    version = cast(Version, options.version)
+    source: ContextSource = (
+        Column(options.data, version, options.column) if options.data else Caches(options.metric_cache, version)
+    )
+    without = {t: why for t in wanted if (why := source.missing(t)) is not None}
+    if without:
+        token, why = next(iter(without.items()))
         raise SampleError(
             "unknown_token",
-            f"{options.trajectories}: token {unknown[0]} has no metric cache below {options.metric_cache} "
-            f"({len(unknown)} of {len(wanted)} tokens have none)",
+            f"{options.trajectories}: token {token} {why} ({len(without)} of {len(wanted)} tokens have none)",
         )
-    scored = score_all(caches, wanted, options)
-    comfort = earlier_frames(scored) if options.extended_comfort and options.version == "v2" else None
-    groups = columns(scored, options.version, comfort)
+    scored = score_all(source, wanted, options)
+    between = options.extended_comfort and version == "v2"
+    comfort = comfort_between_frames(scored.keys, scored.states, scored.frames) if between else None
+    groups = columns(scored, version, comfort)
     if options.out is not None:
         write_rows(options.out, scored.keys, groups)
     print_means(scored.keys, groups)

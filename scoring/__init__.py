@@ -1,9 +1,11 @@
 """NAVSIM's PDM score as batched tensor operations: arrays in, sub-scores out. Knows no dataset and no policy.
 
-`context.RewardContext` is one scene, `references.complete` adds what its scores are relative to, `context.collate`
-makes a batch, `scorer.score` scores. See `spec/navsim.md`, section 4, for every formula.
+`context.RewardContext` is one scene (`columns` reads it from a dataset's arrays), `references.complete` adds what its
+scores are relative to, `context.collate` makes a batch, `scorer.score` scores. See `spec/navsim.md`, section 4, for
+every formula.
 """
 
+from scoring.columns import context_from_targets, context_names
 from scoring.context import ContextBatch, Layer, Polygons, RewardContext, Version, collate
 from scoring.metrics.extended_comfort import extended_comfort
 from scoring.references import complete
@@ -18,6 +20,8 @@ __all__ = [
     "Version",
     "collate",
     "complete",
+    "context_from_targets",
+    "context_names",
     "extended_comfort",
     "score",
 ]

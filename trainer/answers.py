@@ -192,6 +192,15 @@ CHARACTERS = "0123456789.-,() "
 _WAYPOINT = re.compile(r"\((-?\d+(?:\.\d+)?),(-?\d+(?:\.\d+)?),(-?\d+(?:\.\d+)?)\)")
 
 
+def parse_waypoints(text: str, steps: int) -> list[list[float]] | None:
+    """The poses of a text answer, or None where it is not exactly `steps` of them."""
+    parts = text.strip().split(" ")
+    found = [_WAYPOINT.fullmatch(part) for part in parts]
+    if len(parts) != steps or not all(found):
+        return None
+    return [[float(v) for v in m.groups()] for m in found if m]
+
+
 class TextAnswers:
     """See the module.
 
@@ -245,12 +254,7 @@ class TextAnswers:
         """The waypoints of one answer, or None where it is not exactly `steps` of them and an end."""
         if self.end is None or self.end not in ids:
             return None
-        text = self._decode(list(ids)[: list(ids).index(self.end)]).strip()
-        parts = text.split(" ")
-        found = [_WAYPOINT.fullmatch(part) for part in parts]
-        if len(parts) != self.steps or not all(found):
-            return None
-        return [[float(v) for v in m.groups()] for m in found if m]
+        return parse_waypoints(self._decode(list(ids)[: list(ids).index(self.end)]), self.steps)
 
     def decode(self, answers_BA: Tensor, status_BH7: Tensor) -> tuple[Tensor, Tensor]:
         """Zeros where an answer does not parse."""

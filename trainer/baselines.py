@@ -1,21 +1,24 @@
 """What a student has to beat: the same scenes without eyes.
 
 - constant velocity: straight on at the present speed (NAVSIM's ConstantVelocityAgent).
+- stop: where it is, for four seconds.
 - ego-status MLP: status in, poses out, trained on as many samples as the student saw. Twice: with what NAVSIM's
   EgoStatusMLP sees (velocity, acceleration, command, now), and with all that our student sees but the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from shards_schema.records import COMMANDS
 from trainer.batch import Batch
+from trainer.data import ExampleMaker
 from trainer.evaluate import displacement
 from trainer.students.tiny import STATUS_SCALE
 
@@ -27,6 +30,11 @@ def constant_velocity(status_BH7: Tensor, steps: int) -> Tensor:
     out = torch.zeros(len(status_BH7), steps, 3, device=status_BH7.device)
     out[..., 0] = speed_B.unsqueeze(1) * times_S
     return out
+
+
+def stop(status_BH7: Tensor, steps: int) -> Tensor:
+    """[B, S, 3]: the pose of now, all the time. The simulated car brakes as hard as it can to hold it."""
+    return torch.zeros(len(status_BH7), steps, 3, device=status_BH7.device)
 
 
 class EgoStatusMLP(nn.Module):
@@ -71,6 +79,13 @@ class Scenes:
             torch.cat([b.command for b in batches]),
             torch.cat([b.future for b in batches]),
         )
+
+    @classmethod
+    def read(cls, maker: ExampleMaker, documents: Sequence[Mapping[str, Any]]) -> Scenes:
+        """Of samples' ``json`` members, without opening an image."""
+        future, status = maker.drives([d["token"] for d in documents])
+        command = torch.tensor([COMMANDS.index(d["ego"]["command"]) for d in documents])
+        return cls(status, command, future)
 
 
 def train_mlp(scenes: Scenes, *, inputs: int, steps: int, batch: int, seed: int, lr: float = 1e-3) -> EgoStatusMLP:

@@ -68,6 +68,12 @@ class Batch:
         part = {name: getattr(self, name)[rows] for name in _TENSORS}
         return replace(self, tokens=self.tokens[rows], targets={k: v[rows] for k, v in self.targets.items()}, **part)
 
+    def take(self, rows: Tensor) -> Batch:
+        """The examples of `rows`, int64 on the batch's device, in that order."""
+        part = {name: getattr(self, name)[rows] for name in _TENSORS}
+        targets = {k: v[rows] for k, v in self.targets.items()}
+        return replace(self, tokens=tuple(self.tokens[i] for i in rows.tolist()), targets=targets, **part)
+
     def repeat(self, times: int) -> Batch:
         """Each example `times` times, side by side (groups of sampled answers)."""
         more = {name: getattr(self, name).repeat_interleave(times, 0) for name in _TENSORS}

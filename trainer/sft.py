@@ -8,56 +8,30 @@ schedule. The batch of a step is `stream.batch_size` x ranks x `accumulate` samp
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.reader import Dataset
 from pipeline.stream import ShardStream
-from shards_schema.errors import ConfigError, MismatchError, ShardsError
+from shards_schema.errors import ConfigError
 from trainer import build, checkpoint, distributed
 from trainer.baselines import scores
 from trainer.batch import Batch, collate
-from trainer.config import OptimiserConfig, SFTConfig, StageConfig
+from trainer.config import SFTConfig, StageConfig
 from trainer.data import ExampleMaker, notices, shuffled, split
 from trainer.evaluate import evaluate, zeroed_latents
 from trainer.latents import LATENTS, Statistics
 from trainer.leaks import check
+from trainer.loop import FREE, batches_of, clipped, learning_rate, make_optimiser, refuse_other, set_rate
 from trainer.model import SFTModel
 from trainer.segments import allow_table
 
 Log = Callable[[str], None]
-
-
-class DivergedError(ShardsError, ArithmeticError):
-    """The loss or the gradient of a step is not finite."""
-
-
-def learning_rate(stage: StageConfig, step: int) -> float:
-    """Of optimiser step 0 <= step < stage.steps: linear warm-up, then half a cosine from `lr` to `lr * min_lr`."""
-    warmup = round(stage.warmup * stage.steps)
-    if step < warmup:
-        return stage.lr * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, stage.steps - warmup)
-    return stage.lr * (stage.min_lr + (1 - stage.min_lr) * (1 + math.cos(math.pi * done)) / 2)
-
-
-def make_optimiser(model: SFTModel, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained: matrices of layers decay; `scale` of a group multiplies the learning rate."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decay = config.weight_decay if parameter.ndim > 1 and name.endswith("weight") else 0.0
-            scale = 1.0 if ".vlm." in name else config.new_lr
-            groups.setdefault((decay, scale), []).append(parameter)
-    made = [{"params": p, "weight_decay": decay, "scale": scale} for (decay, scale), p in groups.items()]
-    return torch.optim.AdamW(made, lr=0.0, betas=config.betas)
 
 
 class SFT:
@@ -107,24 +81,12 @@ class SFT:
         begun = checkpoint.latest(self._folder)
         self._resumed = None if begun is None else checkpoint.load(begun)
         if self._resumed is not None:
-            self._refuse_other(self._resumed, begun)
+            refuse_other(self._resumed["config"], config, begun, FREE | {"baselines", "check_mask"})
         self._build()
 
     @property
     def _folder(self) -> Path:
         return Path(self.config.out) / "checkpoints"
-
-    def _refuse_other(self, content: Mapping[str, Any], path: Path | None) -> None:
-        """What may differ: where the data lies, ranks, how often is logged, evaluated and saved."""
-        free = {
-            "data", "out", "device", "parallel", "evaluate_every", "save_every", "log_every", "evaluate_limit",
-            "keep", "baselines", "check_mask",
-        }  # fmt: skip
-        recorded, own = json.loads(content["config"]), self.config.model_dump(mode="json")
-        changed = [k for k in own if k not in free and own[k] != recorded.get(k)]
-        if changed:
-            told = "; ".join(f"{k}: {recorded.get(k)} -> {own[k]}" for k in changed[:3])
-            raise MismatchError(f"{path}: begun with another recipe ({told}); give the same one, or another out")
 
     def _build(self) -> None:
         config, resumed = self.config, self._resumed
@@ -221,7 +183,7 @@ class SFT:
         if self.step >= end:
             return
         held = self.held_batches(config.evaluate_limit)
-        batches = self._batches()
+        batches = batches_of(self.stream, config.stream.batch_size, self.device)
         began, since = time.perf_counter(), self.step
         while self.step < end:
             self._stage, k = self._where(self.step)
@@ -256,21 +218,11 @@ class SFT:
         if distributed.rank() == 0:
             self._on_step(self.step, numbers)
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        """Batches without end, epoch after epoch; the cursor moves when one is handed out."""
-        size = self.config.stream.batch_size
-        while True:
-            for batch in self.stream.batches(collate=collate, pin_memory=self.device.type == "cuda", drop_last=True):
-                self.stream.advance(size * distributed.world_size())
-                yield batch
-            self.stream.set_epoch(self.stream.epoch + 1)
-
     def _optimise(self, batches: Generator[Batch, None, None], stage: StageConfig, k: int) -> dict[str, Tensor]:
         """One optimiser step; the means of its losses, and the norm of its gradient."""
         config = self.config.optimiser
         rate = learning_rate(stage, k)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate * group["scale"]
+        set_rate(self._optimiser, rate)
         self._wrapped.train()
         self._optimiser.zero_grad(set_to_none=True)
         numbers: dict[str, Tensor] = {}
@@ -283,15 +235,9 @@ class SFT:
                 loss, parts = self._wrapped(batch, stage.table_stage, stage.loss_weights)
                 (loss / config.accumulate).backward()
             numbers = {n: numbers.get(n, torch.zeros_like(v)) + v / config.accumulate for n, v in parts.items()}
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        if not torch.isfinite(norm):
-            raise DivergedError(
-                f"step {self.step}: gradient norm {norm.item()}, losses "
-                f"{ {n: round(v.item(), 4) for n, v in numbers.items()} }; lower the learning rate, or go on from "
-                f"{checkpoint.latest(self._folder)}"
-            )
+        norm = clipped(self.model, config.clip, self.step, numbers, checkpoint.latest(self._folder))
         self._optimiser.step()
-        return numbers | {"gradient": _plain(norm).detach(), "lr": torch.tensor(rate)}
+        return numbers | {"gradient": norm, "lr": torch.tensor(rate)}
 
     def save(self) -> None:
         """Write a checkpoint of this step, and let go of old ones."""
@@ -322,9 +268,3 @@ class SFT:
             "held_out": list(self.held_tokens),
             "notices": self.notices,
         }
-
-
-def _plain(value: Tensor) -> Tensor:
-    """A tensor of this rank: FSDP's norms are distributed."""
-    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return whole

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from scoring.columns import context_from_targets
 from teachers.pdm.metric_cache import context_from_cache, find_caches, read_cache
-from teachers.pdm.targets import context_from_targets
 
 if TYPE_CHECKING:
     from teachers.pdm.teacher import PDMTeacher

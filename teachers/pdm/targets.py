@@ -1,4 +1,5 @@
-"""The reward context as a column: each array of `scoring.context.RewardContext` under a name, and back without a loss.
+"""The reward context as a column: each array of `scoring.context.RewardContext` under a name (`scoring.columns` reads
+them back without a loss).
 
 What the versions share (ego, map, centerline) stands once; the rest begins with ``v1_`` or ``v2_``. Most axes are
 ragged, so these targets lie in the tar alone. Map, agents and centerline are single precision unless asked otherwise:
@@ -8,23 +9,22 @@ States, poses and progress stay double, since the simulator magnifies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scoring.columns import AGENTS
 from scoring.context import AGENT_STEPS, FILTERED, Polygons, RewardContext, Version
 from scoring.vehicle import STATE_SIZE, STEPS
-from shards_schema.errors import SpecError
 from shards_schema.specs import TargetSpec
 from teachers.pdm.ego import HUMAN_FRAMES
 
 Precision = Literal["float32", "float64"]
 
 _STATE = "x, y, heading, vx, vy, ax, ay, steering, its rate, yaw rate, its rate (rear axle, ego frame at t0)"
-_AGENTS = ("agents_pose", "agents_valid", "agents_size", "agents_is_agent", "agents_stopped")
 
 
 def target_specs(versions: Sequence[Version], precision: Precision) -> tuple[TargetSpec, ...]:
@@ -55,7 +55,7 @@ def to_targets(contexts: Sequence[RewardContext], precision: Precision) -> dict[
     }
     for context in contexts:
         known = context.astype(precision)
-        mine: dict[str, NDArray[Any]] = {name: getattr(known, name) for name in _AGENTS}
+        mine: dict[str, NDArray[Any]] = {name: getattr(known, name) for name in AGENTS}
         mine["pdm_poses"] = known.pdm_poses
         mine["pdm_progress"] = np.array(known.pdm_progress)
         if known.version == "v2":
@@ -64,51 +64,6 @@ def to_targets(contexts: Sequence[RewardContext], precision: Precision) -> dict[
             mine |= {name: getattr(known, name) for name in ("light_active", "human_poses", "human_zero")}
         out |= {f"{known.version}_{name}": array for name, array in mine.items()}
     return out
-
-
-def context_from_targets(targets: Mapping[str, NDArray[Any]], version: Version, token: str = "") -> RewardContext:
-    """The context that `to_targets` took apart, complete and ready for `scoring.collate`.
-
-    Args:
-        targets: a sample's arrays of this column, by name.
-        version: which score it is for.
-        token: the sample's, for messages.
-
-    Raises:
-        SpecError: arrays are missing, as when the column was made without this version.
-        SampleError: code ``bad_context``, an array has another shape than the column's specs say.
-    """
-    wanted = {spec.name for spec in target_specs([version], "float32")}
-    if missing := sorted(wanted - set(targets)):
-        raise SpecError(
-            f"sample {token or '(no token)'}: no {version} context without {', '.join(missing)}; "
-            f"were they read, and does the column's config list {version}?"
-        )
-    mine = {name.removeprefix(f"{version}_"): array for name, array in targets.items() if name in wanted}
-    second = version == "v2"
-    none = Polygons(mine["map_xy"][:0], np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
-    return RewardContext(
-        token=token,
-        version=version,
-        timestamp_us=int(mine["timestamp_us"]),
-        ego_state=mine["ego_state"],
-        past_states=mine["past_states"] if second else np.zeros((0, STATE_SIZE)),
-        agents_pose=mine["agents_pose"],
-        agents_valid=mine["agents_valid"],
-        agents_size=mine["agents_size"],
-        agents_is_agent=mine["agents_is_agent"],
-        agents_stopped=mine["agents_stopped"],
-        map_polygons=Polygons(mine["map_xy"], mine["map_rings"], mine["map_polygons"]),
-        map_layer=mine["map_layer"],
-        map_on_route=mine["map_on_route"],
-        light_polygons=Polygons(mine["light_xy"], mine["light_rings"], mine["light_polygons"]) if second else none,
-        light_active=mine["light_active"] if second else np.zeros((0, STEPS), dtype=np.bool_),
-        centerline=mine["centerline"],
-        pdm_poses=mine["pdm_poses"],
-        human_poses=mine["human_poses"] if second else np.zeros((0, 3)),
-        pdm_progress=float(mine["pdm_progress"]),
-        human_zero=mine["human_zero"] if second else np.zeros(len(FILTERED), dtype=np.bool_),
-    )
 
 
 def _version_specs(version: Version, precision: Precision) -> list[TargetSpec]:

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.score import Scored, earlier_frames, main
-from shards_schema.errors import ConfigError, MissingFileError, SampleError
+from jobs.evaluation.frames import comfort_between_frames
+from jobs.score import main
+from pipeline.reader import Dataset
+from shards_schema.errors import AbsentError, ConfigError, MissingFileError, SampleError
+from tests.trainer.reward_toys import write_reward_dataset
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "pdm"
@@ -101,9 +104,10 @@ def test_the_frame_before_is_found_by_log_time_and_name() -> None:
     }
     states = torch.zeros((6, 41, 11), dtype=torch.float64)
     states[0, :, 5] = 3.0  # what a/x does is not what b/x does
-    scored = Scored(keys, {}, {}, states[:, 0, 0], states[:, 0, 0], states, frames)
     nan = math.nan
-    assert earlier_frames(scored).tolist() == pytest.approx([nan, 0.0, nan, nan, nan, 1.0], nan_ok=True)
+    assert comfort_between_frames(keys, states, frames).tolist() == pytest.approx(
+        [nan, 0.0, nan, nan, nan, 1.0], nan_ok=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,3 +165,73 @@ def test_a_damaged_cache_stops_the_job_by_name(tmp_path: Path) -> None:
     path = write(tmp_path / "t.json", {TOKEN: {"a": STRAIGHT}})
     with pytest.raises(SampleError, match=f"{cache}: the lzma stream ends early"):
         main(["--metric-cache", str(root), "--trajectories", str(path), "--version", "v2"])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The logs of the golden scenes with their reward column; the first scene has a route that is not on the map."""
+    return write_reward_dataset(tmp_path_factory.mktemp("reward"), every=1, off_map=1)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_column_gives_the_golden_rows(data: str, version: str, tmp_path: Path) -> None:
+    golden = DATA / f"golden_{version}.json"
+    known = {t: s for t, s in json.loads(golden.read_text()).items() if t in Dataset(data, columns=["pdm"]).tokens()}
+    assert known
+    some, out = write(tmp_path / "t.json", known), tmp_path / "out.json"
+    assert main(["--data", data, "--trajectories", str(some), "--version", version, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    for token, scene in known.items():
+        for name, row in scene["rows"].items():
+            for group in ("",) if version == "v1" else ("nofilter", "filtered"):
+                expected, got = (row.get(group, row), found[token][name].get(group, found[token][name]))
+                for column in set(got) & set(expected):
+                    assert got[column] == pytest.approx(expected[column], abs=1e-5), (token, name, group, column)
+
+
+def test_extended_comfort_of_a_column_is_that_of_neighbouring_scenes(data: str, tmp_path: Path) -> None:
+    tokens = Dataset(data, columns=["pdm"]).tokens("pdm")
+    path, out = write(tmp_path / "t.json", {t: {"a": STRAIGHT} for t in tokens}), tmp_path / "out.json"
+    arguments = ["--data", data, "--trajectories", str(path), "--version", "v2", "--extended-comfort"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    values = [r["a"]["filtered"]["two_frame_extended_comfort"] for r in json.loads(out.read_text()).values()]
+    assert values.count(None) == 2  # the first of each log
+    assert {0.0, 1.0} >= {v for v in values if v is not None}
+
+
+def test_a_scene_of_a_dataset_without_context_is_named(data: str, tmp_path: Path) -> None:
+    lost = next(iter(Dataset(data, columns=["pdm"]).quarantined("pdm")))
+    path = write(tmp_path / "t.json", {lost: {"a": STRAIGHT}})
+    with pytest.raises(SampleError, match=rf"{path}: token {lost} has no context: .*{data} as route_not_on_map"):
+        main(["--data", data, "--trajectories", str(path), "--version", "v1"])
+    path = write(tmp_path / "t.json", {"f" * 16: {"a": STRAIGHT}})
+    with pytest.raises(SampleError, match=rf"{path}: token f* has no context: {data}.*is in no plan") as caught:
+        main(["--data", data, "--trajectories", str(path), "--version", "v1"])
+    assert caught.value.code == "unknown_token"
+    with pytest.raises(AbsentError, match=rf"{data}: no column 'reward'.*jobs\.teachers"):
+        main(["--data", data, "--column", "reward", "--trajectories", str(path), "--version", "v1"])
+
+
+def test_a_column_of_another_version_is_refused(tmp_path: Path) -> None:
+    only_v1 = write_reward_dataset(tmp_path, every=9, versions=("v1",))
+    path = write(tmp_path / "t.json", {Dataset(only_v1, columns=["pdm"]).tokens("pdm")[0]: {"a": STRAIGHT}})
+    with pytest.raises(AbsentError, match=rf"{only_v1}: column pdm cannot be scored as v2"):
+        main(["--data", only_v1, "--trajectories", str(path), "--version", "v2"])
+
+
+def test_a_bad_trajectory_for_a_column_names_file_and_token(data: str, tmp_path: Path) -> None:
+    token = Dataset(data, columns=["pdm"]).tokens("pdm")[0]
+    far = [[x * 1e300, y, h] for x, y, h in STRAIGHT]
+    path = write(tmp_path / "t.json", {token: {"far": far}})
+    with pytest.raises(SampleError, match=rf"{token}: candidate 0 cannot be driven"):
+        main(["--data", data, "--trajectories", str(path), "--version", "v1"])
+
+
+def test_one_source_and_only_one(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "t.json", {TOKEN: {"a": STRAIGHT}})
+    rest = ["--trajectories", str(path), "--version", "v1"]
+    for arguments in (rest, [*rest, "--data", data, "--metric-cache", str(DATA)]):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err

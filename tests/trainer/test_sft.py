@@ -20,10 +20,11 @@ from trainer.build import load_policy
 from trainer.config import StageConfig
 from trainer.evaluate import displacement, zeroed_latents
 from trainer.latents import Statistics
+from trainer.loop import DivergedError, learning_rate
 from trainer.losses import LossWeights
 from trainer.model import SFTModel
 from trainer.segments import allow_table
-from trainer.sft import SFT, DivergedError, learning_rate
+from trainer.sft import SFT
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""What `jobs.evaluate` is made of: drivers, accounting, scores, tables, and the page of the worst scenes."""

@@ -1,0 +1,54 @@
+"""NAVSIM's names of scores, in the order of its own csv files, and its abbreviations."""
+
+from __future__ import annotations
+
+from scoring import Version
+
+COMFORT_BETWEEN_FRAMES = "two_frame_extended_comfort"
+
+SUBSCORES: dict[Version, tuple[str, ...]] = {
+    "v1": (
+        "no_at_fault_collisions",
+        "drivable_area_compliance",
+        "ego_progress",
+        "time_to_collision_within_bound",
+        "comfort",
+        "driving_direction_compliance",
+    ),
+    "v2": (
+        "no_at_fault_collisions",
+        "drivable_area_compliance",
+        "driving_direction_compliance",
+        "traffic_light_compliance",
+        "ego_progress",
+        "time_to_collision_within_bound",
+        "lane_keeping",
+        "history_comfort",
+        COMFORT_BETWEEN_FRAMES,
+    ),
+}
+"""Columns of the csv of ``run_pdm_score`` (tag v1.1) and ``run_pdm_score_one_stage`` (main), valid to score."""
+
+AVERAGE: dict[Version, str] = {"v1": "average", "v2": "average_all_frames"}
+"""The token of the closing row."""
+
+SCORE_NAME: dict[Version, str] = {"v1": "PDMS", "v2": "EPDMS"}
+
+_SHORT = {
+    "no_at_fault_collisions": "NC",
+    "drivable_area_compliance": "DAC",
+    "driving_direction_compliance": "DDC",
+    "traffic_light_compliance": "TLC",
+    "ego_progress": "EP",
+    "time_to_collision_within_bound": "TTC",
+    "lane_keeping": "LK",
+    "history_comfort": "HC",
+    "comfort": "C",
+    COMFORT_BETWEEN_FRAMES: "EC",
+    "multiplicative_metrics_prod": "product",
+}
+
+
+def short(column: str) -> str:
+    """NAVSIM's abbreviation of a column, so that tables fit a terminal; the column itself where it has none."""
+    return _SHORT.get(column, column)

@@ -1,0 +1,123 @@
+"""What an evaluation leaves: scores.parquet, one csv a driver as NAVSIM's own scripts write it, a table for a terminal.
+
+The csv has the columns and the closing average row of ``run_pdm_score`` (v1) and ``run_pdm_score_one_stage`` (v2), so
+that scripts made for those read it. As there, a mean leaves out what a scene does not have (extended comfort without a
+frame before); `valid` is False for an answer that did not parse, whose score is 0 and, unlike there, in the mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs.evaluation.columns import AVERAGE, SCORE_NAME, SUBSCORES, short
+from jobs.evaluation.results import DriverResult, interval
+from jobs.report import table
+from scoring import Version
+
+
+def write_parquet(path: Path, results: Sequence[DriverResult], tokens: Sequence[str], logs: Sequence[str]) -> None:
+    """One row a (driver, scene): every sub-score, before the human filter too, scores, displacement, the trajectory."""
+    parts = []
+    for r in results:
+        columns: dict[str, pa.Array] = {
+            "token": pa.array(tokens, pa.string()),
+            "log": pa.array(logs, pa.string()),
+            "policy": pa.array([r.name] * len(tokens), pa.string()),
+            "parsed": pa.array(r.parsed.tolist(), pa.bool_()),
+            "score": _doubles(r.score.numpy()),
+            **{k: _doubles(v.numpy()) for k, v in r.subscores.items()},
+            **{f"unfiltered_{k}": _doubles(v.numpy()) for k, v in r.unfiltered.items()},
+            "pdm_score": _doubles(r.pdm_score.numpy()),
+            **{k: _doubles(v.numpy()) for k, v in r.displacement.items()},
+            "trajectory": pa.array(r.poses.tolist(), pa.list_(pa.list_(pa.float32()))),
+        }
+        parts.append(pa.table(columns))
+    _replace(path, lambda draft: pq.write_table(pa.concat_tables(parts), draft))
+
+
+def _doubles(values: NDArray[np.float64]) -> pa.Array:
+    return pa.array(values, pa.float64(), from_pandas=True)  # NaN becomes null
+
+
+def write_csv(path: Path, result: DriverResult, tokens: Sequence[str], version: Version) -> None:
+    """One driver as NAVSIM's evaluation script of that version has it."""
+    names = [*SUBSCORES[version], "score"]
+    values = {**result.subscores, "score": result.score}
+    sink = io.StringIO()
+    out = csv.writer(sink, lineterminator="\n")
+    out.writerow(["", "token", "valid", *names])
+    valid = result.parsed.tolist()
+    for i, token in enumerate(tokens):
+        out.writerow([i, token, valid[i], *(_cell(float(values[n][i])) for n in names)])
+    means = [_cell(float(values[n].nanmean())) for n in names]
+    out.writerow([len(tokens), AVERAGE[version], all(valid), *means])
+    _replace(path, lambda draft: draft.write_text(sink.getvalue(), encoding="utf-8"))
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else repr(value)
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    write(draft)
+    os.replace(draft, path)
+
+
+def summary(results: Sequence[DriverResult], logs: Sequence[str], version: Version) -> str:
+    """A line a driver: the score with its interval, every sub-score, ADE and FDE at 4 s, answers that did not parse."""
+    names = SUBSCORES[version]
+    head = ["policy", SCORE_NAME[version], "95 % (logs)", *map(short, names), "ADE 4 s", "FDE 4 s", "no parse"]
+    rows = []
+    for r in results:
+        spread = interval(r.score.numpy(), logs)
+        rows.append(
+            [
+                r.name,
+                f"{float(r.score.mean()):.4f}",
+                f"{spread[0]:.3f}..{spread[1]:.3f}" if spread else "-",
+                *(_mean(r.subscores[n].numpy()) for n in names),
+                *(_mean(r.displacement[k].numpy(), 2) for k in ("ade_4", "fde_4")),
+                str(int((~r.parsed).sum())),
+            ]
+        )
+    return table(head, rows)
+
+
+def _mean(values: NDArray[np.float64], digits: int = 3) -> str:
+    known = values[~np.isnan(values)]
+    return f"{known.mean():.{digits}f}" if len(known) else "-"
+
+
+AGENT_YAML = """\
+# For NAVSIM's devkit, as agent={name}: copy this file to navsim/planning/script/config/common/agent/{name}.yaml.
+# See docs/evaluation.md of last-shards.
+_target_: navsim_agent.agent.LastShardsAgent
+_convert_: 'all'
+checkpoint: {checkpoint}
+# Images are made as the shards had them when the policy learnt: this size, a JPEG of this quality; null: as they are.
+stored_size: {size}
+stored_quality: {quality}
+# null: cuda where there is one
+device: null
+"""
+
+
+def agent_yaml(name: str, checkpoint: Path, size: Sequence[int] | None, quality: int | None) -> str:
+    """The hydra config of `navsim_agent` for a checkpoint, with the image settings of the shards it learnt from."""
+    return AGENT_YAML.format(
+        name=name,
+        checkpoint=checkpoint.resolve(),
+        size=list(size) if size else "null",
+        quality=quality if quality is not None else "null",
+    )

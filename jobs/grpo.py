@@ -1,0 +1,247 @@
+"""`python -m jobs.grpo CONFIG policy=stage_2.pt [data=DIR] [out=DIR] [key=value ...]`: a policy, refined by its score.
+
+Runs in one process, or one a rank under ``torchrun --nproc-per-node N -m jobs.grpo CONFIG ...``. Run the same command
+again after any interruption: it goes on from the last checkpoint. The closing table holds the policy before and after
+against the human and constant velocity on held-out logs, with every sub-score; ``result.json`` has the scenes one by
+one. Exit code: 0 when it ended, 1 when training failed, 2 when the config cannot be.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs import config as job_config
+from jobs.intervals import Interval, clustered
+from jobs.report import table
+from jobs.sft import Journal
+from trainer import baselines, distributed
+from trainer.batch import Batch
+from trainer.build import load_policy
+from trainer.grpo import GRPO, POLICY
+from trainer.grpo_config import GRPOConfig
+from trainer.loop import FREE, refuse_other
+from trainer.scored import Driven, given_scores, policy_scores
+
+NAMES = {
+    "score": "PDMS",
+    "sampled": "sampled",
+    "no_at_fault_collisions": "NC",
+    "drivable_area_compliance": "DAC",
+    "driving_direction_compliance": "DDC",
+    "traffic_light_compliance": "TLC",
+    "ego_progress": "EP",
+    "time_to_collision_within_bound": "TTC",
+    "lane_keeping": "LK",
+    "comfort": "C",
+    "history_comfort": "HC",
+    "ade_4": "ADE 4 s",
+}
+"""What is shown, as papers call it; `sampled` is the mean score of sampled answers, the rest of the greedy one."""
+
+RESULT = "result.json"
+HUMAN, CONSTANT, BEFORE, AFTER = "human", "constant velocity", "before", "after"
+HUMAN_AT_LEAST = 0.9
+"""What the human should score, or the scorer or the data is wrong (NAVSIM's humans: 0.948)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to, on all held-out scenes.
+
+    Attributes:
+        rows: ``human``, ``constant velocity``, ``before``, ``after``.
+        logs: of each scene.
+        notices: what has to be said of it.
+    """
+
+    rows: Mapping[str, Driven]
+    logs: Sequence[str]
+    notices: Sequence[str]
+
+    def change(self, name: str) -> Interval:
+        """After less before, paired by scene; the interval over logs."""
+        return clustered(self.changes(name).tolist(), self.logs)
+
+    def changes(self, name: str) -> torch.Tensor:
+        """The same of each scene, float64 [S]."""
+        return _values(self.rows[AFTER], name) - _values(self.rows[BEFORE], name)
+
+    @property
+    def shown(self) -> list[str]:
+        """The numbers that there are, in the order of `NAMES`."""
+        return [name for name in NAMES if name in self.rows[AFTER].means()]
+
+
+class GRPOJournal(Journal):
+    """`Journal` with the line and the bar of this loop."""
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers of a step; those of held-out scenes also as a line."""
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if "held/score" in numbers:
+            self.line(
+                f"step {step}: held out, score {numbers['held/score']:.4f}, sampled {numbers['held/sampled']:.4f}"
+            )
+        elif "train/reward/score" in numbers:
+            kl, dropped = numbers.get("train/kl", 0.0), numbers["train/dropped"]
+            text = f"reward {numbers['train/reward/score']:.3f}, KL {kl:.3f}, {dropped:.0%} groups dropped"
+            self._bar.set_postfix_str(text)
+
+
+def main(arguments: list[str]) -> Outcome | None:
+    """Run the job; gives what the closing table shows (rank 0; None on others)."""
+    config = job_config.load(GRPOConfig, arguments)
+    with distributed.session(config.device) as device:
+        return train(config, device, lambda text: print(text, flush=True))
+
+
+def train(config: GRPOConfig, device: torch.device, say: Callable[[str], None]) -> Outcome | None:
+    """One run from where it stands to its end, and its closing table."""
+    first = distributed.rank() == 0
+    tell = say if first else lambda text: None
+    journal: Journal | None = None
+
+    def numbers(step: int, values: Mapping[str, float]) -> None:
+        if journal is not None:
+            journal.numbers(step, values)
+
+    run = GRPO(config, device, log=tell, on_step=numbers)
+    _print_opening(run, tell)
+    held = run.held_batches()
+    began = time.perf_counter()
+    if first:
+        journal = GRPOJournal(config.out, config.steps, run.step)
+    try:
+        run.fit(on_batch=journal.step if journal else None)
+    finally:
+        if journal is not None:
+            journal.close()
+    trained = time.perf_counter() - began
+    rows = {AFTER: run.evaluate(held), BEFORE: _before(run, held, device)}
+    if not first:
+        return None
+    status = [baselines.constant_velocity(b.status, run.sft.samples.steps) for b in held]
+    rows |= {
+        HUMAN: given_scores([b.future.float() for b in held], held, run.reward),
+        CONSTANT: given_scores(status, held, run.reward),
+    }
+    table_ = run.dataset.plan.table
+    log_of = dict(zip(table_["token"].to_pylist(), table_["log"].to_pylist(), strict=True))
+    order = (HUMAN, CONSTANT, BEFORE, AFTER)
+    outcome = Outcome({k: rows[k] for k in order}, [log_of[t] for t in rows[AFTER].tokens], run.notices)
+    _write(config, outcome)
+    _print_closing(run, outcome, trained, tell)
+    return outcome
+
+
+def _before(run: GRPO, held: Sequence[Batch], device: torch.device) -> Driven:
+    """The policy that the run began with, asked the same way."""
+    student = run.reference
+    if student is None:
+        student = load_policy(Path(run.config.policy)).student.to(device)
+    return policy_scores(
+        student, held, run.reward, run.table, device,
+        temperature=run.config.temperature, samples=run.config.evaluate_samples,
+        dtype=torch.bfloat16 if run.config.dtype == "bfloat16" else torch.float32,
+    )  # fmt: skip
+
+
+def _values(driven: Driven, name: str) -> torch.Tensor:
+    if name == "sampled":
+        return driven.sampled
+    return driven.errors[name] if name in driven.errors else driven.scores[name]
+
+
+def _print_opening(run: GRPO, say: Callable[[str], None]) -> None:
+    config = run.config
+    say(
+        f"{len(run.train_tokens)} training scenes, {len(run.held_tokens)} held out (the logs that SFT held out) of "
+        f"{config.data}; {config.steps} steps of {config.stream.batch_size * distributed.world_size()} scenes x "
+        f"{config.group} answers, reward {config.reward.version}, loss {config.loss}"
+    )
+    if config.controls.shuffle_advantages:
+        say("CONTROL: advantages are dealt by chance")
+    for notice in run.notices:
+        say(f"WARNING: {notice}")
+
+
+def _write(config: GRPOConfig, outcome: Outcome) -> None:
+    """``result.json``: the recipe, means, and each scene's numbers."""
+    first = outcome.rows[AFTER]
+    content: dict[str, Any] = {
+        "recipe": config.model_dump(mode="json"),
+        "notices": list(outcome.notices),
+        "tokens": list(first.tokens),
+        "logs": list(outcome.logs),
+        "rows": {name: {"means": driven.means(), **driven.state()} for name, driven in outcome.rows.items()},
+    }
+    Path(config.out, RESULT).write_text(json.dumps(content))
+
+
+def finished(config: GRPOConfig) -> Outcome | None:
+    """What the run of this recipe in this place came to, if it is there.
+
+    Raises:
+        MismatchError: another recipe's is.
+    """
+    path = Path(config.out, RESULT)
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    refuse_other(json.dumps(content["recipe"]), config, path, FREE | {"policy"})
+    rows = {name: Driven.restore(content["tokens"], row) for name, row in content["rows"].items()}
+    return Outcome(rows, content["logs"], content["notices"])
+
+
+def rows_table(outcome: Outcome) -> str:
+    """Human, constant velocity, before, after: every sub-score, times 100."""
+    shown = outcome.shown
+    body = []
+    for name, driven in outcome.rows.items():
+        means = driven.means()
+        body.append([name, *(_cell(k, means[k]) if k in means else "-" for k in shown)])
+    return table(["held out", *(NAMES[k] for k in shown)], body)
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value:.3f}" if name.startswith("ade") else f"{100 * value:.2f}"
+
+
+def _print_closing(run: GRPO, outcome: Outcome, seconds: float, say: Callable[[str], None]) -> None:
+    say("")
+    say(rows_table(outcome))
+    logs = len(set(outcome.logs))
+    say(f"\nscores x 100, ADE in metres; {len(outcome.logs)} scenes of {logs} held-out logs; trained {seconds:.0f} s")
+    say("change, paired by scene, interval over logs:")
+    for name in outcome.shown:
+        if outcome.changes(name).abs().max() > 0:
+            say(f"  {NAMES[name]:8} {outcome.change(name)}")
+    human, constant = (outcome.rows[k].means()["score"] for k in (HUMAN, CONSTANT))
+    verdict = (
+        "as it should be" if human >= HUMAN_AT_LEAST and constant < human - 0.1 else "WARNING: NOT as it should be"
+    )
+    say(f"sanity: human {human:.3f} (>= {HUMAN_AT_LEAST}), constant velocity {constant:.3f} (far below): {verdict}")
+    unparsed = outcome.rows[AFTER].means()["unparsed"]
+    if unparsed:
+        say(f"WARNING: {unparsed:.1%} of the greedy answers did not parse; they score 0")
+    for notice in outcome.notices:
+        say(f"WARNING: {notice}")
+    say(f"\nThe policy is {Path(run.config.out) / POLICY}")
+
+
+if __name__ == "__main__":
+    job_config.run(
+        lambda arguments: main(arguments) and 0,
+        interrupted="interrupted: run the same command again to go on from the last checkpoint",
+    )

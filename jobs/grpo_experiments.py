@@ -1,0 +1,150 @@
+"""`python -m jobs.grpo_experiments CONFIG policy=FILE [seeds=[0,1,2]] [minutes=60] [key=value ...]`: does GRPO help?
+
+Trains the recipe of `jobs.grpo` over several seeds, from one policy or (``policy=runs/sft_{seed}/stage_2.pt``) from one
+a seed, and the control with the same seeds: advantages dealt by chance within each group. Prints held-out scores before
+and after, for each seed the change paired by scene (interval over logs), and the mean change over seeds with its 95 %
+interval (Student's t), of the score and of every sub-score. A run that is there is not done again; none is begun after
+`minutes`, and what is missing is said.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jobs import config as job_config
+from jobs.grpo import AFTER, BEFORE, NAMES, Outcome, finished, rows_table, train
+from jobs.intervals import Interval, over
+from jobs.report import table
+from shards_schema.errors import ConfigError
+from trainer import distributed
+from trainer.grpo_config import GRPOConfig, GRPOControls
+
+RECIPE, CONTROL = "the recipe", "advantages shuffled"
+Results = dict[str, dict[int, Outcome]]
+"""Row -> seed -> what the run came to."""
+
+
+class GRPOExperimentsConfig(BaseModel):
+    """What is repeated.
+
+    Attributes:
+        recipe: of `jobs.grpo`; its `out` is the folder of all runs, and ``{seed}`` in its `policy` the run's seed.
+        seeds: at least two, for a spread.
+        minutes: no run is begun later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: GRPOConfig
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2, max_length=20)
+    minutes: float = Field(default=60, gt=0)
+
+
+def main(arguments: list[str]) -> Results:
+    """Run the job; gives what the tables show."""
+    config = _load(arguments)
+    end = time.monotonic() + 60 * config.minutes
+    results: Results = {RECIPE: {}, CONTROL: {}}
+    skipped = []
+    with distributed.session(config.recipe.device) as device:
+        for seed in config.seeds:
+            for name in results:
+                recipe = _recipe(config.recipe, name, seed)
+                outcome = finished(recipe)
+                if outcome is None and time.monotonic() > end:
+                    skipped.append(f"{name}, seed {seed}")
+                    continue
+                outcome = outcome or train(recipe, device, lambda text: None)
+                if outcome is None:
+                    continue
+                results[name][seed] = outcome
+                print(f"{name}, seed {seed}: {outcome.change('score')}", flush=True)
+    if distributed.rank() == 0 and results[RECIPE]:
+        _print(config, results, skipped)
+    return results
+
+
+def _load(arguments: list[str]) -> GRPOExperimentsConfig:
+    """`seeds` and `minutes` are ours, every other override is the recipe's."""
+    own = [a for a in arguments if a.partition("=")[0] in ("seeds", "minutes")]
+    recipe = job_config.load(GRPOConfig, [a for a in arguments if a not in own])
+    values = {k: json.loads(v) for k, _, v in (a.partition("=") for a in own)}
+    try:
+        return GRPOExperimentsConfig(recipe=recipe, **values)
+    except ValidationError as error:
+        raise ConfigError(job_config.describe(error, "command line")) from error
+
+
+def _recipe(recipe: GRPOConfig, name: str, seed: int) -> GRPOConfig:
+    """Of one run: other answers, other order, a folder of its own."""
+    return recipe.model_copy(
+        update={
+            "seed": seed,
+            "stream": recipe.stream.model_copy(update={"seed": seed}),
+            "policy": recipe.policy.replace("{seed}", str(seed)),
+            "out": str(Path(recipe.out) / f"{name.replace(' ', '_')}_{seed}"),
+            "controls": GRPOControls(shuffle_advantages=name == CONTROL),
+        }
+    )
+
+
+def mean_change(rows: Mapping[int, Outcome], name: str) -> Interval:
+    """Of a number, over seeds."""
+    return over([outcome.changes(name).mean().item() for outcome in rows.values()])
+
+
+def _print(config: GRPOExperimentsConfig, results: Results, skipped: list[str]) -> None:
+    first = next(iter(results[RECIPE].values()))
+    print(f"\nthe first seed, {len(first.logs)} scenes of {len(set(first.logs))} held-out logs, scores x 100:")
+    print(rows_table(first))
+    body = []
+    for name, rows in results.items():
+        for seed, outcome in rows.items():
+            after, before = outcome.rows[AFTER].means(), outcome.rows[BEFORE].means()
+            values = [before["score"], after["score"], before["sampled"], after["sampled"]]
+            body.append(
+                [f"{name}, seed {seed}", *(f"{100 * v:.2f}" for v in values), _hundredths(outcome.change("score"))]
+            )
+    print()
+    head = ["held out", "before", "after", "sampled before", "sampled after", "change, 95 % over logs"]
+    print(table(head, body))
+    print(f"\nmean change over {len(results[RECIPE])} seeds, 95 % by Student's t, scores x 100 (ADE in centimetres):")
+    shown = [
+        k for k in first.shown if any(o.changes(k).abs().max() > 0 for rows in results.values() for o in rows.values())
+    ]
+    body = [
+        [NAMES[k], *(_hundredths(mean_change(rows, k)) if rows else "-" for rows in results.values())] for k in shown
+    ]
+    print(table(["", *results], body))
+    print()
+    for name, rows in results.items():
+        if rows:
+            print(f"- {name}: {verdict(mean_change(rows, 'score'))}")
+    for missing in skipped:
+        print(f"NOT RUN (after {config.minutes:g} minutes): {missing}")
+    for notice in first.notices:
+        print(f"WARNING: {notice}")
+
+
+def verdict(change: Interval) -> str:
+    """What an interval of the score's change allows to be said."""
+    if not change.excludes_zero:
+        return "no change of the held-out score can be told"
+    return "the held-out score rises" if change.middle > 0 else "the held-out score FALLS"
+
+
+def _hundredths(interval: Interval) -> str:
+    middle, half = 100 * interval.middle, 100 * interval.half
+    return f"{middle:+.2f} ({middle - half:+.2f} .. {middle + half:+.2f})"
+
+
+if __name__ == "__main__":
+    job_config.run(
+        lambda arguments: main(arguments) and 0,
+        interrupted="interrupted: run the same command again, what was trained is kept",
+    )

@@ -1,0 +1,128 @@
+"""The jobs of GRPO, as a user starts them: the closing table, the seeds, and a recipe that is checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from jobs import config as job_config
+from jobs import grpo, grpo_experiments
+from jobs.intervals import Interval, clustered, over, t_95
+from shards_schema.errors import ConfigError, MismatchError, MissingFileError
+from tests.trainer.reward_toys import grpo_values, sft_policy, write_reward_dataset
+from trainer.build import load_policy
+from trainer.grpo_config import GRPOConfig
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A dataset, and a policy."""
+    root = tmp_path_factory.mktemp("grpo")
+    data = write_reward_dataset(root, every=6)
+    return data, sft_policy(data, root / "sft")
+
+
+def written(made: tuple[str, str], folder: Path, **changes: object) -> str:
+    """A recipe as a file."""
+    path = folder / "recipe.yaml"
+    values = grpo_values(*made, folder / "run", **{"steps": 3, "evaluate_every": 3, **changes})
+    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if k != "out"}))
+    return str(path)
+
+
+def test_the_whole_job(made: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    arguments = [written(made, tmp_path), f"out={out}"]
+    outcome = grpo.main(arguments)
+    text = capsys.readouterr().out
+    assert outcome is not None
+    assert list(outcome.rows) == ["human", "constant velocity", "before", "after"]
+    for name in ("PDMS", "sampled", "NC", "DAC", "EP", "TTC", "sanity: human", "WARNING", "policy.pt"):
+        assert name in text
+    assert outcome.rows["human"].means()["ade_4"] == 0
+    assert (out / "log.jsonl").read_text().count("train/reward/score") == 3
+    result = json.loads((out / "result.json").read_text())
+    assert result["rows"]["after"]["scores"]["score"] == outcome.rows["after"].scores["score"].tolist()
+    assert len(result["tokens"]) == len(result["logs"]) == len(outcome.logs)
+    change = outcome.change("score")
+    expected = outcome.rows["after"].means()["score"] - outcome.rows["before"].means()["score"]
+    assert change.middle == pytest.approx(expected, abs=1e-12)
+    load_policy(out / "policy.pt")
+    recipe = job_config.load(GRPOConfig, arguments)
+    read = grpo.finished(recipe)
+    assert read is not None
+    assert {k: v.means() for k, v in read.rows.items()} == {k: v.means() for k, v in outcome.rows.items()}
+    assert read.change("sampled") == outcome.change("sampled")
+    with pytest.raises(MismatchError, match="group: 4 -> 5"):
+        grpo.finished(recipe.model_copy(update={"group": 5}))
+    assert grpo.finished(recipe.model_copy(update={"out": str(tmp_path)})) is None
+    again = grpo.main(arguments)  # nothing left to do: the same table
+    assert again is not None
+    assert {k: v.means() for k, v in again.rows.items()} == {k: v.means() for k, v in outcome.rows.items()}
+
+
+def test_experiments_hold_the_control_against_the_recipe(
+    made: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [written(made, tmp_path), f"out={tmp_path / 'runs'}"]
+    results = grpo_experiments.main([*arguments, "seeds=[0,1]"])
+    text = capsys.readouterr().out
+    assert set(results) == {"the recipe", "advantages shuffled"}
+    assert all(set(rows) == {0, 1} for rows in results.values())
+    first = {name: rows[0].rows["before"].means() for name, rows in results.items()}
+    assert first["the recipe"] == first["advantages shuffled"]  # both began with the same policy
+    recorded = json.loads((tmp_path / "runs" / "advantages_shuffled_1" / "result.json").read_text())
+    assert recorded["rows"]["before"]["means"] == first["the recipe"]
+    assert "mean change over 2 seeds" in text
+    assert text.count("held-out score") >= 2
+    assert grpo_experiments.main([*arguments, "seeds=[0,1]", "minutes=0.0000001"]).keys() == results.keys()
+    assert "NOT RUN" not in capsys.readouterr().out  # what is there is not done again
+    late = grpo_experiments.main([arguments[0], f"out={tmp_path / 'late'}", "seeds=[0,1]", "minutes=0.0000001"])
+    assert not late["the recipe"]
+
+
+def test_a_recipe_that_cannot_be_names_the_key(made: tuple[str, str], tmp_path: Path) -> None:
+    recipe = written(made, tmp_path)
+    with pytest.raises(ConfigError, match="loss"):
+        grpo.main([recipe, f"out={tmp_path}", "loss=ppo"])
+    with pytest.raises(ConfigError, match="seeds"):
+        grpo_experiments.main([recipe, f"out={tmp_path}", "seeds=[1]"])
+    with pytest.raises(MissingFileError, match="nothing"):
+        grpo.main([recipe, f"out={tmp_path}", "policy=nothing.pt"])
+
+
+def test_the_demo_recipe_is_valid() -> None:
+    recipe = job_config.load(GRPOConfig, [str(ROOT / "configs" / "grpo_demo.yaml")])
+    assert (recipe.loss, recipe.scale, recipe.reward.version) == ("dr_grpo", False, "v1")
+    assert recipe.regulariser.on
+    assert not recipe.controls.shuffle_advantages
+
+
+def test_intervals() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for freedom in (1, 2, 5, 9, 10, 14, 30, 200):
+        assert t_95(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=1e-3)
+    values = [0.1, 0.3, 0.2, 0.6]
+    low, high = stats.t.interval(0.95, 3, loc=0.3, scale=stats.sem(values))
+    found = over(values)
+    assert (found.middle - found.half, found.middle + found.half) == pytest.approx((low, high), abs=1e-3)
+    alone = clustered(values, range(4))
+    assert alone.half == pytest.approx(found.half)  # every scene a log of its own
+    twice = clustered(values * 2, [*range(4)] * 2)
+    assert twice == pytest.approx(found, abs=1e-12)  # to see a scene twice is to know no more
+    assert clustered(values, [0] * 4).half == over([1.0]).half == float("inf")
+    assert Interval(0.2, 0.1).excludes_zero
+    assert not Interval(-0.05, 0.1).excludes_zero
+
+
+def test_verdicts_say_no_more_than_the_interval_allows() -> None:
+    assert grpo_experiments.verdict(Interval(0.02, 0.01)) == "the held-out score rises"
+    assert grpo_experiments.verdict(Interval(-0.02, 0.01)) == "the held-out score FALLS"
+    assert "no change" in grpo_experiments.verdict(Interval(0.02, 0.03))

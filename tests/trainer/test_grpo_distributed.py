@@ -1,0 +1,120 @@
+"""Two processes with gloo: GRPO reports, trains and evaluates as one process does on the same answers."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from tests.trainer.reward_toys import grpo_recipe
+from trainer import checkpoint, distributed
+from trainer.batch import Batch
+from trainer.grpo import GRPO
+from trainer.students.base import Sampled
+
+CPU = torch.device("cpu")
+MODES = ("ddp", "fsdp")
+GROUP = 4
+
+
+def train(data: str, policy: str, out: Path, batch: int, **changes: Any) -> tuple[GRPO, list[dict[str, float]]]:
+    """Two steps by SGD (Adam would blow up the rounding of gradients that are zero but for it)."""
+    stream = {"batch_size": batch, "threads": 1}
+    values = {
+        "steps": 2, "stream": stream, "loss": "dapo", "inner": 2, "group": GROUP, "evaluate_samples": 1,
+        "regulariser": {"wm": 0, "geo": 0}, "optimiser": {"clip": 1e9, "weight_decay": 0.0}, **changes,
+    }  # fmt: skip
+    seen: list[dict[str, float]] = []
+
+    def note(step: int, numbers: Mapping[str, float]) -> None:
+        seen.append(dict(numbers))
+
+    run = GRPO(grpo_recipe(data, policy, out, **values), CPU, log=lambda text: None, on_step=note)
+    run._optimiser = torch.optim.SGD([{"params": list(run.model.student.parameters()), "scale": 300.0}])  # type: ignore[assignment]
+    vocabulary, length = run.answers.vocabulary, run.answers.length
+
+    def by_token(many: Batch, *_: Any, **__: Any) -> Sampled:
+        """Any answers, but the same for any number of ranks: by scene and place in the group."""
+        rows = []
+        for i, token in enumerate(many.tokens):
+            generator = torch.Generator().manual_seed(int(token, 16) % 2**31 + i % GROUP)
+            rows.append(torch.randint(vocabulary, (length,), generator=generator))
+        return Sampled(torch.stack(rows), torch.zeros(len(rows), length))
+
+    run.model.student.sample = by_token  # type: ignore[method-assign]
+    run.fit()
+    return run, seen
+
+
+def worker(rank: int, root: str, data: str, policy: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = Path(root, "port").read_text()
+    with distributed.session("cpu"):
+        for mode in MODES:
+            run, seen = train(data, policy, Path(root, mode), 3, parallel={"mode": mode})
+            torch.save(
+                {"seen": seen, "held": run.evaluate(run.held_batches()).means()}, Path(root, f"{mode}_{rank}.pt")
+            )
+        honest = grpo_recipe(data, policy, Path(root, "honest"), micro=5, save_every=1)
+        GRPO(honest, CPU, log=lambda text: None).fit(until=2)
+        again = GRPO(honest, CPU, log=lambda text: None)
+        states = distributed.gathered(again._sampler.get_state())
+        assert not torch.equal(states[0], states[1])  # each rank draws its own answers
+        again.fit(until=4)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(reward_shards: str, policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left behind."""
+    root = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (root / "port").write_text(str(free.getsockname()[1]))
+    mp.spawn(worker, args=(str(root), reward_shards, policy), nprocs=2)  # type: ignore[no-untyped-call]
+    return root
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_on_two_ranks_is_the_run_on_one(
+    two_ranks: Path, reward_shards: str, policy: str, tmp_path: Path, mode: str
+) -> None:
+    alone, expected = train(reward_shards, policy, tmp_path, 6)
+    theirs = checkpoint.load(two_ranks / mode / "checkpoints" / "step_00000002.pt")
+    own = checkpoint.load(tmp_path / "checkpoints" / "step_00000002.pt")
+    first = checkpoint.load(Path(policy))["student"]
+    assert theirs["model"].keys() == own["model"].keys()
+    for name, value in own["model"].items():
+        torch.testing.assert_close(theirs["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+    moved = [(own["model"][f"student.{name}"] - value).abs().max().item() for name, value in first.items()]
+    assert max(moved) > 1e-3  # or equality would say nothing
+    assert theirs["stream"]["epoch"] == own["stream"]["epoch"]
+    found = torch.load(two_ranks / f"{mode}_0.pt", weights_only=True)
+    for numbers, wanted in zip(found["seen"], expected, strict=True):
+        for key, value in wanted.items():
+            if key not in ("train/seconds", "train/gap"):
+                assert numbers[key] == pytest.approx(value, abs=2e-4), key
+    for rank in range(2):
+        held = torch.load(two_ranks / f"{mode}_{rank}.pt", weights_only=True)["held"]
+        assert held == pytest.approx(alone.evaluate(alone.held_batches()).means(), abs=1e-5)
+    assert not torch.load(two_ranks / f"{mode}_1.pt", weights_only=True)["seen"]  # rank 0 speaks
+
+
+def test_a_run_of_two_ranks_goes_on_in_one(two_ranks: Path, reward_shards: str, policy: str) -> None:
+    run = GRPO(
+        grpo_recipe(
+            reward_shards, policy, two_ranks / "honest", micro=5, save_every=1, stream={"batch_size": 3, "threads": 1}
+        ),
+        CPU,
+        log=lambda text: None,
+    )
+    assert run.step == 4
+    assert len(checkpoint.load(two_ranks / "honest" / "checkpoints" / "step_00000004.pt")["sampler"]) == 2
+    run.fit(until=5)
+    assert all(p.isfinite().all() for p in run.model.parameters())

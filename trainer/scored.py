@@ -1,0 +1,177 @@
+"""How well a policy drives: its answers, scored, for GRPO's rewards and for held-out scenes.
+
+An answer that does not parse scores 0 in everything and is counted; so does one whose text parses and that leaves 1 km
+within 4 s, which no simulation should be asked about. All else that cannot be scored is an error (`reward.Reward`).
+
+Legend: S scenes, G answers a scene, T poses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import distributed
+from trainer.batch import Batch
+from trainer.evaluate import displacement
+from trainer.reward import Reward
+from trainer.students.base import Student
+
+REACH = 1000.0
+"""Metres (and radians); an answer beyond it, or not finite, counts as not parsed."""
+
+
+def scored(
+    reward: Reward, tokens: Sequence[str], poses_SGT3: Tensor, parsed_SG: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """``score`` and every sub-score, float64 [S, G] on the CPU, and which answers counted, bool [S, G].
+
+    Raises:
+        SampleError, AbsentError: see `Reward.score`.
+    """
+    poses = poses_SGT3.detach().cpu().double()
+    good_SG = parsed_SG.cpu() & (poses.abs().flatten(2).amax(2) < REACH)
+    found = reward.score(tokens, torch.where(good_SG[..., None, None], poses, 0.0))
+    rows = {"score": found.score, **found.subscores}
+    return {name: value.cpu() * good_SG for name, value in rows.items()}, good_SG
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Driven:
+    """Held-out scenes, each driven by one greedy answer and, for the sampled mean, by some more.
+
+    Attributes:
+        tokens: S.
+        scores: ``score`` and sub-scores of the greedy answer, float64 [S]; 0 where it does not parse.
+        sampled: float64 [S], mean score of sampled answers; NaN without any.
+        parsed: bool [S], of the greedy answer.
+        errors: ``ade_4`` and so on against the human, float64 [S].
+    """
+
+    tokens: tuple[str, ...]
+    scores: Mapping[str, Tensor]
+    sampled: Tensor
+    parsed: Tensor
+    errors: Mapping[str, Tensor]
+
+    def means(self) -> dict[str, float]:
+        """Over scenes: ``score``, sub-scores, ``sampled``, errors, and the share that is ``unparsed``."""
+        rows = {**self.scores, "sampled": self.sampled, **self.errors}
+        out = {name: value.mean().item() for name, value in rows.items() if not value.isnan().any()}
+        return {**out, "unparsed": 1 - self.parsed.double().mean().item()}
+
+    def state(self) -> dict[str, Any]:
+        """Plain lists, for a file; `restore` is the inverse."""
+        return {
+            "scores": {k: v.tolist() for k, v in self.scores.items()},
+            "sampled": None if self.sampled.isnan().any() else self.sampled.tolist(),
+            "parsed": self.parsed.tolist(),
+            "errors": {k: v.tolist() for k, v in self.errors.items()},
+        }
+
+    @classmethod
+    def restore(cls, tokens: Sequence[str], state: Mapping[str, Any]) -> Driven:
+        """Of `state`."""
+        none = [math.nan] * len(tokens)
+        return cls(
+            tokens=tuple(tokens),
+            scores={k: torch.tensor(v, dtype=torch.float64) for k, v in state["scores"].items()},
+            sampled=torch.tensor(state["sampled"] or none, dtype=torch.float64),
+            parsed=torch.tensor(state["parsed"]),
+            errors={k: torch.tensor(v, dtype=torch.float64) for k, v in state["errors"].items()},
+        )
+
+    @classmethod
+    def of(cls, parts: Sequence[Driven]) -> Driven:
+        """Several, one after another."""
+        first = parts[0]
+        return cls(
+            tokens=tuple(t for p in parts for t in p.tokens),
+            scores={k: torch.cat([p.scores[k] for p in parts]) for k in first.scores},
+            sampled=torch.cat([p.sampled for p in parts]),
+            parsed=torch.cat([p.parsed for p in parts]),
+            errors={k: torch.cat([p.errors[k] for p in parts]) for k in first.errors},
+        )
+
+
+@torch.no_grad()
+def policy_scores(
+    student: Student,
+    batches: Sequence[Batch],
+    reward: Reward,
+    table: Tensor,
+    device: torch.device,
+    *,
+    temperature: float = 1.0,
+    samples: int = 0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Driven:
+    """Drive held-out scenes; the ranks share the batches, and each has the whole result, in order.
+
+    The same seed draws the same answers, whoever asks and when: evaluation leaves no trace in a run's own sampling.
+
+    Args:
+        student: the policy; evaluated in eval mode, left as it was.
+        batches: the same on every rank.
+        reward: scores.
+        table: the allow table.
+        device: of the student.
+        temperature: of the sampled answers.
+        samples: sampled answers a scene.
+        seed: of them, with the place of the batch.
+        dtype: of autocast.
+    """
+    training = student.training
+    student.eval()
+    world, mine = distributed.world_size(), distributed.rank()
+    own: list[tuple[int, Driven]] = []
+    for i in range(-(-len(batches) // world)):
+        place = i * world + mine
+        batch = batches[min(place, len(batches) - 1)].to(device)  # FSDP needs every rank in every pass
+        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + place)
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            said = student.sample(batch, table, temperature=0).tokens
+            more = (
+                student.sample(batch.repeat(samples), table, temperature=temperature, generator=generator).tokens
+                if samples
+                else None
+            )
+        if place < len(batches):
+            own.append((place, _driven(student, batch, reward, said, more, samples)))
+    student.train(training)
+    distributed.reshard(student)
+    every = sorted((row for rows in distributed.gathered(own) for row in rows), key=lambda row: row[0])
+    return Driven.of([part for _, part in every])
+
+
+def given_scores(trajectories: Sequence[Tensor], batches: Sequence[Batch], reward: Reward) -> Driven:
+    """The same of given trajectories [B, T, 3] a batch: the human, a baseline."""
+    parts = []
+    for poses, batch in zip(trajectories, batches, strict=True):
+        parsed = torch.ones(len(batch), 1, dtype=torch.bool)
+        rows, _ = scored(reward, batch.tokens, poses.unsqueeze(1), parsed)
+        errors = {k: v.double().cpu() for k, v in displacement(poses, batch.future.float()).items()}
+        greedy = {k: v[:, 0] for k, v in rows.items()}
+        parts.append(Driven(batch.tokens, greedy, torch.full((len(batch),), torch.nan), parsed[:, 0], errors))
+    return Driven.of(parts)
+
+
+def _driven(student: Student, batch: Batch, reward: Reward, said: Tensor, more: Tensor | None, samples: int) -> Driven:
+    """Greedy and sampled answers of a batch, scored at once."""
+    poses, parsed = student.answers.decode(said, batch.status)
+    errors = {k: v.double().cpu() for k, v in displacement(poses, batch.future.float()).items()}
+    poses_all, parsed_all = poses.unsqueeze(1), parsed.unsqueeze(1)
+    if more is not None:
+        drawn, good = student.answers.decode(more, batch.repeat(samples).status)
+        poses_all = torch.cat((poses_all, drawn.view(-1, samples, *drawn.shape[1:])), 1)
+        parsed_all = torch.cat((parsed_all, good.view(-1, samples)), 1)
+    rows, counted = scored(reward, batch.tokens, poses_all, parsed_all)
+    score = rows["score"]
+    sampled = score[:, 1:].mean(1) if samples else torch.full((len(batch),), torch.nan)
+    return Driven(batch.tokens, {k: v[:, 0] for k, v in rows.items()}, sampled, counted[:, 0], errors)
