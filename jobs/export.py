@@ -28,6 +28,7 @@ from pipeline.reader import Dataset
 from pipeline.stream import SampleTable
 from shards_schema import layout
 from shards_schema.errors import ConfigError
+from trainer.data import refuse_other_rate
 
 PROMPT = (
     "You drive the ego vehicle. Speed {speed:.1f} m/s, acceleration ({ax:.1f}, {ay:.1f}) m/s^2, command: {command}. "
@@ -99,6 +100,7 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
         ConfigError: it has no such view or column, or a sample has fewer future poses than `steps`.
     """
     dataset = Dataset(config.out, columns=[layout.SAMPLES, *config.columns])
+    refuse_other_rate(dataset)
     for notice in dataset.manifest.notices:
         print(f"NOTE {notice}")
     views = [m for m in dataset.members(layout.SAMPLES) if m.endswith(".jpg")] if config.views is None else config.views

@@ -96,7 +96,9 @@ class SamplesColumn:
     def _specs(self) -> tuple[TargetSpec, ...]:
         h, f = self.num_history, self.num_future
         f64 = partial(TargetSpec, dtype="float64")
-        local = "local poses x, y, heading, 0.5 s apart: rear axle at step 0, x forward, y left"
+        local = (
+            "local poses x, y, heading, a frame (0.5 s, or the source's rate) apart: rear axle now, x forward, y left"
+        )
         return (
             TargetSpec(name="token", dims=(), shape=(), dtype=TEXT, unit="1", meaning="the sample's token"),
             TargetSpec(name="timestamp", dims=(), shape=(), dtype="int64", unit="us", meaning="Unix time of step 0"),

@@ -7,6 +7,7 @@ frame, negative ones are history, positive ones the future. Everything is in the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -136,6 +137,12 @@ class Scene:
         """F, the frames after now."""
         return len(self.frames) - self.num_history
 
+    @property
+    def period(self) -> float:
+        """Seconds from frame to frame (the median): 0.5 in NAVSIM, 0.1 at nuPlan's own rate; NaN of a single frame."""
+        times = np.array([frame.timestamp for frame in self.frames], dtype=np.float64)
+        return float(np.median(np.diff(times))) * 1e-6 if len(times) > 1 else math.nan
+
     def has_step(self, step: int) -> bool:
         """Whether the window, or what came right before it, holds the frame at `step`."""
         return -(self.num_history - 1) - len(self.before) <= step <= self.num_future
@@ -147,7 +154,7 @@ class Scene:
             SampleError: code ``missing_frame``, there is none.
         """
         if not self.has_step(step):
-            raise SampleError("missing_frame", f"scene {self.token} has no frame at step {step:+d} (0.5 s each)")
+            raise SampleError("missing_frame", f"scene {self.token} has no frame at step {step:+d}")
         return (self.before + self.frames)[len(self.before) + self.num_history - 1 + step]
 
     def camera(self, step: int, channel: str) -> Camera:

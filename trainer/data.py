@@ -72,6 +72,17 @@ def notices(dataset: Dataset, targets: Mapping[str, TargetConfig]) -> list[str]:
     return said
 
 
+def refuse_other_rate(dataset: Dataset) -> None:
+    """Answers, baselines and metrics count steps of 0.5 s.
+
+    Raises:
+        ConfigError: the dataset was made at another rate.
+    """
+    rate = dataset.manifest.source.get("rate", 2)
+    if rate != 2:
+        raise ConfigError(f"{dataset.url}: made at {rate} frames a second; this wants 2 (source.rate: 2)")
+
+
 class ExampleMaker:
     """A stored sample -> an `Example`; runs in the stream's threads.
 
@@ -92,6 +103,7 @@ class ExampleMaker:
         targets: Mapping[str, TargetConfig],
         other: Mapping[str, str] | None = None,
     ) -> None:
+        refuse_other_rate(dataset)
         self._dataset, self._config, self._targets, self._other = dataset, config, targets, other
         self._dims = {}
         for kind, target in targets.items():

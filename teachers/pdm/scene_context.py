@@ -29,6 +29,9 @@ from teachers.pdm.route import Route, centerline, corrected_route, logged_route,
 
 Float64 = NDArray[np.float64]
 
+FRAME_SECONDS = 0.5
+"""NAVSIM's rate."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
@@ -57,8 +60,8 @@ def prepare(scene: Scene, world: NuplanMap, versions: Sequence[Version], radius:
     """Find a scene's route, map, agents and lights.
 
     Raises:
-        SampleError: codes ``no_route``, ``route_not_on_map``, ``bad_map``, ``missing_frame``, ``no_annotations``,
-            ``unknown_class``, ``bad_context``; each names the scene.
+        SampleError: codes ``wrong_rate``, ``no_route``, ``route_not_on_map``, ``bad_map``, ``missing_frame``,
+            ``no_annotations``, ``unknown_class``, ``bad_context``; each names the scene.
     """
     try:
         return _prepare(scene, world, versions, radius)
@@ -71,6 +74,11 @@ def prepare(scene: Scene, world: NuplanMap, versions: Sequence[Version], radius:
 
 
 def _prepare(scene: Scene, world: NuplanMap, versions: Sequence[Version], radius: float) -> Prepared:
+    if abs(scene.period - FRAME_SECONDS) > 0.1:
+        raise SampleError(
+            "wrong_rate",
+            f"frames are {scene.period:.2f} s apart; NAVSIM's score wants {FRAME_SECONDS} s (source.rate: 2)",
+        )
     pose = scene.current.ego_pose
     centre = ego_centre(pose)
     logged = logged_route(world, scene.current.roadblock_ids)

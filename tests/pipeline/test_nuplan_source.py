@@ -143,6 +143,7 @@ def test_ten_frames_a_second(world: Path) -> None:
     assert scan.skipped == {"too_short": 40}
     (first, *_) = scenes(fast, scan.refs)
     assert len(first.frames) == 41
+    assert first.period == pytest.approx(0.1)
     assert_allclose(np.diff([frame.timestamp for frame in first.frames]), 100_000, atol=20)
     seen = [frame for frame in first.frames if frame.token in slow]
     assert [first.frames.index(frame) for frame in seen] == list(range(0, 41, 5))

@@ -183,6 +183,12 @@ def with_current(scene: Scene, **changes: object) -> Scene:
     return replace(scene, frames=tuple(frames))
 
 
+def five_times_as_fast(scene: Scene) -> Scene:
+    now = scene.timestamp
+    frames = tuple(replace(f, timestamp=now + (f.timestamp - now) // 5) for f in scene.frames)
+    return replace(scene, frames=frames)
+
+
 @pytest.mark.parametrize(
     ("code", "message", "change"),
     [
@@ -190,6 +196,7 @@ def with_current(scene: Scene, **changes: object) -> Scene:
         ("missing_frame", "no frame at step -3", lambda s: replace(s, frames=s.frames[2:], num_history=2, before=())),
         ("no_annotations", "no annotations", lambda s: without_annotations(s, 0)),
         ("no_annotations", "no annotations", lambda s: without_annotations(s, 7)),
+        ("wrong_rate", "frames are 0.10 s apart", five_times_as_fast),
         ("no_route", "no route", lambda s: with_current(s, roadblock_ids=())),
         ("route_not_on_map", "'999999'", lambda s: with_current(s, roadblock_ids=("999999",))),
         ("route_not_on_map", "'x'", lambda s: with_current(s, roadblock_ids=("x",))),

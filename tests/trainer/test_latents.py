@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline.reader import Dataset
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
 from trainer.config import DYNAMICS, GEOMETRY
+from trainer.data import DataConfig, ExampleMaker, refuse_other_rate
 from trainer.latents import Adapter, LatentInputs, Statistics, TargetConfig
 
 RNG = np.random.default_rng(0)
@@ -48,6 +52,14 @@ def test_select_takes_one_view() -> None:
     array = RNG.standard_normal((3, 12, 8)).astype(np.float16)
     target = TargetConfig(column="c", target="t", grid={"token": 12}, select={"view": 1})
     np.testing.assert_array_equal(target.tokens(array, ("view", "token", "channel")), array[1].astype(np.float32))
+
+
+def test_a_dataset_of_another_rate_is_refused(shards: str) -> None:
+    dataset = Dataset(shards)
+    refuse_other_rate(dataset)
+    dataset.manifest = replace(dataset.manifest, source={**dataset.manifest.source, "rate": 10})
+    with pytest.raises(ConfigError, match="10 frames a second"):
+        ExampleMaker(dataset, DataConfig(), {})
 
 
 def test_each_dimension_is_named_once() -> None:
