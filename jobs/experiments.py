@@ -7,9 +7,9 @@ Trains the recipe of `jobs.sft` over several seeds, and each control with the sa
     no staged training    all steps in stage 2
     no mask               stage 1 under the plain causal mask
 
-and prints one table (mean +- standard deviation over seeds), then for each control the paired difference of ADE to the
-recipe with its 95 % interval (Student's t), and what that allows to be said. A run that is there is not done again. No
-run is begun after `minutes`; what is missing is said.
+and the blind baselines of `jobs.sft`, of the same budget. It prints one table (mean +- standard deviation over seeds),
+then for each row the paired difference of ADE to the recipe with its 95 % interval (Student's t), and what that
+allows to be said. A run that is there is not done again. No run is begun after `minutes`; what is missing is said.
 """
 
 from __future__ import annotations
@@ -22,15 +22,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from jobs import config as job_config
 from jobs.report import table
+from jobs.sft import baseline_rows
 from shards_schema.errors import ConfigError
-from trainer import baselines, distributed
-from trainer.batch import collate
+from trainer import distributed
 from trainer.config import SFTConfig
 from trainer.evaluate import zeroed_latents
 from trainer.sft import SFT
@@ -96,7 +95,7 @@ def main(arguments: list[str]) -> Results:
     """Run the job; gives every number of the table."""
     config = _load(arguments)
     end = time.monotonic() + 60 * config.minutes
-    results: Results = {name: {} for name in (RECIPE, ZEROED, *list(TRAINED)[1:], "ego-status MLP (all status)")}
+    results: Results = {name: {} for name in (RECIPE, ZEROED, *list(TRAINED)[1:])}
     skipped = []
     notices: Sequence[str] = ()
     with distributed.session(config.recipe.device) as device:
@@ -113,7 +112,8 @@ def main(arguments: list[str]) -> Results:
             if name == RECIPE:
                 with zeroed_latents(run.model.student):
                     results[ZEROED][seed] = run.evaluate(held)
-                results["ego-status MLP (all status)"][seed] = _blind(run, baselines.Scenes.of(held), seed)
+                for row, metrics in baseline_rows(run, held).items():
+                    results.setdefault(row, {})[seed] = metrics
             _write(config, results)
     _print(config, results, skipped, notices)
     return results
@@ -141,14 +141,6 @@ def _recipe(recipe: SFTConfig, name: str, seed: int) -> SFTConfig:
         "keep": 1,
     }
     return SFTConfig.model_validate(recipe.model_copy(update=changes).model_dump())
-
-
-def _blind(run: SFT, test: baselines.Scenes, seed: int) -> dict[str, float]:
-    train = baselines.Scenes.of([collate([run.reader.read(t) for t in run.train_tokens])])
-    steps, history = run.config.total_steps, test.status.shape[1]
-    mlp = baselines.train_mlp(train, inputs=history, steps=steps, batch=run.step_samples, seed=seed)
-    with torch.no_grad():
-        return baselines.scores(mlp(test.status, test.command), test.future)
 
 
 def _write(config: ExperimentsConfig, results: Results) -> None:

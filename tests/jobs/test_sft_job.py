@@ -40,7 +40,7 @@ def test_the_whole_job(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     rows = sft.main([written(data, tmp_path), f"out={out}"])
     text = capsys.readouterr().out
     assert {"quantisation alone", "constant velocity", "stage 1", "stage 2"} <= rows.keys()
-    assert sum("ego-status MLP" in name for name in rows) == 2
+    assert sum("ego-status MLP" in name for name in rows) == 3
     assert rows["quantisation alone"]["ade_1"] <= rows["stage 2"]["ade_1"]
     assert text.index("quantisation, held out") < text.index("constant velocity")  # told before training
     assert "WARNING: The frames are generated (synthetic)" in text
@@ -107,6 +107,9 @@ def test_experiments_print_every_control(data: str, tmp_path: Path, capsys: pyte
     for name in ("the recipe", "teachers shuffled", "latents zeroed", "no staged training", "no mask"):
         assert set(results[name]) == {0, 1}
         assert name in text
+    blind = [name for name in results if "ego-status MLP" in name or name == "constant velocity"]
+    assert len(blind) == 4
+    assert all(set(results[name]) == {0, 1} and f"- {name}: ADE" in text for name in blind)
     assert results["latents zeroed"][0]["answer"] != results["the recipe"][0]["answer"]
     assert results["teachers shuffled"][0]["cosine_geo"] != results["the recipe"][0]["cosine_geo"]
     assert "WARNING" in text
