@@ -24,7 +24,9 @@ BUILT_IN = {
     "cosmos_predict": "teachers.cosmos:build_predict",
     "pdm": "teachers.pdm:build",
     "vggt": "teachers.vggt:build",
+    "vjepa2": "teachers.vjepa2:build",
 }
+"""The only list of them: pyproject.toml names none, since metadata of an older installation would say otherwise."""
 
 Model = TypeVar("Model", bound=BaseModel)
 

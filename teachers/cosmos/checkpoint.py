@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards_schema.errors import ConfigError, WeightsError
-from teachers.cosmos import files
+from teachers import files
 from teachers.cosmos.config import CHANNELS_OUT, CosmosConfig
 from teachers.cosmos.statistics import Statistics
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from shards_schema.errors import WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
+from teachers import files
 from teachers.base import ImageRequest, Targets, TeacherInput
-from teachers.cosmos import files, frames
+from teachers.cosmos import frames
 from teachers.cosmos.foresight import RULE, Foresight, noise
 from teachers.cosmos.predict_config import CosmosPredictConfig
 from teachers.cosmos.teacher import CosmosTeacher
@@ -97,7 +98,7 @@ class CosmosPredictTeacher:
         return self._clips.requests(scene)
 
     def preprocess(self, image: Image) -> Image:
-        """uint8 [h, w, 3] at `size`, by `teachers.cosmos.images.fit`."""
+        """uint8 [h, w, 3] at `size`, by `teachers.images.fit`."""
         return self._clips.preprocess(image)
 
     def load(self, device: str) -> None:

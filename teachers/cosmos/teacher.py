@@ -17,8 +17,9 @@ from torch.nn import functional
 from shards_schema.errors import WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
+from teachers import images
 from teachers.base import ImageRequest, Targets, TeacherInput
-from teachers.cosmos import frames, images
+from teachers.cosmos import frames
 from teachers.cosmos.checkpoint import FILES, describe
 from teachers.cosmos.config import CHANNELS_OUT, CosmosConfig
 from teachers.cosmos.encoder import VideoEncoder
@@ -87,7 +88,7 @@ class CosmosTeacher:
         return [ImageRequest(step, self.config.channel) for step in clip.distinct]
 
     def preprocess(self, image: Image) -> Image:
-        """uint8 [h, w, 3] at `size`, by `teachers.cosmos.images.fit`."""
+        """uint8 [h, w, 3] at `size`, by `teachers.images.fit`."""
         return images.fit(image, self.config.size)
 
     def load(self, device: str) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from shards_schema.errors import WeightsError
-from teachers.cosmos import files
+from teachers import files
 from teachers.cosmos.predict_config import CosmosPredictConfig
 
 CLASS = "CosmosTransformer3DModel"

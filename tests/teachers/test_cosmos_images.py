@@ -8,7 +8,7 @@ import torch
 from PIL import Image as Pillow
 
 from teachers.base import ImageRequest
-from teachers.cosmos.images import crop_box, fit, to_video
+from teachers.images import crop_box, fit, to_video
 from teachers.testing import synthetic_image, synthetic_scene
 
 SIZES = [(512, 288), (448, 256), (640, 352), (224, 128)]

@@ -296,8 +296,8 @@ def test_a_saved_network_reads_back(tmp_path: Path, model: str, subfolder: str) 
 
 
 def test_a_network_in_parts_reads_back_and_is_named_by_its_parts(tmp_path: Path) -> None:
-    from teachers.cosmos.files import identity
     from teachers.cosmos.transformer import FILES
+    from teachers.files import identity
 
     given, tensors = saved(tmp_path, max_shard_size="100KB"), inputs()
     files = sorted(path.name for path in (tmp_path / "transformer").glob("*.safetensors"))

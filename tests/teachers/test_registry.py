@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,17 @@ def test_the_built_ins_are_there_without_metadata(install: Any) -> None:
         "cosmos_predict": "teachers.cosmos:build_predict",
         "pdm": "teachers.pdm:build",
         "vggt": "teachers.vggt:build",
+        "vjepa2": "teachers.vjepa2:build",
     }
     assert registry.build("cosmos", TINY).name == "cosmos"
+
+
+def test_every_built_in_is_where_the_list_says_and_there_is_no_second_list() -> None:
+    for target in registry.BUILT_IN.values():
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert registry.GROUP not in project.get("entry-points", {})
 
 
 def test_entry_points_are_read_from_installed_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,13 +94,13 @@ def test_a_third_party_teacher_is_built(install: Any) -> None:
 
 def test_an_unknown_kind_lists_what_there_is(install: Any) -> None:
     install(mine="third_party.good:build")
-    with pytest.raises(ConfigError, match="no teacher 'dino'; there are: cosmos, cosmos_predict, mine, pdm, vggt"):
+    with pytest.raises(ConfigError, match="no teacher 'dino'; there are: cosmos, cosmos_predict, mine, pdm, vggt, "):
         registry.build("dino", {})
 
 
 def test_a_broken_package_is_named_when_asked_for_and_breaks_nothing_else(install: Any) -> None:
     install(broken="third_party.broken:build", absent="third_party.nowhere:build", mine="third_party.good:build")
-    assert set(registry.available()) == {"broken", "absent", "mine", "cosmos", "cosmos_predict", "pdm", "vggt"}
+    assert set(registry.available()) == {"broken", "absent", "mine", *registry.BUILT_IN}
     assert registry.build("mine", TINY).name == "mine"
     with pytest.raises(ConfigError, match=r"'broken' cannot be imported from third_party\.broken:build.*nobody_has"):
         registry.build("broken", {})

@@ -1,4 +1,4 @@
-"""One camera image as the VAE wants it: the centre at the target's aspect, resized, still uint8.
+"""One camera image as most networks want it: the centre at the target's aspect, resized, still uint8.
 
 The resize is torch's antialiased bilinear on uint8, which computes in fixed point: the same bits for every
 instruction set and thread count (its float twin differs between AVX levels), within one grey level of Pillow's
@@ -43,6 +43,6 @@ def fit(image: Image, size: tuple[int, int]) -> Image:
 
 
 def to_video(images_BTHW3: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 [B, T, H, W, 3] as the VAE's input [B, 3, T, H, W] in [-1, 1]."""
+    """uint8 [B, T, H, W, 3] as a video VAE's input [B, 3, T, H, W] in [-1, 1]."""
     video = images_BTHW3.permute(0, 4, 1, 2, 3).to(torch.float32).div_(127.5).sub_(1.0)
     return video.to(dtype).contiguous()

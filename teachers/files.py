@@ -1,7 +1,7 @@
 """The files of one network in the hub's layout, and its tensors: read strictly, or drawn.
 
-A network is a folder as ``save_pretrained`` writes it, alone or as a subfolder of a repository: ``config.json`` and
-``diffusion_pytorch_model.safetensors``, the latter perhaps split in parts that an ``.index.json`` lists. Strictly: no
+A network is a folder as ``save_pretrained`` of diffusers or transformers writes it, alone or as a subfolder of a
+repository: ``config.json`` and a safetensors file, perhaps split in parts that an ``.index.json`` lists. Strictly: no
 tensor is missing, unknown or of another shape. Those that the caller names as spare are checked, and never read.
 
 Random weights are drawn by a generator of our own, uniformly (torch's uniform floats are exact multiples of 2^-24, the
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TENSORS = "diffusion_pytorch_model.safetensors"
 INDEX = TENSORS + ".index.json"
+"""The names that diffusers gives; transformers' lack the ``diffusion_pytorch_``."""
 
 
 def beside(weights: WeightsConfig, file: Path, candidates: Iterable[str], name: str) -> Path:
