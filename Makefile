@@ -4,23 +4,22 @@ PYTHON ?= python3
 CONFIG ?= configs/demo.yaml
 OUT    ?= out/$(basename $(notdir $(CONFIG)))
 DATA   ?= data/synthetic
-SHARDS ?= out/demo
-RECIPE ?= configs/sft_demo.yaml
-RUN    ?= runs/sft
+POLICY ?= runs/sft/stage_2.pt
 SET    ?=
 
 VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
+WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teachers verify inspect test test-slow lint bench clean
+.PHONY: help setup data teachers verify inspect sft experiments grpo evaluate fidelity test test-slow lint bench chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  CONFIG=$(CONFIG)  OUT=$(OUT)  DATA=$(DATA)  SET=\"key=value ...\""
-	@echo "  SHARDS=$(SHARDS)  RECIPE=$(RECIPE)  RUN=$(RUN)"
+	@echo "  Each takes SET=\"key=value ...\" and, with these defaults, CONFIG (configs/demo.yaml, sft_demo.yaml, grpo_demo.yaml),"
+	@echo "  OUT (out/demo, runs/sft, runs/grpo, ...), DATA (data/synthetic; sft, grpo, evaluate: $(WORLD)), POLICY ($(POLICY))."
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,11 +40,34 @@ verify: $(READY) ## re-read and check every byte of the dataset in OUT
 inspect: $(READY) ## print what is in OUT and write a page of pictures
 	$(PY) -m jobs.inspect out=$(OUT) $(SET)
 
-sft: $(READY) ## train a student on the shards in SHARDS, stage 1 then stage 2, into RUN (again = resume)
-	$(PY) -m jobs.sft $(RECIPE) data=$(SHARDS) out=$(RUN) $(SET)
+# the trainer's targets learn from DATA; the world that they take by default is made when it is not there
+sft experiments: CONFIG = configs/sft_demo.yaml
+grpo: CONFIG = configs/grpo_demo.yaml
+sft experiments grpo evaluate: DATA = $(WORLD)
+sft: OUT = runs/sft
+experiments: OUT = runs/experiments
+grpo: OUT = runs/grpo
+evaluate: OUT = runs/evaluation
+made = @test -e $(DATA)/index.parquet || test "$(DATA)" != $(WORLD) || $(PY) -m jobs.teachers configs/world.yaml out=$(WORLD)
+
+sft: $(READY) ## train a student on the shards in DATA, stage 1 then stage 2, into OUT (again = resume)
+	$(made)
+	$(PY) -m jobs.sft $(CONFIG) data=$(DATA) out=$(OUT) $(SET)
 
 experiments: $(READY) ## the controls of `make sft`, several seeds, as one table
-	$(PY) -m jobs.experiments $(RECIPE) data=$(SHARDS) out=$(RUN)-experiments $(SET)
+	$(made)
+	$(PY) -m jobs.experiments $(CONFIG) data=$(DATA) out=$(OUT) $(SET)
+
+grpo: $(READY) ## refine POLICY by NAVSIM's score, into OUT (again = resume)
+	$(made)
+	$(PY) -m jobs.grpo $(CONFIG) policy=$(POLICY) data=$(DATA) out=$(OUT) $(SET)
+
+evaluate: $(READY) ## score POLICY beside baselines on held-out logs; tables and a page of the worst scenes in OUT
+	$(made)
+	$(PY) -m jobs.evaluate policy=$(POLICY) data=$(DATA) out=$(OUT) $(SET)
+
+fidelity: $(READY) ## what each way to store the targets of OUT costs and loses
+	$(PY) -m jobs.fidelity data=$(OUT) $(SET)
 
 test: $(READY) ## run the test suite
 	$(PY) -m pytest -q
@@ -58,9 +80,12 @@ lint: $(READY) ## ruff and mypy --strict
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(READY) ## measure job, decode, writer and memory against their ceilings
+bench: $(READY) ## measure job, decode, writer, memory, reading, scoring, scale against their ceilings
 	$(PY) -m benchmarks $(SET)
 
-clean: ## remove caches (not .venv, data or out)
+chaos: $(READY) ## kill, freeze, starve and corrupt real runs, and report what was lost (CHAOS=50: longer)
+	$(PY) -m chaos $(SET)
+
+clean: ## remove caches (not .venv, data, out or runs)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build
 	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +
