@@ -154,7 +154,7 @@ def _read_earlier(run: SFT, results: dict[str, dict[str, float]], held: list[Bat
         content = checkpoint.load(path)
         weights = {f"{part}.{k}": v for part in ("student", "adapters") for k, v in content[part].items()}
         checkpoint.load_weights(run.model, weights)
-        results[name] = run.evaluate(held, stage, averaged=False)
+        results[name] = run.evaluate(held, stage)
     run.model.load_state_dict(own)
 
 

@@ -104,7 +104,6 @@ class SFTConfig(BaseModel):
         targets: latent kind (wm, geo) -> the teacher's feature that it is aligned to.
         adapter: hidden units of the adapters.
         stages: in order.
-        ema: decay of the average of the weights that is evaluated and that a stage leaves, see `average`; 0: none.
         optimiser, parallel, controls: see there.
         dtype: bfloat16 runs forward passes in autocast; weights and optimiser stay as they are.
         device: cpu, cuda; None: cuda where there is one.
@@ -127,7 +126,6 @@ class SFTConfig(BaseModel):
     targets: Mapping[str, TargetConfig] = {"wm": DYNAMICS, "geo": GEOMETRY}
     adapter: int = Field(default=256, ge=1)
     stages: tuple[StageConfig, ...] = Field(min_length=1)
-    ema: float = Field(default=0, ge=0, lt=1)
     optimiser: OptimiserConfig = OptimiserConfig()
     parallel: ParallelConfig = ParallelConfig()
     controls: ControlsConfig = ControlsConfig()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from pipeline.reader import Dataset
 from pipeline.stream import ShardStream
 from shards_schema.errors import ConfigError
 from trainer import build, checkpoint, distributed
-from trainer.average import Average
 from trainer.baselines import scores
 from trainer.batch import Batch, collate
 from trainer.config import SFTConfig, StageConfig
@@ -116,10 +114,6 @@ class SFT:
         if resumed is not None:
             self.step = int(resumed["step"])
             self._stage, _ = self._where(self.step)
-            if config.ema:
-                checkpoint.load_weights(self.model, resumed["average"])
-        self._average = Average(self.model, config.ema) if config.ema else None
-        if resumed is not None:
             checkpoint.restore(self.model, self._optimiser, resumed, config.seed)
             self.stream.load_state_dict(resumed["stream"])
             self._log(f"resumed at step {self.step} of {config.total_steps}")
@@ -151,18 +145,13 @@ class SFT:
         decoded, parsed = self.answers.decode(self.answers.encode(future, status), status)
         return {**scores(decoded[parsed], future[parsed]), "unparsed": 1 - parsed.float().mean().item()}
 
-    def evaluate(
-        self, batches: list[Batch], stage: StageConfig | None = None, *, averaged: bool = True
-    ) -> dict[str, float]:
-        """Held-out metrics, under the table of `stage` (of the present one), of the averaged weights if there are."""
+    def evaluate(self, batches: list[Batch], stage: StageConfig | None = None) -> dict[str, float]:
+        """Held-out metrics, under the table of `stage` (of the present one)."""
         stage = stage or self.config.stages[self._stage]
-        zeroed = zeroed_latents(self.model.student) if self.config.controls.zero_latents else nullcontext()
-        with zeroed, self._averaged() if averaged else nullcontext():
-            return evaluate(self.model, batches, stage.table_stage, self.device, dtype=self._dtype)
-
-    def _averaged(self) -> AbstractContextManager[None]:
-        """The averaged weights, where there are any."""
-        return nullcontext() if self._average is None else self._average.used()
+        if self.config.controls.zero_latents:
+            with zeroed_latents(self.model.student):
+                return evaluate(self.model, batches, stage.table_stage, self.device, dtype=self._dtype)
+        return evaluate(self.model, batches, stage.table_stage, self.device, dtype=self._dtype)
 
     def check_mask(self, batch: Batch) -> None:
         """Refuse a student that does not obey the tables of its stages (not under FSDP, whose hooks are in the way)."""
@@ -199,10 +188,8 @@ class SFT:
         while self.step < end:
             self._stage, k = self._where(self.step)
             stage = config.stages[self._stage]
-            if k == 0 and self.step:  # a stage begins with an optimiser of its own, and with what the last one left
+            if k == 0 and self.step:  # a stage begins with an optimiser of its own
                 self._optimiser = make_optimiser(self.model, config.optimiser)
-                if self._average is not None:
-                    self._average.give()
             numbers = self._optimise(batches, stage, k)
             self.step += 1
             if on_batch is not None:
@@ -250,8 +237,6 @@ class SFT:
             numbers = {n: numbers.get(n, torch.zeros_like(v)) + v / config.accumulate for n, v in parts.items()}
         norm = clipped(self.model, config.clip, self.step, numbers, checkpoint.latest(self._folder))
         self._optimiser.step()
-        if self._average is not None:
-            self._average.update(k)
         return numbers | {"gradient": norm, "lr": torch.tensor(rate)}
 
     def save(self) -> None:
@@ -261,24 +246,17 @@ class SFT:
             "stream": self.stream.state_dict(),
             **checkpoint.training_state(self.model, self._optimiser),
         }
-        if self._average is not None:
-            content["average"] = self._weights()
         checkpoint.save(self._folder / f"step_{self.step:08d}.pt", content)
         checkpoint.prune(self._folder, self.config.keep)
 
     def _save_stage(self, stage: StageConfig) -> None:
-        whole = self._weights()
+        whole = checkpoint.weights_of(self.model)
         parts = {
             part: {k.removeprefix(f"{part}."): v for k, v in whole.items() if k.startswith(f"{part}.")}
             for part in ("student", "adapters")
         }
         content = self._common() | parts | {"step": self.step, "stage": stage.stage, "table_stage": stage.table_stage}
         checkpoint.save(Path(self.config.out) / f"stage_{self._stage + 1}.pt", content)
-
-    def _weights(self) -> dict[str, Any]:
-        """Of the average, where there is one. Copies: on the CPU whole state dicts are the parameters themselves."""
-        with self._averaged():
-            return {k: v.clone() for k, v in checkpoint.weights_of(self.model).items()}
 
     def _common(self) -> dict[str, Any]:
         return {

@@ -93,47 +93,6 @@ def test_an_epoch_that_ends_within_the_run_is_resumed_too(shards: str, tmp_path:
     assert_same(tmp_path / "a" / "stage_1.pt", tmp_path / "b" / "stage_1.pt")
 
 
-def test_a_stage_leaves_the_average_of_its_weights(shards: str, tmp_path: Path) -> None:
-    """By hand, of a run without: steps do not depend on the average; and it is begun again with each stage."""
-    stages = [{"stage": 1, "steps": 4, "lr": 1e-3}]
-    start(shards, tmp_path / "plain", stages=stages, save_every=1, keep=10).fit()
-    start(shards, tmp_path / "mean", stages=stages, save_every=1, keep=10, ema=0.3).fit()
-    torch.manual_seed(0)
-    means = {k: v.clone() for k, v in start(shards, tmp_path / "new", stages=stages).model.state_dict().items()}
-    for k in range(4):
-        now = checkpoint.load(tmp_path / "plain" / "checkpoints" / f"step_{k + 1:08d}.pt")["model"]
-        decay = min(0.3, (1 + k) / (10 + k))
-        means = {name: means[name].lerp(value, 1 - decay) for name, value in now.items()}
-    left = checkpoint.load(tmp_path / "mean" / "stage_1.pt")
-    for name, value in left["student"].items():
-        torch.testing.assert_close(value, means[f"student.{name}"])
-    plain = checkpoint.load(tmp_path / "plain" / "stage_1.pt")["student"]
-    assert any(not torch.equal(plain[name], value) for name, value in left["student"].items())
-
-
-@pytest.mark.parametrize("killed", [2, 3, 4])
-def test_the_average_is_resumed_too(shards: str, tmp_path: Path, killed: int) -> None:
-    start(shards, tmp_path / "a", ema=0.3).fit()
-    start(shards, tmp_path / "b", ema=0.3).fit(until=killed)
-    start(shards, tmp_path / "b", ema=0.3).fit()
-    assert_same(
-        tmp_path / "a" / "checkpoints" / "step_00000006.pt", tmp_path / "b" / "checkpoints" / "step_00000006.pt"
-    )
-    assert_same(tmp_path / "a" / "stage_2.pt", tmp_path / "b" / "stage_2.pt")
-
-
-def test_what_is_evaluated_is_the_average(shards: str, tmp_path: Path) -> None:
-    run = start(shards, tmp_path, ema=0.9)
-    run.fit()
-    held = run.held_batches()
-    mean, raw = run.evaluate(held), run.evaluate(held, averaged=False)
-    assert mean["answer"] != raw["answer"]
-    weights = checkpoint.load(tmp_path / "stage_2.pt")
-    checkpoint.load_weights(run.model.student, weights["student"])
-    checkpoint.load_weights(run.model.adapters, weights["adapters"])
-    assert run.evaluate(held, averaged=False) == mean
-
-
 def test_another_recipe_in_the_same_place_is_refused(shards: str, whole: Path) -> None:
     with pytest.raises(MismatchError, match="optimiser"):
         start(shards, whole, keep=10, optimiser={"clip": 0.5})
