@@ -2,9 +2,10 @@
 
 Opening reads `dataset.json`, `column.json` and the commit records of the asked-for columns, and nothing else; after
 that a sample is found without a directory listing, an index file or a tar parser. On a local disk each tar is mapped
-into memory once and arrays are read-only views of it, with no copy; on any other fsspec store a read is one batch of
-range requests. Only committed shards exist here, and a fault is an error that names shard and file, never a sample
-less. Memory: offsets as int64, so some 100 bytes a (sample, column).
+into memory once and arrays are read-only views of it, with no copy (but for targets that are stored encoded, which are
+decoded to float32); on any other fsspec store a read is one batch of range requests. Only committed shards exist here,
+and a fault is an error that names shard and file, never a sample less. Memory: offsets as int64, so some 100 bytes a
+(sample, column).
 
     dataset = Dataset("out/demo")
     for token in dataset.tokens("samples", "vggt"):              # the join: written in both, in plan order
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import statistics
 from pipeline.plan import Plan, PlanConfig
 from pipeline.records import columns_of, committed, read_record
 from pipeline.stores.cache import CacheConfig
@@ -37,6 +39,8 @@ from shards_schema.commit import CommitRecord, Quarantined
 from shards_schema.errors import AbsentError, DatasetError, MissingFileError, QuarantinedError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.specs import TargetSpec
+from shards_schema.statistics import ChannelStatistics
+from shards_schema.storage import decode, parts, read_specs
 
 _OPENING_THREADS = 8
 
@@ -58,23 +62,42 @@ class _Shard:
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """One column: its shards in order, and where each token lies, (place in `shards`, place in the shard)."""
+    """One column: its shards in order, and where each token lies, (place in `shards`, place in the shard).
+
+    Attributes:
+        encoded: member -> spec of what is stored, of the targets that are decoded when they are read.
+        scales: members that are only part of others.
+    """
 
     manifest: ColumnManifest
     shards: tuple[_Shard, ...]
     places: Mapping[str, tuple[int, int]]
     quarantined: Mapping[str, Quarantined]
     members: tuple[str, ...]
+    encoded: Mapping[str, TargetSpec]
+    scales: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A member of one sample: what it was asked as, how it is called in the tar, and which bytes it is."""
+    """A member of one sample: how it is called in the tar, and which bytes it is."""
+
+    name: str
+    place: ByteRange
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """One thing that was asked for: under which name, and the members that it is made of.
+
+    Attributes:
+        spec: of what is stored, for a target that has to be decoded; else None, and there is one member.
+    """
 
     column: str
     asked: str
-    name: str
-    place: ByteRange
+    spec: TargetSpec | None
+    members: tuple[_Member, ...]
 
 
 class Dataset:
@@ -109,6 +132,7 @@ class Dataset:
         self.digest = seal_of(data)
         names = columns_of(self._volume) if self._arguments[1] is None else self._arguments[1]
         self._columns = {name: self._open_column(name) for name in names}
+        self._statistics: dict[str, statistics.Statistics] = {}
         self._files = RangeReader(url, check_digests=check_digests, max_open=max_open, cache=cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -133,12 +157,36 @@ class Dataset:
         return {name: column.manifest for name, column in self._columns.items()}
 
     def specs(self, column: str) -> Mapping[str, TargetSpec]:
-        """Targets of a column by name. Those of `samples` stand in Zarr; its tar has the members of `members`.
+        """Targets of a column by name, as `read` gives them (`columns` has them as they are stored).
+
+        Those of `samples` stand in Zarr; its tar has the members of `members`.
 
         Raises:
             AbsentError: no such column.
         """
-        return {spec.name: spec for spec in self._column(column).manifest.targets}
+        return {spec.name: spec for spec in read_specs(self._column(column).manifest.targets)}
+
+    def statistics(self, column: str, target: str) -> ChannelStatistics:
+        """Mean, std, min and max of each channel of a target, over every sample that is written in the column.
+
+        Raises:
+            AbsentError: no such column or target, or one without statistics: it has no channel axis, the run is not
+                finished, or the column was made before there were any.
+            DatasetError: the file is damaged.
+        """
+        path = layout.statistics(self._column(column).manifest.column)
+        if column not in self._statistics:
+            try:
+                self._statistics[column] = statistics.parse(self._volume.read(path), self._volume.path(path))
+            except MissingFileError as error:
+                raise AbsentError(
+                    f"{self.url}: column {column} has no statistics ({error}); they are written when a run ends, for "
+                    "targets with a channel axis, and not to columns that were made before there were any"
+                ) from error
+        found = self._statistics[column]
+        if target not in found:
+            raise AbsentError(f"{self.url}: column {column} has no statistics of {target!r}{_nearest(target, found)}")
+        return found[target]
 
     def members(self, column: str) -> tuple[str, ...]:
         """What `read` can give of a column, as it stands in the tar (``l3_grid.npy``, ``json``, ``cam_f0.jpg``).
@@ -181,12 +229,13 @@ class Dataset:
             raise DatasetError(f"{where}: plan digest {plan.digest}, dataset.json says {recorded['digest']}")
         return plan
 
-    def read(self, token: str, targets: Wanted | None = None) -> Sample:
+    def read(self, token: str, targets: Wanted | None = None, *, raw: bool = False) -> Sample:
         """One sample, as much of it as is asked for.
 
         Args:
             token: of a scene.
             targets: what is wanted of which column; None is everything of every open column.
+            raw: give the arrays as they are stored, codes and scales, and decode nothing.
 
         Returns:
             Column -> name (as asked) -> value. Arrays are read-only and keep their file mapped while they live.
@@ -196,10 +245,12 @@ class Dataset:
             MissingFileError, DigestError, DatasetError: a tar is gone, changed or cut; shard and file are named.
         """
         wanted = dict.fromkeys(self._columns) if targets is None else targets
-        members = [m for column, names in wanted.items() for m in self._members(token, column, names)]
+        values = [v for column, names in wanted.items() for v in self._values(token, column, names, raw)]
+        read = iter(self._files.read([m.place for v in values for m in v.members]))
         sample: Sample = {column: {} for column in wanted}
-        for member, data in zip(members, self._files.read([m.place for m in members]), strict=True):
-            sample[member.column][member.asked] = _decode(data, member, token)
+        for value in values:
+            stored = [_parsed(next(read), member, token) for member in value.members]
+            sample[value.column][value.asked] = stored[0] if value.spec is None else _decoded(value.spec, stored)
         return sample
 
     def expect(self, tokens: Sequence[str], targets: Wanted) -> None:
@@ -208,8 +259,8 @@ class Dataset:
         Raises:
             DatasetError: what `read` would raise.
         """
-        asked = [m.place for t in tokens for column, names in targets.items() for m in self._members(t, column, names)]
-        self._files.expect(asked)
+        values = [v for t in tokens for column, names in targets.items() for v in self._values(t, column, names, False)]
+        self._files.expect([m.place for v in values for m in v.members])
 
     @property
     def cache(self) -> CacheConfig | None:
@@ -252,7 +303,9 @@ class Dataset:
                 places.update((token, (len(shards) - 1, i)) for i, token in enumerate(record.tokens))
                 quarantined.update((q.token, q) for q in record.quarantined)
         members = tuple(dict.fromkeys(member for shard in shards for member in shard.members))
-        return _Column(manifest, tuple(shards), places, quarantined, members)
+        encoded = {f"{s.name}.npy": s for s in manifest.targets if s.encoding not in (None, "scale")}
+        scales = frozenset(f"{s.name}.npy" for s in manifest.targets if s.encoding == "scale")
+        return _Column(manifest, tuple(shards), places, quarantined, members, encoded, scales)
 
     def _shards(self, name: str) -> Iterable[int]:
         """Shards to ask for: on a store, every one of the plan, since a list may not have the latest yet."""
@@ -286,24 +339,28 @@ class Dataset:
             raise AbsentError(f"{self.url}: no column {name!r} is open{_nearest(name, self._columns)}")
         return self._columns[name]
 
-    def _members(self, token: str, name: str, wanted: Sequence[str] | None) -> list[_Member]:
+    def _values(self, token: str, name: str, wanted: Sequence[str] | None, raw: bool) -> list[_Value]:
         column = self._column(name)
         if token not in column.places:
             raise self._absent(token, name, column)
         which, place = column.places[token]
         shard = column.shards[which]
         if wanted is None:
-            wanted = [member.removesuffix(".npy") for member in column.members]
-        members = []
+            hidden = () if raw else column.scales
+            wanted = [m.removesuffix(".npy") for m in column.members if m not in hidden]
+        values = []
         for asked in wanted:
             member = asked if asked in shard.members else f"{asked}.npy"
             if member not in shard.members:
                 hint = " (it stands in targets.zarr only)" if asked in self.specs(name) else ""
                 known = _nearest(asked, [m.removesuffix(".npy") for m in column.members])
                 raise AbsentError(f"{self.url}: column {name} has no {asked!r} in its tars{hint}{known}")
-            start, size = shard.members[member][place].tolist()
-            members.append(_Member(name, asked, member, ByteRange(shard.file, start, size)))
-        return members
+            spec = None if raw else column.encoded.get(member)
+            names = (member,) if spec is None else tuple(f"{part}.npy" for part in parts(spec))
+            places = [(m, *shard.members[m][place].tolist()) for m in names]
+            found = tuple(_Member(m, ByteRange(shard.file, start, size)) for m, start, size in places)
+            values.append(_Value(name, asked, spec, found))
+        return values
 
     def _absent(self, token: str, name: str, column: _Column) -> AbsentError:
         """Why a token cannot be read: quarantined, planned but not committed yet, or unknown."""
@@ -325,7 +382,13 @@ def _reopen(
     return Dataset(url, columns=columns, check_digests=check_digests, max_open=max_open, cache=cache)
 
 
-def _decode(data: memoryview | bytes, member: _Member, token: str) -> Any:
+def _decoded(spec: TargetSpec, stored: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    values = decode(spec, dict(zip(parts(spec), stored, strict=True)))
+    values.flags.writeable = False
+    return values
+
+
+def _parsed(data: memoryview | bytes, member: _Member, token: str) -> Any:
     file = member.place.file
     where = f"shard {file.shard}, {file.path}: {token}.{member.name}"
     if member.name.endswith(".npy"):

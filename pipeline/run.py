@@ -2,7 +2,8 @@
 
     begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared)
               todo = plan minus commit records
-    close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet
+    close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet,
+              and each column's statistics.parquet
 
 Resuming is `begin` again: there is no state but the files of the dataset.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, overload
 
-from pipeline import index
+from pipeline import index, statistics
 from pipeline.plan import Plan, PlanConfig, make_plan
 from pipeline.records import columns_of, committed, read_records
 from pipeline.sources.base import Scan, Source
@@ -159,20 +160,30 @@ def environment() -> dict[str, str]:
 
 
 def close(run: Run) -> list[ColumnTotal]:
-    """Read back every commit record, check the accounting, write the indices.
+    """Read back every commit record, check the accounting, write the indices and the statistics.
 
     Raises:
         DatasetError: a record is damaged, or belongs to another dataset or column.
         IncompleteError: a shard has no record, or the counts do not close.
     """
     totals: dict[str, ColumnTotal] = {}
-    index.write(run.volume, _records(run, totals), run.plan)
+    measured: Counter[str] = Counter()
+    index.write(run.volume, _records(run, totals, measured), run.plan)
+    for column, shards in measured.items():
+        if shards == run.plan.shards:  # fewer: some were made before there were statistics
+            statistics.write(run.volume, column, range(run.plan.shards))
     run.volume.sweep()  # a worker that outlived its driver may have left a file under way
     return [totals[column] for column in run.columns]
 
 
-def _records(run: Run, totals: dict[str, ColumnTotal]) -> Iterator[CommitRecord]:
-    """Every record, by column and shard, checked and counted as it passes: only a few are in memory."""
+def _records(run: Run, totals: dict[str, ColumnTotal], measured: Counter[str]) -> Iterator[CommitRecord]:
+    """Every record, by column and shard, checked and counted as it passes: only a few are in memory.
+
+    Args:
+        run: begun.
+        totals: is given each column's sums.
+        measured: is given each column's number of shards with statistics.
+    """
     counts = run.plan.counts()
     for column in sorted({*columns_of(run.volume), *run.columns}):  # a store may list late what was just written
         shards = committed(run.volume, column)
@@ -190,6 +201,7 @@ def _records(run: Run, totals: dict[str, ColumnTotal]) -> Iterator[CommitRecord]
         for record in read_records(run.volume, column, range(run.plan.shards)):
             _check_record(record, run.dataset, manifest, counts[record.shard])
             total.add(record)
+            measured[column] += layout.shard_statistics(column, record.shard) in record.files
             yield record
         totals[column] = total.total()
         if totals[column].planned != run.plan.samples:

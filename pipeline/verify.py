@@ -2,8 +2,8 @@
 
 From the top down, each level vouching for the next: `dataset.json` and `plan.parquet`, `column.json`, the commit
 records, then size and sha256 of every file that a record names, every tar member against its spec, every Zarr row
-against the tar, and the counts against the plan. Files that no document accounts for are faults as well. A fault never
-stops the search for the next one.
+against the tar, the statistics against the values, and the counts against the plan. Files that no document accounts
+for are faults as well. A fault never stops the search for the next one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import index
+from pipeline import index, statistics
 from pipeline.decode import decode_jpeg
 from pipeline.plan import Plan, PlanConfig, ShardPlan
 from pipeline.records import columns_of, committed, read_record
@@ -36,6 +37,7 @@ from shards_schema.commit import CommitRecord
 from shards_schema.errors import DatasetError, SampleError, ShardsError, SpecError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.specs import TargetSpec
+from shards_schema.statistics import measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,32 +154,53 @@ class _Verifier:
         if self._dataset[0].zarr:
             self._expect(array_documents(manifest.column, specs, self._plan.shards, self._plan.config.shard_size))
         records = []
+        total: statistics.Statistics | None = {} if measured(manifest.targets) else None
         shards = committed(self._volume, manifest.column)
         with ThreadPoolExecutor(self._threads) as pool:
-            for shard, (record, faults) in zip(
+            for shard, (record, faults, part) in zip(
                 shards, pool.map(lambda s: self._shard(manifest, s), shards), strict=True
             ):
                 self._known.add(layout.record(manifest.column, shard))
                 self._faults += faults
+                if part is None:
+                    total = None
+                elif total is not None:
+                    statistics.merge(total, part)
                 if record is not None:
                     records.append(record)
                     self._known.update(record.files)
                     self._files += 1 + len(record.files)
                     self._size += record.size
+        if measured(manifest.targets):
+            self._known.add(layout.statistics(manifest.column))
+        if total is not None and len(shards) == self._plan.shards:
+            self._table(layout.statistics(manifest.column), statistics.column_table(total))
         return records
 
-    def _shard(self, manifest: ColumnManifest, shard: int) -> tuple[CommitRecord | None, list[Fault]]:
+    def _shard(
+        self, manifest: ColumnManifest, shard: int
+    ) -> tuple[CommitRecord | None, list[Fault], statistics.Statistics | None]:
+        """The record, what is wrong, and the shard's statistics, None where it has none or they are damaged."""
         path = layout.record(manifest.column, shard)
         try:
             record = read_record(self._volume, manifest.column, shard)
         except ShardsError as error:
-            return None, [Fault(path, str(error))]
+            return None, [Fault(path, str(error))], None
         faults = [Fault(path, what) for what in self._record_faults(record, manifest, shard)]
         damaged = {fault.path for fault in self._digest_faults(record, faults)}
         if layout.tar(manifest.column, shard) not in damaged:
             arrays = None if damaged else self._zarr_rows(manifest, shard, faults)
-            faults += self._member_faults(record, manifest, arrays)
-        return record, faults
+            data = self._volume.read(layout.tar(manifest.column, shard))
+            faults += self._member_faults(record, manifest, data, arrays)
+        if damaged or faults or layout.shard_statistics(manifest.column, shard) not in record.files:
+            return record, faults, None
+        try:
+            found = statistics.read_shard(self._volume, manifest.column, shard)
+        except ShardsError as error:
+            return record, [*faults, Fault(layout.shard_statistics(manifest.column, shard), str(error))], None
+        if not statistics.agree(found, statistics.recomputed(record, manifest, data)):
+            faults.append(Fault(layout.shard_statistics(manifest.column, shard), "not those of the tar's values"))
+        return record, faults, found
 
     def _record_faults(self, record: CommitRecord, manifest: ColumnManifest, shard: int) -> Iterator[str]:
         if (record.column, record.shard) != (manifest.column, shard):
@@ -198,6 +221,8 @@ class _Verifier:
         names = {layout.tar(record.column, shard)}
         if self._dataset[0].zarr:
             names |= {layout.zarr_chunk(record.column, s.name, shard, 1 + len(s.shape)) for s in zarr_specs(manifest)}
+        if record.version > 1 and measured(manifest.targets):
+            names.add(layout.shard_statistics(record.column, shard))
         if names != set(record.files):
             yield f"names other files than the layout has: {sorted(names ^ set(record.files))[:3]}"
 
@@ -241,14 +266,13 @@ class _Verifier:
         return rows
 
     def _member_faults(
-        self, record: CommitRecord, manifest: ColumnManifest, arrays: Mapping[str, NDArray[Any]] | None
+        self, record: CommitRecord, manifest: ColumnManifest, data: bytes, arrays: Mapping[str, NDArray[Any]] | None
     ) -> list[Fault]:
         """Every member where the record says, by a tar reader; its values as its spec says, and as Zarr has them."""
         path = layout.tar(record.column, record.shard)
         first_row = record.shard * self._plan.config.shard_size
         specs = {f"{spec.name}.npy": spec for spec in manifest.targets}
         faults: list[Fault] = []
-        data = self._volume.read(path)
         if not data.endswith(TAR_END):
             faults.append(Fault(path, "does not end as a tar must: it was cut"))
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -288,13 +312,18 @@ class _Verifier:
             layout.QUARANTINE: index.quarantine_table(records, self._plan),
         }
         for path, expected in tables.items():
-            try:
-                found = from_parquet(self._volume.read(path))
-            except Exception as error:  # pyarrow raises many kinds; each of them is this fault
-                self._fault(path, f"cannot be read ({error}); run the job again to rebuild it")
-                continue
-            if not found.equals(expected):
-                self._fault(path, "is not what the commit records say; run the job again to rebuild it")
+            self._table(path, expected)
+
+    def _table(self, path: str, expected: pa.Table) -> None:
+        """A table that follows from the records and their files."""
+        self._known.add(path)
+        try:
+            found = from_parquet(self._volume.read(path))
+        except Exception as error:  # pyarrow raises many kinds; each of them is this fault
+            self._fault(path, f"cannot be read ({error}); run the job again to rebuild it")
+            return
+        if not found.equals(expected):
+            self._fault(path, "is not what the commit records say; run the job again to rebuild it")
 
     def _strangers(self) -> None:
         for path in self._volume.walk():

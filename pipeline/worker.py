@@ -39,6 +39,7 @@ from shards_schema.commit import CommitRecord
 from shards_schema.errors import MismatchError, SampleError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Scene
+from shards_schema.storage import storage_of
 from teachers.base import Targets, Teacher, TeacherInput, fingerprint
 
 
@@ -148,7 +149,8 @@ class ShardWorker:
         if self._config.torch_threads is not None:
             torch.set_num_threads(self._config.torch_threads)
         for name, teacher in self._teachers.items():
-            here, recorded = fingerprint(teacher), self._manifests[name].fingerprint
+            manifest = self._manifests[name]
+            here, recorded = fingerprint(teacher, storage_of(manifest.targets)), manifest.fingerprint
             if here != recorded:
                 raise MismatchError(
                     f"column {name}: the driver recorded fingerprint {recorded[:12]}, this worker has {here[:12]}; "

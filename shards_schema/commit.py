@@ -3,11 +3,12 @@
 A shard exists when, and only when, its record does; a record names every file of the shard with size and digest, and
 every member of its tar with offset and size, so that a reader needs neither a directory listing nor a tar parser.
 
-    {"schema_version": 1, "column": "vggt", "shard": 0,
+    {"schema_version": 2, "column": "vggt", "shard": 0,
      "dataset": "<seal of dataset.json>", "fingerprint": "<of column.json>",
      "planned": 64, "written": 63,
      "quarantined": [{"token": ..., "row": 17, "code": "image_truncated", "reason": "..."}],
-     "files": {"vggt/000000.tar": {"size": 158720, "sha256": "..."}, "targets.zarr/vggt/l23_grid/c/0/0/0/0/0": {...}},
+     "files": {"vggt/000000.tar": {"size": 158720, "sha256": "..."}, "targets.zarr/vggt/l23_grid/c/0/0/0/0/0": {...},
+               "vggt/000000.stats.parquet": {...}},
      "tokens": [...], "rows": [...],                                  # the written ones, in order
      "members": {"l23_grid.npy": [[offset, size], ...], ...},         # offset and size of the data, aligned with tokens
      "sha256": "..."}
@@ -21,7 +22,7 @@ from typing import Any
 
 from shards_schema.codecs import seal, unseal
 from shards_schema.errors import DatasetError
-from shards_schema.layout import SCHEMA_VERSION
+from shards_schema.layout import READABLE, SCHEMA_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class CommitRecord:
         tokens: tokens written, in the order of the tar.
         rows: their rows in the Zarr arrays.
         members: member extension (``l23_grid.npy``) -> (offset, size) of the data in the tar, aligned with `tokens`.
+        version: of the schema that it was written under.
     """
 
     column: str
@@ -65,6 +67,7 @@ class CommitRecord:
     tokens: tuple[str, ...]
     rows: tuple[int, ...]
     members: Mapping[str, tuple[tuple[int, int], ...]]
+    version: int = SCHEMA_VERSION
 
     @property
     def written(self) -> int:
@@ -98,7 +101,7 @@ class CommitRecord:
         self.check()
         return seal(
             {
-                "schema_version": SCHEMA_VERSION,
+                "schema_version": self.version,
                 "column": self.column,
                 "shard": self.shard,
                 "dataset": self.dataset,
@@ -137,21 +140,23 @@ class CommitRecord:
                 tokens=tuple(document["tokens"]),
                 rows=tuple(document["rows"]),
                 members={k: tuple((o, n) for o, n in v) for k, v in document["members"].items()},
+                version=document["schema_version"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+            record.check()
+        except DatasetError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{where}: not a commit record ({type(error).__name__}: {error})") from error
-        record.check()
         return record
 
 
 def check_version(document: Mapping[str, Any], where: str) -> None:
-    """Refuse a document of another schema version.
+    """Refuse a document of a schema version that this code does not read.
 
     Raises:
-        DatasetError: the version differs.
+        DatasetError: it is none of `layout.READABLE`.
     """
     found = document.get("schema_version")
-    if found != SCHEMA_VERSION:
-        raise DatasetError(
-            f"{where}: schema version {found}, this code reads {SCHEMA_VERSION}; use the matching release"
-        )
+    if found not in READABLE:
+        known = ", ".join(map(str, READABLE))
+        raise DatasetError(f"{where}: schema version {found}, this code reads {known}; use the matching release")

@@ -1,7 +1,8 @@
 """Where everything lies in a dataset, as paths relative to its root, with "/" on every store.
 
 dataset.json  plan.parquet  index.parquet  quarantine.parquet
-<column>/column.json  <column>/000000.tar  <column>/000000.json
+<column>/column.json  <column>/000000.tar  <column>/000000.json  <column>/000000.stats.parquet
+<column>/statistics.parquet
 targets.zarr/zarr.json  targets.zarr/<column>/zarr.json  targets.zarr/<column>/<target>/{zarr.json, c/0/0/...}
 logs/...   (timings: the only files that two equal runs do not write alike)
 .tmp/...   (files under way; swept when a run starts)
@@ -10,8 +11,14 @@ logs/...   (timings: the only files that two equal runs do not write alike)
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
-"""Raised when a reader of the last version could misread a dataset of the next."""
+SCHEMA_VERSION = 2
+"""Raised when a reader of the last version could misread a dataset of the next.
+
+2: targets may be stored encoded (a reader of 1 would take the codes for values), and columns carry statistics.
+"""
+
+READABLE = (1, 2)
+"""Versions that this code reads, and goes on with. A column of version 1 is one of 2 without statistics."""
 
 DATASET = "dataset.json"
 PLAN = "plan.parquet"
@@ -42,6 +49,16 @@ def tar(column: str, shard: int) -> str:
 def record(column: str, shard: int) -> str:
     """The commit record. A shard exists when, and only when, this file does."""
     return f"{column}/{shard:06d}.json"
+
+
+def shard_statistics(column: str, shard: int) -> str:
+    """Sums of each channel over one shard, which merge with those of the others."""
+    return f"{column}/{shard:06d}.stats.parquet"
+
+
+def statistics(column: str) -> str:
+    """Mean, standard deviation, minimum and maximum of each channel over the whole column."""
+    return f"{column}/statistics.parquet"
 
 
 def shard_of_record(name: str) -> int | None:

@@ -15,7 +15,7 @@ from shards_schema.codecs import digest_of, seal, unseal
 from shards_schema.commit import check_version
 from shards_schema.errors import DatasetError, MismatchError
 from shards_schema.layout import SCHEMA_VERSION
-from shards_schema.specs import TargetSpec
+from shards_schema.specs import NAME, TargetSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +149,8 @@ class ColumnManifest:
         document = unseal(data, where)
         check_version(document, where)
         with _complete(where):
+            if not NAME.match(document["column"]):  # it becomes a folder
+                raise ValueError(f"a column is named [a-z][a-z0-9_]*, found {document['column']!r:.80}")
             return cls(
                 column=document["column"],
                 targets=tuple(TargetSpec.from_json(t) for t in document["targets"]),
@@ -180,7 +182,7 @@ def _complete(where: str) -> Iterator[None]:
     """Turn a missing or impossible field into a `DatasetError` that names it."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{where}: not what this release writes ({type(error).__name__}: {error})") from error
 
 

@@ -2,6 +2,7 @@
 
 A spec is the whole contract of a target. The store takes its shape and dtype from it, `column.json` carries it,
 `verify` checks against it, and a reader who has only the spec knows what each axis means and in which unit it is.
+A target that is stored smaller than it was computed has a spec of what is stored (see `shards_schema.storage`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class TargetSpec:
         unit: SI or ``"1"``; a log is written as ``"log(m)"``.
         meaning: one sentence, with the source of a formula where there is one.
         finite: whether NaN and infinity quarantine the sample (only asked of floating dtypes).
+        encoding: how the stored numbers stand for values, a key of `storage.RULES`; None: they are the values.
+        computed: dtype that the teacher computed, where another one is stored; None: the same.
     """
 
     name: str
@@ -44,6 +47,8 @@ class TargetSpec:
     unit: str
     meaning: str
     finite: bool = True
+    encoding: str | None = None
+    computed: str | None = None
 
     def __post_init__(self) -> None:
         if not NAME.match(self.name):
@@ -59,6 +64,11 @@ class TargetSpec:
     def ragged(self) -> bool:
         """Whether some axis has no fixed size, so that the target cannot be a Zarr array."""
         return None in self.shape
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis of the features: the first dim that is ``channel`` or ends in ``_channel``; None without one."""
+        return next((i for i, dim in enumerate(self.dims) if dim == "channel" or dim.endswith("_channel")), None)
 
     @property
     def fixed_shape(self) -> tuple[int, ...]:
@@ -90,7 +100,8 @@ class TargetSpec:
             raise SampleError("non_finite", f"target {self.name}: {bad} of {array.size} values are NaN or infinite")
 
     def to_json(self) -> dict[str, Any]:
-        """The spec as it stands in ``column.json``."""
+        """The spec as it stands in ``column.json``; the last two keys only where they say something."""
+        stored = {"encoding": self.encoding, "computed": self.computed}
         return {
             "name": self.name,
             "dims": list(self.dims),
@@ -99,6 +110,7 @@ class TargetSpec:
             "unit": self.unit,
             "meaning": self.meaning,
             "finite": self.finite,
+            **{key: value for key, value in stored.items() if value is not None},
         }
 
     @classmethod
@@ -117,4 +129,6 @@ class TargetSpec:
             unit=obj["unit"],
             meaning=obj["meaning"],
             finite=obj["finite"],
+            encoding=obj.get("encoding"),
+            computed=obj.get("computed"),
         )

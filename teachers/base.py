@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
+from shards_schema.storage import stored_specs
 
 Targets = dict[str, NDArray[Any]]
 """One sample's arrays by target name, as the specs say."""
@@ -104,16 +105,27 @@ class Teacher(Protocol):
 
 
 def column_manifest(
-    teacher: Teacher, config: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+    teacher: Teacher,
+    config: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    storage: Mapping[str, str] | None = None,
 ) -> ColumnManifest:
     """`column.json` of the column that `teacher` writes; `config` and `environment` are told there, not compared.
 
+    Args:
+        teacher: constructed, not loaded.
+        config: as it was given.
+        environment: versions of libraries.
+        storage: target -> how it is kept, where not as it is computed; see `shards_schema.storage`.
+
     Raises:
         WeightsError: the checkpoint cannot be found.
+        ConfigError: a storage that a target cannot have.
     """
     return ColumnManifest(
         column=teacher.name,
-        targets=teacher.specs,
+        targets=stored_specs(teacher.specs, storage or {}),
         provenance=teacher.provenance(),
         random_weights=teacher.random_weights,
         config=config or {},
@@ -121,6 +133,6 @@ def column_manifest(
     )
 
 
-def fingerprint(teacher: Teacher) -> str:
-    """Digest of name, `provenance()` and specs: equal if and only if outputs may be mixed."""
-    return column_manifest(teacher).fingerprint
+def fingerprint(teacher: Teacher, storage: Mapping[str, str] | None = None) -> str:
+    """Digest of name, `provenance()` and what is stored: equal if and only if outputs may be mixed."""
+    return column_manifest(teacher, storage=storage).fingerprint

@@ -1,12 +1,14 @@
 """One shard of one column, from the first sample to the commit record.
 
-Samples come in row order and go straight to the tar and to the Zarr shards; nothing of the shard is held but its
-index. `commit` puts the data files in place and then, last, the record that makes them a shard. If anything raises
-before that, no file of this attempt is left under its final name without being complete, and there is no record.
+Samples come in row order, are brought into the form in which the column stores them, and go straight to the tar and to
+the Zarr shards; nothing of the shard is held but its index and the sums of each channel. `commit` puts the data files
+in place and then, last, the record that makes them a shard. If anything raises before that, no file of this attempt is
+left under its final name without being complete, and there is no record.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -15,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import statistics
+from pipeline.fidelity import Int8Gate
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import Buffer, FileWriter, Volume
 from pipeline.stores.zarr import ZarrShardWriter
@@ -24,6 +28,8 @@ from shards_schema.commit import CommitRecord, Quarantined
 from shards_schema.errors import DatasetError, SampleError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.specs import TEXT, TargetSpec
+from shards_schema.statistics import measured
+from shards_schema.storage import computed_specs, decode, encode
 
 VALID_SPEC = TargetSpec(
     name=layout.VALID, dims=(), shape=(), dtype="uint8", unit="1", meaning="1 where the row was written, else 0"
@@ -52,7 +58,8 @@ class ColumnShardWriter:
     ) -> None:
         self._volume, self._manifest, self._dataset = volume, manifest, dataset
         self._shard, self._shard_size = shard, shard_size
-        self._specs = {spec.name: spec for spec in manifest.targets}
+        self._computed = computed_specs(manifest.targets)
+        self._stored = {spec.name: spec for spec in manifest.targets}
         self._files: dict[str, FileWriter] = {}
         self._tokens: list[str] = []
         self._rows: list[int] = []
@@ -63,9 +70,22 @@ class ColumnShardWriter:
         for spec in zarr_specs(manifest) if zarr else ():
             path = layout.zarr_chunk(manifest.column, spec.name, shard, 1 + len(spec.shape))
             self._zarr[spec.name] = ZarrShardWriter(self._open(path), spec, shard_size)
+        self._statistics = statistics.Collector(manifest)
+        self._statistics_file = (
+            self._open(layout.shard_statistics(manifest.column, shard)) if measured(manifest.targets) else None
+        )
+        self._gates = {
+            spec.name: Int8Gate(spec.name, spec.channel_axis)
+            for spec in manifest.targets
+            if spec.encoding == "int8" and spec.channel_axis is not None
+        }
 
     def _open(self, path: str) -> FileWriter:
-        self._files[path] = self._stack.enter_context(self._volume.create(path))
+        try:
+            self._files[path] = self._stack.enter_context(self._volume.create(path))
+        except BaseException:  # a constructor that raises is never left: give back what it opened before
+            self._stack.__exit__(*sys.exc_info())
+            raise
         return self._files[path]
 
     def __enter__(self) -> ColumnShardWriter:
@@ -79,7 +99,12 @@ class ColumnShardWriter:
         self._stack.__exit__(kind, error, trace)
 
     def add_targets(self, token: str, row: int, targets: Mapping[str, NDArray[Any]]) -> bool:
-        """Write one sample of a teacher; a non-finite value quarantines it instead.
+        """Write one sample of a teacher; a value that is not finite, or too large for its storage, quarantines it.
+
+        Args:
+            token: of the sample.
+            row: of it in the plan.
+            targets: as the teacher computed them.
 
         Returns:
             Whether it was written.
@@ -87,14 +112,21 @@ class ColumnShardWriter:
         Raises:
             SpecError: the arrays are not what the specs say.
         """
-        ordered = {name: np.asarray(targets[name]) for name in self._specs}
+        computed = {spec.name: np.asarray(targets[spec.name]) for spec in self._computed}
+        stored: dict[str, NDArray[Any]] = {}
         try:
-            for name, spec in self._specs.items():
-                spec.check(ordered[name])
+            for spec in self._computed:
+                spec.check(computed[spec.name])
+            for name, values in computed.items():
+                stored |= encode(self._stored[name], values)
         except SampleError as error:
             self.quarantine(token, row, error)
             return False
-        self.add(token, row, {f"{name}.npy": npy_bytes(array) for name, array in ordered.items()}, ordered)
+        self.add(token, row, {f"{name}.npy": npy_bytes(array) for name, array in stored.items()}, stored)
+        read = {name: decode(self._stored[name], stored) for name in computed}
+        self._statistics.add(read)
+        for name, gate in self._gates.items():
+            gate.add(computed[name], read[name])
         return True
 
     def add(
@@ -120,6 +152,7 @@ class ColumnShardWriter:
 
         Raises:
             DatasetError: the accounting does not close; nothing is committed.
+            SpecError: int8 lost too much of a target; nothing is committed.
         """
         accounted = [*self._tokens, *(q.token for q in self._quarantined)]
         if sorted(accounted) != sorted(planned):
@@ -127,9 +160,13 @@ class ColumnShardWriter:
                 f"column {self._manifest.column}, shard {self._shard}: planned {len(planned)} samples, accounted for "
                 f"{len(accounted)} ({len(self._tokens)} written, {len(self._quarantined)} quarantined)"
             )
+        for gate in self._gates.values():
+            gate.check(f"column {self._manifest.column}, shard {self._shard}")
         self._tar.finish()
         for writer in self._zarr.values():
             writer.finish()
+        if self._statistics_file is not None:
+            self._statistics_file.write(statistics.shard_bytes(self._statistics.statistics))
         self._stack.close()
         record = CommitRecord(
             column=self._manifest.column,

@@ -2,7 +2,8 @@
 
 Every array has the sample on its first axis and ``shards x shard_size`` rows; row ``shard * shard_size + i`` is the
 plan's. Rows that were quarantined, or that no sample uses, read as the fill value: NaN for floats (never a zero that
-looks like a feature), 0 for integers, "" for text; ``<column>/valid`` tells them apart.
+looks like a feature; bfloat16's too), 0 for integers, "" for text; ``<column>/valid`` tells them apart. The attribute
+``encoding`` is there where numbers are codes, and says how values are made of them (`shards_schema.storage`).
 
 Two layouts, both with crc32c, told apart by the array's own metadata:
 
@@ -35,6 +36,7 @@ from zarr.storage import MemoryStore
 from pipeline.stores.volume import FileWriter
 from shards_schema import layout
 from shards_schema.specs import TEXT, TargetSpec
+from shards_schema.storage import BFLOAT16_NAN, rule
 
 ROW_CHUNK_BYTES = 4096
 """Samples up to this size share one chunk a shard."""
@@ -68,17 +70,19 @@ def create_array(group: zarr.Group, spec: TargetSpec, shards: int, shard_size: i
     """The array of a target in an open group: the one place that says how targets lie in Zarr."""
     shape = spec.fixed_shape
     sharded = is_sharded(spec)
-    floating = spec.dtype != TEXT and np.dtype(spec.dtype).kind == "f"
+    attributes: dict[str, Any] = {"units": spec.unit, "long_name": spec.meaning}
+    if (how := rule(spec)) is not None:
+        attributes["encoding"] = how
     return group.create_array(
         spec.name,
         shape=(shards * shard_size, *shape),
         chunks=(1 if sharded else shard_size, *shape),
         shards=(shard_size, *shape) if sharded else None,
         dtype=str if spec.dtype == TEXT else spec.dtype,
-        fill_value="" if spec.dtype == TEXT else (np.nan if floating else 0),
+        fill_value=_fill(spec),
         compressors=[Crc32cCodec()],
         dimension_names=["sample", *spec.dims],
-        attributes={"units": spec.unit, "long_name": spec.meaning},
+        attributes=attributes,
     )
 
 
@@ -101,9 +105,8 @@ class ZarrShardWriter:
         self._index = np.full((shard_size, 2), _ABSENT, dtype="<u8")
         self._rows: NDArray[Any] | None = None
         if not is_sharded(spec):
-            fill: Any = "" if spec.dtype == TEXT else (np.nan if np.dtype(spec.dtype).kind == "f" else 0)
             dtype = object if spec.dtype == TEXT else np.dtype(spec.dtype)
-            self._rows = np.full((shard_size, *spec.fixed_shape), fill, dtype=dtype)
+            self._rows = np.full((shard_size, *spec.fixed_shape), _fill(spec), dtype=dtype)
 
     def add(self, slot: int, value: NDArray[Any] | str) -> None:
         """Write the row `slot` (0 <= slot < shard_size) of the shard; each slot at most once."""
@@ -124,6 +127,14 @@ class ZarrShardWriter:
         else:
             data = self._rows.tobytes()
         self._file.write(data, _crc32c(data))
+
+
+def _fill(spec: TargetSpec) -> Any:
+    if spec.dtype == TEXT:
+        return ""
+    if spec.encoding == "bfloat16":
+        return BFLOAT16_NAN
+    return np.nan if np.dtype(spec.dtype).kind == "f" else 0
 
 
 def _crc32c(data: bytes | memoryview) -> bytes:

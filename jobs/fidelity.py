@@ -1,0 +1,192 @@
+"""`python -m jobs.fidelity [data=DIR] [key=value ...]`: what each storage choice of each target costs and loses.
+
+Without a dataset: on synthetic tokens that break small formats, and on VGGT's with random weights. With one: on its
+targets too (a target that is stored as float16 is measured from there: what was lost before is lost). With
+``sft=RECIPE`` the recipe is run on the dataset in each storage, and its held-out figures are put side by side. The
+columns of the table are explained in docs/fidelity.md. Exit code: 0; 2 when the config cannot be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs import config as job_config
+from jobs import sft
+from jobs.inspection.facts import NAVTRAIN_SCENES
+from jobs.report import table
+from jobs.storage.figures import Figures, Samples, Spread, measure
+from jobs.storage.restored import restore
+from jobs.storage.tokens import KINDS, random_vggt, synthetic
+from pipeline.fidelity import COSINE
+from pipeline.reader import Dataset
+from shards_schema import layout
+from shards_schema.errors import ConfigError, SpecError
+from shards_schema.specs import TargetSpec
+from shards_schema.storage import CHOICES, possible
+from trainer.config import SFTConfig
+
+
+class FidelityConfig(BaseModel):
+    """What to measure.
+
+    Attributes:
+        data: a committed dataset; None measures generated tokens only.
+        columns: of it; None is all teachers' columns.
+        samples: of the dataset, spread over it.
+        synthetic: synthetic samples of each kind; 0 for none.
+        vggt: preset of the VGGT network whose tokens are measured (tiny, small, 1b); None for none.
+        scenes: that it sees.
+        sft: a recipe of `jobs.sft`; its targets are stored in each choice, and the student trained on each.
+        overrides: ``key=value`` for that recipe, as on its own command line.
+        choices: that are trained on.
+        out: folder for `fidelity.json`, and for the datasets and students of `sft`.
+        seed: of everything that is generated.
+        torch_threads: None leaves torch's default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str | None = None
+    columns: tuple[str, ...] | None = None
+    samples: int = Field(default=64, ge=1)
+    synthetic: int = Field(default=8, ge=0)
+    vggt: str | None = "small"
+    scenes: int = Field(default=2, ge=1)
+    sft: str | None = None
+    overrides: tuple[str, ...] = ()
+    choices: tuple[str, ...] = CHOICES
+    out: str | None = None
+    seed: int = 0
+    torch_threads: int | None = Field(default=None, ge=1)
+
+
+def main(arguments: list[str]) -> dict[str, list[Figures]]:
+    """Run the job; gives the figures of each target."""
+    config = job_config.load(FidelityConfig, arguments)
+    if config.sft is not None and (config.data is None or config.out is None):
+        raise ConfigError("sft needs data=DIR (what to train on) and out=DIR (where the datasets and students go)")
+    if config.torch_threads is not None:
+        torch.set_num_threads(config.torch_threads)
+    dataset = None if config.data is None else Dataset(config.data)
+    results: dict[str, list[Figures]] = {}
+    for name, spec, samples in _targets(config, dataset):
+        results[name] = measure(spec, samples)
+        print(f"\n{name}: {spec.dtype} {list(spec.shape)}; {spec.meaning}")
+        print(table(HEAD, [row(f) for f in results[name]]), flush=True)
+    print(
+        f"\nTB for {NAVTRAIN_SCENES:,} scenes, tars alone (targets.zarr is as much again). int8 is offered where the "
+        f"1st percentile (p1) of both cosines is at least {COSINE}; the writer holds each shard to it."
+    )
+    for notice in () if dataset is None else dataset.manifest.notices:
+        print(f"NOTE: {notice}")
+    trained = {} if dataset is None or config.sft is None else _train(config, dataset)
+    if config.out is not None:
+        _write(Path(config.out), results, trained)
+    return results
+
+
+def _targets(config: FidelityConfig, dataset: Dataset | None) -> Iterator[tuple[str, TargetSpec, Samples]]:
+    for kind in KINDS if config.synthetic else ():
+        yield f"synthetic/{kind}", *synthetic(kind, config.synthetic, config.seed)
+    if config.vggt is not None:
+        for spec, samples in random_vggt(config.vggt, config.scenes, config.seed):
+            yield f"vggt-{config.vggt}/{spec.name}", spec, samples
+    if dataset is None:
+        return
+    for column in config.columns or [c for c in dataset.columns if c != layout.SAMPLES]:
+        tokens = dataset.tokens(column)
+        chosen = [tokens[i * len(tokens) // config.samples] for i in range(config.samples)]
+        for spec in dataset.specs(column).values():
+            if chosen and np.dtype(spec.dtype).kind == "f" and not spec.ragged and spec.shape:
+                read = partial(_read, dataset, column, spec.name, list(dict.fromkeys(chosen)))
+                yield f"{column}/{spec.name}", spec, read
+
+
+def _read(dataset: Dataset, column: str, target: str, tokens: Iterable[str]) -> Iterator[NDArray[Any]]:
+    return (dataset.read(token, {column: [target]})[column][target] for token in tokens)
+
+
+HEAD = [
+    "stored as", "B a sample", "TB", "zstd-3", "cosine", "p1", "min", "standardised", "p1", "min", "rel. L2",
+    "overflow", "",
+]  # fmt: skip
+
+
+def row(figures: Figures) -> list[str]:
+    """A line of the table."""
+    verdict = "as computed" if figures.computed else "offered" if figures.offered else "NOT OFFERED"
+    if figures.quarantined:
+        verdict = f"quarantines {figures.quarantined}"
+    return [
+        figures.choice,
+        f"{figures.size:,.0f}",
+        f"{figures.size * NAVTRAIN_SCENES / 1e12:.4f}",
+        f"x{figures.zstd:.2f}",
+        *_spread(figures.cosine),
+        *_spread(figures.standardised),
+        f"{figures.relative:.1e}",
+        str(figures.overflow),
+        verdict,
+    ]
+
+
+def _spread(spread: Spread | None) -> list[str]:
+    if spread is None:
+        return ["-"] * 3
+    return [f"{value:.6f}" for value in (spread.mean, spread.low, spread.least)]
+
+
+def _train(config: FidelityConfig, dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Choice -> held-out figures of the last stage of the recipe, on the dataset stored so."""
+    assert config.sft is not None
+    assert config.out is not None
+    recipe = job_config.load(SFTConfig, [config.sft, *config.overrides, f"data={config.data}", f"out={config.out}"])
+    wanted = {(t.column, t.target) for t in recipe.targets.values()}
+    trained: dict[str, dict[str, float]] = {}
+    for choice in ("as it is", *config.choices):
+        storage: dict[str, dict[str, str]] = {column: {} for column, _ in sorted(wanted)}
+        for column, target in sorted(wanted):
+            spec = dataset.specs(column)[target]
+            if choice in possible(spec) and choice != spec.dtype:
+                storage[column][target] = choice
+        if choice != "as it is" and not any(storage.values()):
+            continue  # the same as it is
+        folder = Path(config.out) / choice.replace(" ", "_")
+        try:
+            restore(dataset, str(folder / "data"), storage)
+        except SpecError as error:
+            print(f"\n{choice}: NOT OFFERED: {error}")
+            continue
+        print(f"\ntraining on {choice}: {json.dumps(storage)}", flush=True)
+        rows = sft.main([config.sft, *config.overrides, f"data={folder / 'data'}", f"out={folder / 'sft'}"])
+        trained[choice] = dict(rows[f"stage {recipe.stages[-1].stage}"])
+    keys = [k for k in next(iter(trained.values()), {}) if k.startswith(("ade", "fde", "cosine", "answer"))]
+    print("\n" + table(["stored as", *keys], [[c, *(f"{m[k]:.4f}" for k in keys)] for c, m in trained.items()]))
+    return trained
+
+
+def _write(out: Path, results: Mapping[str, list[Figures]], trained: Mapping[str, Mapping[str, float]]) -> None:
+    document = {"targets": {name: [_json(f) for f in rows] for name, rows in results.items()}, "sft": dict(trained)}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "fidelity.json").write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _json(figures: Figures) -> dict[str, Any]:
+    spreads = {"cosine": figures.cosine, "standardised": figures.standardised}
+    plain = ("choice", "computed", "offered", "size", "zstd", "relative", "overflow", "quarantined")
+    return {name: getattr(figures, name) for name in plain} | {
+        name: None if s is None else {"mean": s.mean, "p1": s.low, "min": s.least} for name, s in spreads.items()
+    }
+
+
+if __name__ == "__main__":
+    job_config.run(main)

@@ -1,0 +1,1 @@
+"""The parts of `jobs.fidelity`: what storage choices cost, in bytes, in figures and downstream."""

@@ -1,0 +1,310 @@
+"""Columns that are stored smaller than computed, and the statistics of every column, from the worker to the reader."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import zarr
+from numpy.typing import NDArray
+
+from pipeline import run as runs
+from pipeline.plan import PlanConfig
+from pipeline.reader import Dataset
+from pipeline.records import committed
+from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.stream import ShardStream, StreamConfig
+from pipeline.verify import verify
+from pipeline.worker import ShardWorker, WorkerConfig
+from shards_schema import layout
+from shards_schema.codecs import seal, seal_of, unseal
+from shards_schema.errors import AbsentError, ConfigError, DatasetError, MismatchError, SpecError
+from shards_schema.specs import TargetSpec
+from teachers.base import Targets, TeacherInput, column_manifest, fingerprint
+from tests.toys import F, H, ToySource, ToyTeacher, write_images
+
+CHANNELS = 200
+OVERFLOWING, POISONED = f"{1:08x}{3:08x}", f"{2:08x}{4:08x}"
+
+
+@dataclass
+class Tokens(ToyTeacher):
+    """Random tokens [30, 200] in float32, fixed by the scene; one channel `massive` times the others."""
+
+    name: str = "tokens"
+    massive: float = 1.0
+    dtype: str = "float32"
+    overflowing: str | None = None
+    extra: tuple[TargetSpec, ...] = field(default=())
+
+    @property
+    def specs(self) -> tuple[TargetSpec, ...]:
+        dims, shape = ("token", "channel"), (30, CHANNELS)
+        named = {"unit": "1", "meaning": "random", "dims": dims, "shape": shape, "dtype": self.dtype}
+        return (
+            TargetSpec(name="grid", **named),  # type: ignore[arg-type]
+            TargetSpec(name="flat", **named),  # type: ignore[arg-type]
+            TargetSpec(name="pose", dims=("pose",), shape=(9,), dtype="float32", unit="1", meaning="no channels"),
+        )
+
+    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+        return [self.truth(item.scene.token) for item in batch]
+
+    def truth(self, token: str) -> dict[str, NDArray[Any]]:
+        rng = np.random.default_rng(int(token, 16))
+        x = (rng.standard_normal((30, CHANNELS)) + np.arange(CHANNELS) / CHANNELS).astype(self.dtype)
+        x[:, 7] *= self.massive  # of a mean near 0
+        flat = x * 2
+        if token == self.overflowing:
+            flat[3, 3] = 1e5
+        if token == self.poison:
+            flat[3, 3] = np.inf
+        return {"grid": x, "flat": flat, "pose": np.arange(9, dtype=np.float32)}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ToySource:
+    root = tmp_path_factory.mktemp("storage")
+    write_images(root / "data", logs=3, frames=9)
+    return ToySource(str(root / "data"))
+
+
+def begun(source: ToySource, out: Path, teacher: ToyTeacher, storage: Mapping[str, str]) -> tuple[Any, ShardWorker]:
+    samples = SamplesColumn(SamplesConfig(), num_history=H, num_future=F)
+    manifests = [samples.manifest({}), column_manifest(teacher, storage=storage)]
+    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=6))
+    worker = ShardWorker(
+        source=source,
+        volume=run.volume,
+        teachers=[teacher],
+        samples=samples,
+        manifests=run.columns,
+        dataset=run.dataset,
+        shard_size=6,
+        zarr=True,
+        config=WorkerConfig(device="cpu", decode_threads=1),
+    )
+    worker.load()
+    return run, worker
+
+
+def make(source: ToySource, out: Path, teacher: ToyTeacher, storage: Mapping[str, str] | None = None) -> Path:
+    run, worker = begun(source, out, teacher, storage or {})
+    for task in run.todo():
+        worker.process(task)
+    worker.close()
+    runs.close(run)
+    return out
+
+
+def digest(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def small(source: ToySource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    teacher = Tokens(overflowing=OVERFLOWING, poison=POISONED)
+    return make(source, tmp_path_factory.mktemp("small") / "out", teacher, {"grid": "int8", "flat": "float16"})
+
+
+def test_a_reader_sees_values_and_no_codes(small: Path) -> None:
+    dataset = Dataset(str(small))
+    assert list(dataset.specs("tokens")) == ["grid", "flat", "pose"]
+    assert [s.dtype for s in dataset.specs("tokens").values()] == ["float32", "float16", "float32"]
+    assert [s.dtype for s in dataset.columns["tokens"].targets] == ["int8", "float16", "float16", "float32"]
+    for token in dataset.tokens("tokens"):
+        truth = Tokens().truth(token)
+        sample = dataset.read(token)["tokens"]
+        assert list(sample) == sorted(sample)
+        assert set(sample) == {"grid", "flat", "pose"}
+        assert np.abs(sample["grid"] - truth["grid"]).max() < 0.51 * 6 / 127
+        assert not sample["grid"].flags.writeable
+        assert np.array_equal(sample["flat"], truth["flat"].astype(np.float16))
+        assert np.array_equal(dataset.read(token, {"tokens": ["grid.npy"]})["tokens"]["grid.npy"], sample["grid"])
+        raw = dataset.read(token, {"tokens": None}, raw=True)["tokens"]
+        assert raw["grid"].dtype == np.int8
+        assert raw["grid_scale"].shape == (30, 2)
+        plain = raw["grid"] * np.repeat(raw["grid_scale"], 128, -1)[:, :CHANNELS].astype(np.float32)
+        assert np.array_equal(plain, sample["grid"])
+
+
+def test_zarr_says_how_to_read_it(small: Path) -> None:
+    group: Any = zarr.open_group(str(small / layout.ZARR), mode="r")
+    dataset = Dataset(str(small))
+    row = int(np.flatnonzero(group["samples/token"][:] == dataset.tokens("tokens")[0])[0])
+    assert group["tokens/grid"].attrs["encoding"].startswith("value = this * grid_scale")
+    assert group["tokens/grid_scale"].metadata.dimension_names == ("sample", "token", "channel_group")
+    values = group["tokens/grid"][row] * np.repeat(group["tokens/grid_scale"][row], 128, -1)[:, :CHANNELS].astype("f4")
+    assert np.array_equal(values, dataset.read(dataset.tokens("tokens")[0])["tokens"]["grid"])
+    assert "encoding" not in group["tokens/flat"].attrs
+    bad = int(np.flatnonzero(group["samples/token"][:] == POISONED)[0])
+    assert np.isnan(group["tokens/grid"][bad] * group["tokens/grid_scale"][bad].mean()).all()
+
+
+def test_bfloat16_is_read_as_float32_and_absent_rows_as_nan(source: ToySource, tmp_path: Path) -> None:
+    out = make(source, tmp_path / "out", Tokens(poison=POISONED), {"grid": "bfloat16"})
+    dataset = Dataset(str(out))
+    token = dataset.tokens("tokens")[1]
+    values = dataset.read(token)["tokens"]["grid"]
+    assert np.array_equal(values, torch.from_numpy(Tokens().truth(token)["grid"]).bfloat16().float().numpy())
+    group: Any = zarr.open_group(str(out / layout.ZARR), mode="r")
+    row = int(np.flatnonzero(group["samples/token"][:] == POISONED)[0])
+    assert np.isnan((group["tokens/grid"][row].astype(np.uint32) << 16).view(np.float32)).all()
+    assert verify(str(out)).faults == ()
+
+
+def test_overflow_and_infinity_are_told_apart(small: Path) -> None:
+    found = Dataset(str(small)).quarantined("tokens")
+    assert {token: q.code for token, q in found.items()} == {OVERFLOWING: "overflow", POISONED: "non_finite"}
+    assert "largest 1e+05" in found[OVERFLOWING].reason
+    assert verify(str(small)).faults == ()
+
+
+def test_a_stream_gets_values(small: Path) -> None:
+    dataset = Dataset(str(small))
+    with pytest.raises(DatasetError):
+        ShardStream(dataset, {"tokens": ["grod"]})
+    stream = ShardStream(dataset, {"tokens": ["grid"]}, StreamConfig(batch_size=4, shuffle="none", threads=1))
+    batch = next(iter(stream.batches()))
+    assert batch["tokens"]["grid"].dtype == torch.float32
+    for token, grid in zip(batch["token"], batch["tokens"]["grid"], strict=True):
+        assert np.array_equal(grid.numpy(), dataset.read(token)["tokens"]["grid"])
+
+
+def test_statistics_are_those_of_what_is_read(small: Path) -> None:
+    dataset = Dataset(str(small))
+    for name in ("grid", "flat"):
+        every = np.concatenate([dataset.read(t)["tokens"][name] for t in dataset.tokens("tokens")]).astype(np.float64)
+        found = dataset.statistics("tokens", name)
+        assert found.count == len(every) == 13 * 30
+        assert np.allclose(found.mean, every.mean(0), rtol=1e-12)
+        assert np.allclose(found.std, every.std(0), rtol=1e-9)
+        assert np.array_equal(found.min, every.min(0))
+        assert np.array_equal(found.max, every.max(0))
+        table = pd.read_parquet(small / layout.statistics("tokens"))  # what a stranger reads
+        rows = table[table.target == name].set_index("channel")
+        assert np.array_equal(rows["mean"], found.mean)
+        assert np.allclose(rows["std"], found.std, rtol=1e-15)
+    for column, target in (("tokens", "pose"), ("tokens", "grif"), ("samples", "future")):
+        with pytest.raises(AbsentError, match="statistics"):
+            dataset.statistics(column, target)
+
+
+def test_shards_in_any_order_and_resumed_runs_give_the_same_bytes(
+    source: ToySource, small: Path, tmp_path: Path
+) -> None:
+    teacher, storage = Tokens(overflowing=OVERFLOWING, poison=POISONED), {"grid": "int8", "flat": "float16"}
+    run, worker = begun(source, tmp_path / "out", teacher, storage)
+    for task in [*run.todo()][::-1][:2]:
+        worker.process(task)
+    worker.close()
+    with pytest.raises(AbsentError, match="when a run ends"):
+        Dataset(str(tmp_path / "out")).statistics("tokens", "grid")
+    assert layout.statistics("tokens") not in {f.path for f in verify(str(tmp_path / "out")).faults}
+    out = make(source, tmp_path / "out", teacher, storage)
+    for path in sorted(p.relative_to(small) for p in small.rglob("*") if p.is_file()):
+        assert digest(small / path) == digest(out / path), path
+
+
+def test_a_shard_without_a_sample_has_empty_sums(source: ToySource, tmp_path: Path) -> None:
+    class Blind(Tokens):
+        def truth(self, token: str) -> dict[str, NDArray[Any]]:
+            return {
+                name: x * np.float32(np.nan if token.startswith("00000001") else 1)
+                for name, x in super().truth(token).items()
+            }
+
+    out = make(source, tmp_path / "out", Blind(), {"grid": "int8"})
+    dataset = Dataset(str(out))
+    assert len(dataset.tokens("tokens")) == 10
+    assert dataset.statistics("tokens", "grid").count == 300
+    assert pd.read_parquet(out / layout.shard_statistics("tokens", 1)).empty
+    assert verify(str(out)).faults == ()
+
+
+def test_verify_finds_wrong_statistics(small: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(small, tmp_path / "out"))
+    path = out / layout.statistics("tokens")
+    table = pd.read_parquet(path)
+    table.loc[3, "mean"] += 1e-3
+    table.to_parquet(path)
+    assert [f.path for f in verify(str(out)).faults] == [layout.statistics("tokens")]
+    path.unlink()
+    assert [f.path for f in verify(str(out)).faults] == [layout.statistics("tokens")]
+
+
+def test_a_damaged_tar_is_the_only_fault(small: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(small, tmp_path / "out"))
+    tar = out / layout.tar("tokens", 1)
+    data = bytearray(tar.read_bytes())
+    data[1000] ^= 1
+    tar.write_bytes(data)
+    assert [f.path for f in verify(str(out)).faults] == [layout.tar("tokens", 1)]
+
+
+def test_verify_recomputes_the_sums_of_a_shard(small: Path, tmp_path: Path) -> None:
+    """A shard whose record vouches for sums that are not those of its values."""
+    out = Path(shutil.copytree(small, tmp_path / "out"))
+    mine, other = (layout.shard_statistics("tokens", shard) for shard in (0, 1))
+    (out / mine).write_bytes((out / other).read_bytes())
+    record = unseal((out / layout.record("tokens", 0)).read_bytes(), "")
+    record["files"][mine] = unseal((out / layout.record("tokens", 1)).read_bytes(), "")["files"][other]
+    (out / layout.record("tokens", 0)).write_bytes(seal(record, compact=True))
+    faults = {f.path: f.what for f in verify(str(out)).faults}
+    assert faults[mine] == "not those of the tar's values"
+    assert set(faults) == {mine, layout.statistics("tokens")}
+
+
+def test_another_storage_is_another_column(source: ToySource, small: Path) -> None:
+    with pytest.raises(MismatchError, match=r"targets"):
+        begun(source, small, Tokens(), {"grid": "int8"})
+    plain = fingerprint(Tokens())
+    assert fingerprint(Tokens(), {"grid": "float32"}) == plain
+    assert len({plain, *(fingerprint(Tokens(), {"grid": c}) for c in ("float16", "bfloat16", "int8"))}) == 4
+    with pytest.raises(ConfigError, match="storage only narrows"):
+        column_manifest(Tokens(dtype="float16"), storage={"grid": "float32"})
+
+
+@pytest.mark.parametrize("massive", [3e3, 5e5])
+def test_int8_is_refused_where_it_loses_too_much(source: ToySource, tmp_path: Path, massive: float) -> None:
+    """One channel that dwarfs its group: the raw cosine is above 0.999, and 127 channels are gone all the same."""
+    run, worker = begun(source, tmp_path / "out", Tokens(massive=massive), {"grid": "int8"})
+    refusal = r"tokens, shard 0: target grid is not offered as int8: .* cosine 0\.999\d+, standardised cosine 0\.[1-8]"
+    with pytest.raises(SpecError, match=refusal):
+        worker.process(next(task for task in run.todo() if task.shard == 0))
+    worker.close()
+    assert committed(run.volume, "tokens") == []
+    assert not [p for p in run.volume.walk() if p.startswith(("tokens/0", layout.TEMP))]
+
+
+def test_a_dataset_of_version_1_is_read_and_gone_on_with(source: ToySource, tmp_path: Path) -> None:
+    out = make(source, tmp_path / "out", Tokens())
+    for path in sorted(out.rglob("*.parquet")):
+        if "stat" in path.name:
+            path.unlink()
+    one = {"schema_version": 1}
+    root = out / layout.DATASET
+    root.write_bytes(seal(unseal(root.read_bytes(), "") | one))
+    for path in out.glob("*/*.json"):
+        if path.name == "column.json":
+            path.write_bytes(seal(unseal(path.read_bytes(), "") | one))
+        elif layout.shard_of_record(path.name) is not None:
+            record = unseal(path.read_bytes(), "") | one | {"dataset": seal_of(root.read_bytes())}
+            record["files"] = {k: v for k, v in record["files"].items() if "stats" not in k}
+            path.write_bytes(seal(record, compact=True))
+    assert verify(str(out)).faults == ()
+    dataset = Dataset(str(out))
+    assert len(dataset.read(dataset.tokens()[0])["tokens"]) == 3
+    make(source, out, Tokens())  # nothing to do: it closes
+    with pytest.raises(AbsentError, match="made before"):
+        dataset.statistics("tokens", "grid")
+    make(source, out, Tokens(name="second"))
+    assert verify(str(out)).faults == ()
+    assert Dataset(str(out)).statistics("second", "grid").count == 15 * 30
