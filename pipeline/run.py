@@ -139,8 +139,7 @@ def begin(
     )
     manifest, dataset = _write_or_compare(volume, manifest, plan)
     volume.sweep()
-    for column in columns:
-        _begin_column(volume, column, plan, with_zarr)
+    begun = [_begin_column(volume, column, plan, with_zarr) for column in columns]
     done = frozenset((shard, c.column) for c in columns for shard in committed(volume, c.column))
     return Run(
         volume=volume,
@@ -148,7 +147,7 @@ def begin(
         scan=scan,
         manifest=manifest,
         dataset=dataset,
-        columns={c.column: c for c in columns},
+        columns={c.column: c for c in begun},
         done=done,
     )
 
@@ -263,14 +262,16 @@ def _write_or_compare(volume: Volume, manifest: DatasetManifest, plan: Plan) -> 
     return manifest, seal_of(data)
 
 
-def _begin_column(volume: Volume, column: ColumnManifest, plan: Plan, with_zarr: bool) -> None:
+def _begin_column(volume: Volume, column: ColumnManifest, plan: Plan, with_zarr: bool) -> ColumnManifest:
+    """The manifest that stands on disk: this one, or what an earlier run has written of the same column."""
     path = layout.column_json(column.column)
     if volume.exists(path):
         recorded = ColumnManifest.from_bytes(volume.read(path), volume.path(path))
         column.refuse_other(recorded, volume.path(path))
-        return
+        return recorded
     if with_zarr:
         documents = zarr.array_documents(column.column, zarr_specs(column), plan.shards, plan.config.shard_size)
         for name, document in documents.items():
             volume.put(name, document)
     volume.put(path, column.to_bytes())
+    return column

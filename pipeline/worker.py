@@ -150,7 +150,7 @@ class ShardWorker:
             torch.set_num_threads(self._config.torch_threads)
         for name, teacher in self._teachers.items():
             manifest = self._manifests[name]
-            here, recorded = fingerprint(teacher, storage_of(manifest.targets)), manifest.fingerprint
+            here, recorded = fingerprint(teacher, storage_of(manifest.targets)), manifest.identity
             if here != recorded:
                 raise MismatchError(
                     f"column {name}: the driver recorded fingerprint {recorded[:12]}, this worker has {here[:12]}; "

@@ -115,14 +115,19 @@ class ColumnManifest:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over name, provenance and targets: outputs may be mixed if and only if it is equal."""
-        return digest_of(
-            {
-                "column": self.column,
-                "provenance": dict(self.provenance),
-                "targets": [spec.to_json() for spec in self.targets],
-            }
-        )
+        """sha256 over name, provenance and targets: what a commit record names its column by."""
+        return self._digest([spec.to_json() for spec in self.targets])
+
+    @property
+    def identity(self) -> str:
+        """The same without the meanings in words: outputs may be mixed if and only if it is equal."""
+        return self._digest(self._unworded())
+
+    def _digest(self, targets: list[dict[str, Any]]) -> str:
+        return digest_of({"column": self.column, "provenance": dict(self.provenance), "targets": targets})
+
+    def _unworded(self) -> list[dict[str, Any]]:
+        return [{k: v for k, v in spec.to_json().items() if k != "meaning"} for spec in self.targets]
 
     def to_bytes(self) -> bytes:
         """The sealed document."""
@@ -164,12 +169,12 @@ class ColumnManifest:
         """Refuse to go on in a column that another teacher began.
 
         Raises:
-            MismatchError: the fingerprint differs; the first differing entries are named with both values.
+            MismatchError: the identity differs; the first differing entries are named with both values.
         """
-        if recorded.fingerprint == self.fingerprint:
+        if recorded.identity == self.identity:
             return
-        ours = {"provenance": dict(self.provenance), "targets": [s.to_json() for s in self.targets]}
-        theirs = {"provenance": dict(recorded.provenance), "targets": [s.to_json() for s in recorded.targets]}
+        ours = {"provenance": dict(self.provenance), "targets": self._unworded()}
+        theirs = {"provenance": dict(recorded.provenance), "targets": recorded._unworded()}
         changes = "; ".join(list(differences(theirs, ours))[:6])
         raise MismatchError(
             f"{where}: column {self.column!r} was begun with fingerprint {recorded.fingerprint[:12]}, this run has "

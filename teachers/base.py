@@ -135,4 +135,4 @@ def column_manifest(
 
 def fingerprint(teacher: Teacher, storage: Mapping[str, str] | None = None) -> str:
     """Digest of name, `provenance()` and what is stored: equal if and only if outputs may be mixed."""
-    return column_manifest(teacher, storage=storage).fingerprint
+    return column_manifest(teacher, storage=storage).identity

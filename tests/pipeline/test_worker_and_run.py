@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +203,17 @@ def test_a_non_finite_target_and_a_lost_log(source: ToySource, tmp_path: Path) -
     assert totals[0].quarantined == {"log_unreadable": 5}
     assert totals[1].quarantined == {"log_unreadable": 5, "non_finite": 1}
     assert verify(str(tmp_path / "out")).faults == ()
+
+
+def test_a_column_is_finished_under_the_manifest_that_it_was_begun_with(source: ToySource, tmp_path: Path) -> None:
+    """The words of a target's meaning may change between two runs; records go on naming the first's fingerprint."""
+    teacher = ToyTeacher()
+    first = column_manifest(teacher)
+    begun = replace(first, targets=tuple(replace(spec, meaning="in older words") for spec in first.targets))
+    runs.begin(source, str(tmp_path / "out"), [begun], plan_config=PlanConfig(shard_size=4))
+    run = runs.begin(source, str(tmp_path / "out"), [first], plan_config=PlanConfig(shard_size=4))
+    assert run.columns[teacher.name] == begun
+    assert run.columns[teacher.name].fingerprint != first.fingerprint
 
 
 def test_an_image_that_one_teacher_refuses_is_good_for_the_others(source: ToySource, tmp_path: Path) -> None:

@@ -220,6 +220,13 @@ def dataset(**changes: object) -> DatasetManifest:
     return DatasetManifest(**{**base, **changes})  # type: ignore[arg-type]
 
 
+def test_a_column_whose_targets_are_told_in_other_words_is_the_same() -> None:
+    reworded = column(targets=(spec(meaning="told better"),))
+    assert reworded.fingerprint != column().fingerprint
+    assert reworded.identity == column().identity
+    reworded.refuse_other(column(), "c")
+
+
 def test_dataset_refuses_another_plan_by_value() -> None:
     assert DatasetManifest.from_bytes(dataset().to_bytes(), "d") == dataset()
     for change in ({"plan": {"digest": "q", "shard_size": 8, "seed": 0}}, {"synthetic": True}, {"zarr": False}):
