@@ -72,7 +72,8 @@ def stored_specs(specs: Sequence[TargetSpec], storage: Mapping[str, str]) -> tup
     out: list[TargetSpec] = []
     for spec in specs:
         out += _stored(spec, storage.get(spec.name, spec.dtype))
-    if len({spec.name for spec in out}) < len(out):
+    scales = [spec.name for spec in out if spec.encoding == "scale"]
+    if {*scales} & {*names}:
         raise ConfigError(f"storage: the scales of an int8 target would have the name of another, of {names}")
     return tuple(out)
 
