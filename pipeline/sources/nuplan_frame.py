@@ -129,25 +129,39 @@ class LogFrames(Sequence[Mapping[str, Any]]):
 def _annotations(
     rows: list[tuple[Any, ...]], translation: Float64, rotation: Float64, heading: float, lidar: Float64
 ) -> dict[str, Any]:
-    """Global boxes in the ego frame: centres turned in space, headings by the difference of yaws.
-
-    Velocities are turned on into the lidar's axes, as OpenScene does; `lidar` [3, 3], lidar -> ego, is all but the
-    identity, since nuPlan's merged sweeps are in the ego frame.
-    """
     values = np.array([row[2:] for row in rows], dtype=np.float64).reshape(-1, 10)
+    boxes, velocities = local_boxes(values, translation, rotation, heading, lidar)
+    return {
+        "gt_boxes": boxes,
+        "gt_names": [row[1] for row in rows],
+        "gt_velocity_3d": velocities,
+        "track_tokens": [hexed(row[0], "lidar_box.track_token") for row in rows],
+    }
+
+
+def local_boxes(
+    values: Float64, translation: Float64, rotation: Float64, heading: float, lidar: Float64
+) -> tuple[Float64, Float64]:
+    """Global boxes in the ego frame, to the bit as OpenScene has them: centres turned in space, headings subtracted.
+
+    Args:
+        values: [N, 10] x, y, z, length, width, height [m], yaw [rad], vx, vy, vz [m/s], global.
+        translation: [3] of the ego.
+        rotation: [3, 3] ego -> global.
+        heading: of the ego.
+        lidar: [3, 3] lidar -> ego, all but the identity, since nuPlan's merged sweeps are in the ego frame.
+
+    Returns:
+        [N, 7] x, y, z, length, width, height, yaw in the ego frame, and velocities [N, 3] in the lidar's axes.
+    """
     back = rotation.T.copy()
     inverse, to_lidar = np.linalg.inv(rotation).T, np.linalg.inv(lidar).T
-    boxes = np.empty((len(rows), 7))
+    boxes = np.empty((len(values), 7))
     for box, row in zip(boxes, values, strict=True):  # one by one: a product of all at once would round otherwise
         box[:3] = back @ (row[:3] - translation)
     boxes[:, 3:6] = values[:, 3:6]
     boxes[:, 6] = values[:, 6] - heading
-    return {
-        "gt_boxes": boxes,
-        "gt_names": [row[1] for row in rows],
-        "gt_velocity_3d": np.array([row[7:] @ inverse @ to_lidar for row in values]).reshape(-1, 3),
-        "track_tokens": [hexed(row[0], "lidar_box.track_token") for row in rows],
-    }
+    return boxes, np.array([row[7:] @ inverse @ to_lidar for row in values]).reshape(-1, 3)
 
 
 def _poses(db: LogDb, tokens: Iterable[bytes]) -> dict[bytes, tuple[float, ...]]:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pipeline.sources.synthetic.drive import Manoeuvre
 from shards_schema.records import CHANNELS
 
-GENERATOR = "last-shards synthetic 1"
+GENERATOR = "last-shards synthetic 2"
 """Name and version of the generator: raised whenever equal configs would give other bytes than before."""
 
 MANOEUVRES: tuple[Manoeuvre, ...] = get_args(Manoeuvre)

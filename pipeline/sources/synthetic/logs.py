@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
+from pipeline.sources.nuplan_frame import local_boxes
+from pipeline.sources.nuplan_log import rotation_matrix
 from pipeline.sources.synthetic.config import SyntheticConfig
 from pipeline.sources.synthetic.drive import Drive, EgoState, Manoeuvre
 from pipeline.sources.synthetic.geometry import rng_of
@@ -209,21 +211,31 @@ def _lights(drive: Drive, t: float) -> list[tuple[int, bool]]:
 
 
 def _annotations(config: SyntheticConfig, spec: LogSpec, drive: Drive, t: float, frame: int) -> dict[str, Any]:
-    ego = drive.ego(t)
+    ego, origin = drive.ego(t), drive.town.origin
     actors = [a for a in drive.actors(t) if np.hypot(a.x - ego.x, a.y - ego.y) < ANNOTATED]
-    rotation = ego_rotation(ego)
-    yaw = heading_from_quaternion(quaternion(ego.yaw, ego.pitch, ego.roll))
-    centre = np.array([[a.x - ego.x, a.y - ego.y, a.size[2] / 2] for a in actors]).reshape(-1, 3) @ rotation
-    rest = np.array([[*a.size, a.heading - yaw] for a in actors]).reshape(-1, 4)
-    velocity = np.array([[a.vx, a.vy, 0.0] for a in actors]).reshape(-1, 3) @ rotation
+    q = quaternion(ego.yaw, ego.pitch, ego.roll)
+    boxes, velocity = local_boxes(
+        np.array([global_box(a, origin) for a in actors], dtype=np.float64).reshape(-1, 10),
+        np.array([ego.x + origin[0], ego.y + origin[1], 0.0]),
+        rotation_matrix(q),
+        heading_from_quaternion(q),
+        np.eye(3),
+    )
     names = np.array([a.name for a in actors], dtype="<U14")
     return {
-        "gt_boxes": np.concatenate((centre, rest), axis=1),
+        "gt_boxes": boxes,
         "gt_names": names,
         "gt_velocity_3d": velocity,
         "instance_tokens": [_token(config.seed, spec.key, "box", frame, a.track) for a in actors],
         "track_tokens": [track_token(config, spec, a) for a in actors],
     }
+
+
+def global_box(actor: Actor, origin: Float64) -> tuple[float, ...]:
+    """x, y, z, length, width, height, yaw, vx, vy, vz of an actor in global coordinates, as a ``.db`` has them."""
+    length, width, height = (float(x) for x in actor.size)
+    place = (float(actor.x + origin[0]), float(actor.y + origin[1]), height / 2)
+    return (*place, length, width, height, float(actor.heading), float(actor.vx), float(actor.vy), 0.0)
 
 
 def track_token(config: SyntheticConfig, spec: LogSpec, actor: Actor) -> str:

@@ -32,7 +32,6 @@ from pipeline.sources.synthetic.nuplan_schema import TABLES, create_table, inser
 from pipeline.sources.synthetic.render import Renderer
 from pipeline.sources.synthetic.rig import quaternion, rig
 from pipeline.sources.synthetic.world import LOCATIONS
-from shards_schema.poses import Float64
 from shards_schema.records import CHANNELS
 
 SWEEPS_A_FRAME: Final = 10
@@ -206,7 +205,7 @@ class _Writer:
         for channel, camera in rig(self._config.width, self._config.height).items():
             blobs = (
                 camera.translation.tolist(),
-                _quaternion_of(camera.rotation).tolist(),
+                camera.quaternion.tolist(),
                 camera.intrinsics.tolist(),
                 frame["cams"][channel]["distortion"].tolist(),
             )
@@ -285,27 +284,3 @@ def _around(moments: Sequence[_Moment], i: int) -> tuple[str | None, str | None]
 
 def _blobs(*tokens: str | None) -> tuple[bytes | None, ...]:
     return tuple(None if token is None else bytes.fromhex(token) for token in tokens)
-
-
-def _quaternion_of(rotation: Float64) -> Float64:
-    """[4] w, x, y, z of a rotation matrix [3, 3]: by the largest of the four squares, so that nothing cancels."""
-    m = rotation
-    squares = np.array(
-        [
-            1 + m[0, 0] + m[1, 1] + m[2, 2],
-            1 + m[0, 0] - m[1, 1] - m[2, 2],
-            1 - m[0, 0] + m[1, 1] - m[2, 2],
-            1 - m[0, 0] - m[1, 1] + m[2, 2],
-        ]
-    )
-    most = int(np.argmax(squares))
-    rows = np.array(
-        [
-            [squares[0], m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]],
-            [m[2, 1] - m[1, 2], squares[1], m[0, 1] + m[1, 0], m[0, 2] + m[2, 0]],
-            [m[0, 2] - m[2, 0], m[0, 1] + m[1, 0], squares[2], m[1, 2] + m[2, 1]],
-            [m[1, 0] - m[0, 1], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], squares[3]],
-        ]
-    )
-    q = rows[most]
-    return np.asarray(q / np.linalg.norm(q))

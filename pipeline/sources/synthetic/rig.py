@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.sources.nuplan_log import rotation_matrix
 from pipeline.sources.synthetic.drive import EgoState
 from shards_schema.poses import Float64
 
@@ -59,8 +60,16 @@ def quaternion(yaw: float, pitch: float, roll: float) -> Float64:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What a log records of one camera: `rotation` [3, 3] and `translation` [3] camera -> ego, `intrinsics` [3, 3]."""
+    """What a log records of one camera.
 
+    Attributes:
+        quaternion: [4] w, x, y, z, camera -> ego; what a ``.db`` has.
+        rotation: [3, 3], of the quaternion, to the bit as the nuPlan source makes it; what a pickle has.
+        translation: [3].
+        intrinsics: [3, 3].
+    """
+
+    quaternion: Float64
     rotation: Float64
     translation: Float64
     intrinsics: Float64
@@ -70,10 +79,35 @@ def rig(width: int, height: int) -> dict[str, Calibration]:
     """The eight cameras for images of `width` x `height` pixels."""
     sx, sy = width / 1920.0, height / 1080.0
     k = np.array([[FX_AT_1920 * sx, 0.0, 960.0 * sx], [0.0, FX_AT_1920 * sy, 560.0 * sy], [0.0, 0.0, 1.0]])
-    return {
-        channel: Calibration(euler(np.deg2rad(yaw), np.deg2rad(pitch)) @ _OPTICAL, np.array([x, y, z]), k.copy())
-        for channel, (x, y, z, yaw, pitch) in MOUNTS.items()
-    }
+    out = {}
+    for channel, (x, y, z, yaw, pitch) in MOUNTS.items():
+        q = _quaternion_of(euler(np.deg2rad(yaw), np.deg2rad(pitch)) @ _OPTICAL)
+        out[channel] = Calibration(q, rotation_matrix(q), np.array([x, y, z]), k.copy())
+    return out
+
+
+def _quaternion_of(rotation: Float64) -> Float64:
+    """[4] w, x, y, z of a rotation matrix [3, 3]: by the largest of the four squares, so that nothing cancels."""
+    m = rotation
+    squares = np.array(
+        [
+            1 + m[0, 0] + m[1, 1] + m[2, 2],
+            1 + m[0, 0] - m[1, 1] - m[2, 2],
+            1 - m[0, 0] + m[1, 1] - m[2, 2],
+            1 - m[0, 0] - m[1, 1] + m[2, 2],
+        ]
+    )
+    most = int(np.argmax(squares))
+    rows = np.array(
+        [
+            [squares[0], m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]],
+            [m[2, 1] - m[1, 2], squares[1], m[0, 1] + m[1, 0], m[0, 2] + m[2, 0]],
+            [m[0, 2] - m[2, 0], m[0, 1] + m[1, 0], squares[2], m[1, 2] + m[2, 1]],
+            [m[1, 0] - m[0, 1], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1], squares[3]],
+        ]
+    )
+    q = rows[most]
+    return np.asarray(q / np.linalg.norm(q))
 
 
 def ego_rotation(ego: EgoState) -> Float64:
