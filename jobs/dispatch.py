@@ -6,7 +6,8 @@ seat whose worker dies gets a new one. The caller reports what happened and does
 
 1. A task is *charged* an attempt when it raises, and when its worker dies while it is alone in it; `max_attempts`
    charges and it has failed. Where several were in a worker that died, none is charged and each is tried alone next,
-   so that a task which kills its worker is found and its neighbours do not fail with it. A preemption charges nobody.
+   so that a task which kills its worker is found and its neighbours do not fail with it. A preemption or a node's
+   death charges nobody, until one task has been there `_EXCUSED` times.
 2. A task is not tried again on a seat where it was charged while another seat may have it; on the last one it comes
    after all fresh work. So one broken GPU cannot use up the attempts of every shard that it is given.
 3. A worker whose tasks raised `max_attempts` times in a row is replaced. A seat that lost as many workers in a row
@@ -29,6 +30,8 @@ from statistics import median
 
 _DURATIONS = 255
 """How many of the last tasks say what is usual."""
+_EXCUSED = 30
+"""How many workers may go with their nodes under one task before it is suspected of taking the nodes with it."""
 
 
 class Verdict(Enum):
@@ -83,6 +86,7 @@ class Dispatcher:
         self._retries: deque[int] = deque()
         self._runners: dict[int, list[int]] = {}
         self._charges: Counter[int] = Counter()
+        self._excused: Counter[int] = Counter()
         self._reasons: dict[int, str] = {}
         self._alone: set[int] = set()
         self._tried: dict[int, set[int]] = {}
@@ -105,6 +109,21 @@ class Dispatcher:
     def done(self) -> int:
         """Tasks done."""
         return self._done_count
+
+    @property
+    def left(self) -> int:
+        """Tasks that are neither done nor failed."""
+        return self._tasks - self._done_count - len(self._failed)
+
+    @property
+    def open(self) -> int:
+        """Seats that have a worker, or will get one."""
+        return self._open
+
+    @property
+    def ready(self) -> int:
+        """Seats whose worker has loaded."""
+        return self._ready
 
     @property
     def failed_tasks(self) -> dict[int, str]:
@@ -137,7 +156,9 @@ class Dispatcher:
         """
         at = self._seats[seat]
         running = list(at.running)
-        suspects = running if charge else []
+        if not charge:
+            self._excused.update(running)
+        suspects = [task for task in running if charge or self._excused[task] > _EXCUSED]
         self._empty(seat)
         for task in reversed(running):  # each goes to the head: the one given first ends up there
             if task not in suspects or self._done[task]:
@@ -150,6 +171,22 @@ class Dispatcher:
                 self._again(task)
         at.strikes += charge
         return self._strike_out(seat)
+
+    def away(self, seat: int) -> None:
+        """The worker on a seat does not answer: it gets nothing more, until the caller says what became of it."""
+        self._ready -= self._seats[seat].ready
+        self._seats[seat].ready = False
+        self._update_free(seat)
+
+    def close(self, seat: int) -> Verdict:
+        """No worker will do on a seat (its machine does not see the data): what runs there goes back, uncharged."""
+        running = list(self._seats[seat].running)
+        self._empty(seat)
+        for task in reversed(running):
+            self._again(task)
+        self._seats[seat].closed = True
+        self._open -= 1
+        return Verdict.CLOSE
 
     def completed(self, seat: int, task: int, now: float) -> bool:
         """A task was done. False where another copy was done before, so that it must not be counted."""

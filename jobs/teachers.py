@@ -2,25 +2,27 @@
 
 Plans, writes down what will be made, gives the shards to Ray workers, and closes the books. Run the same command again
 after any interruption: it does what has no commit record. Exit code: 0 when planned = written + quarantined and no
-more than `max_quarantined` was quarantined; 1 when not; 2 when the config cannot be.
+more than `max_quarantined` was quarantined; 1 when not; 2 when the config cannot be; 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import functools
-import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
 from jobs import config as job_config
-from jobs.cluster import ClusterConfig, drive, session, worker_count
+from jobs import preemption, sight
+from jobs.cluster import ClusterConfig, StoppedError, drive, session, worker_count
+from jobs.preemption import Preemption
 from jobs.report import bytes_text, table
+from jobs.timings import Timings
 from pipeline import run as runs
 from pipeline.lease import Lease, hold
 from pipeline.plan import PlanConfig
@@ -28,7 +30,7 @@ from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
+from pipeline.worker import ShardReceipt, WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, IncompleteError
 from shards_schema.manifests import ColumnManifest
@@ -42,7 +44,8 @@ class TeachersConfig(BaseModel):
     Attributes:
         out: where the dataset goes: a path or an fsspec URL.
         source: `kind` (navsim, synthetic) and that source's own config.
-        teachers: column name -> that teacher's config; `kind` names the teacher where it is not the column's name.
+        teachers: column name -> that teacher's config; `kind` names the teacher where it is not the column's name, and
+            `storage` how a target is kept where not as it is computed ({l23_grid: int8}; `shards_schema.storage`).
         plan: how scenes become shards.
         samples: what the `samples` column carries.
         zarr: whether targets also stand in `targets.zarr`, beside the tars.
@@ -120,17 +123,22 @@ def main(arguments: list[str]) -> None:
     config = job_config.load(TeachersConfig, arguments)
     source = _source(config)
     columns: list[Teacher] = [
-        teachers.build(str(dict(c).get("kind", name)), {k: v for k, v in c.items() if k != "kind"}, column=name)
+        teachers.build(
+            str(dict(c).get("kind", name)), {k: v for k, v in c.items() if k not in ("kind", "storage")}, column=name
+        )
         for name, c in config.teachers.items()
     ]
     samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
     versions = runs.environment()
     manifests = [
         samples.manifest(versions),
-        *(column_manifest(t, config.teachers[t.name], versions) for t in columns),
+        *(
+            column_manifest(t, config.teachers[t.name], versions, storage=config.teachers[t.name].get("storage"))
+            for t in columns
+        ),
     ]
-    with hold(Volume(config.out)) as lease:
-        _run(config, source, samples, columns, manifests, lease, began)
+    with preemption.watch() as sigterm, hold(Volume(config.out)) as lease:
+        _run(config, source, samples, columns, manifests, lease, sigterm, began)
 
 
 def _run(
@@ -140,6 +148,7 @@ def _run(
     columns: list[Teacher],
     manifests: list[ColumnManifest],
     lease: Lease,
+    sigterm: Preemption,
     began: float,
 ) -> None:
     print(f"scanning the logs: {_source_text(source.describe())}", flush=True)
@@ -153,32 +162,40 @@ def _run(
     )
     todo = run.todo()
     _print_plan(run, len(todo))
-    make = functools.partial(
-        ShardWorker,
-        source=source,
-        volume=run.volume,
-        teachers=columns,
-        samples=samples,
-        manifests=run.columns,
-        dataset=run.dataset,
-        shard_size=config.plan.shard_size,
-        zarr=run.manifest.zarr,
-        config=config.worker,
-    )
     progress = None
     if todo:
+        make = functools.partial(
+            sight.worker,
+            sight.take(source, run.volume, todo[0].scenes[0]),
+            source=source,
+            volume=run.volume,
+            teachers=columns,
+            samples=samples,
+            manifests=run.columns,
+            dataset=run.dataset,
+            shard_size=config.plan.shard_size,
+            zarr=run.manifest.zarr,
+            config=config.worker,
+        )
         with session(config.cluster):
             workers = min(worker_count(config.cluster), len(todo))
             progress = Progress(run.plan.shards, run.plan.shards - len(todo), workers)
             try:
-                drive(
-                    todo,
-                    make,
-                    config=config.cluster,
-                    in_flight=config.worker.shards_in_flight,
-                    on_start=progress.started,
-                    on_receipt=functools.partial(_received, run, progress, lease),
-                )
+                with Timings(run.volume) as timings, sigterm.heed():
+                    drive(
+                        todo,
+                        make,
+                        config=config.cluster,
+                        in_flight=config.worker.shards_in_flight,
+                        on_start=progress.started,
+                        on_receipt=functools.partial(_received, timings, progress, lease),
+                        stop=lambda: sigterm.asked,
+                        tell=functools.partial(tqdm.write, file=sys.stderr),
+                    )
+            except StoppedError as stopped:
+                progress.close()
+                print(f"\n{stopped}; what was committed stays; run the same command again to go on", file=sys.stderr)
+                raise SystemExit(preemption.EXIT) from None
             finally:
                 progress.close()
     lease.check()
@@ -198,11 +215,11 @@ def _source_text(source: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {source[key]}" for key in ("kind", "root", "split") if key in source)
 
 
-def _received(run: runs.Run, progress: Progress, lease: Lease, receipt: ShardReceipt) -> None:
+def _received(timings: Timings, progress: Progress, lease: Lease, receipt: ShardReceipt) -> None:
     """Count a receipt, and keep its timings beside the dataset: the only files that differ between equal runs."""
     lease.check()
     progress.receipt(receipt)
-    run.volume.put(f"{layout.LOGS}/{receipt.shard:06d}.json", json.dumps(asdict(receipt)).encode())
+    timings.put(receipt)
 
 
 def _print_plan(run: runs.Run, todo: int) -> None:
