@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from pipeline.stores.retry import without_credentials
 from shards_schema.errors import ConfigError, ShardsError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -45,7 +46,8 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
 def describe(error: ValidationError, where: str) -> str:
     """A validation error as one line a field: key, what is wrong, what was found."""
     lines = [
-        f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg'].removeprefix('Value error, ')}, got {e['input']!r:.80}"
+        f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg'].removeprefix('Value error, ')}, got "
+        f"{without_credentials(repr(e['input']))[:80]}"
         for e in error.errors()
     ]
     return f"{where}: {len(lines)} value{'s' * (len(lines) != 1)} cannot be:\n" + "\n".join(lines)
@@ -63,8 +65,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _yaml(text: str, where: str) -> Any:
     try:
+        # aliases of aliases are a kilobyte here and gigabytes when `_expand` has copied them
+        if "*" in text and any(
+            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.CSafeLoader)
+        ):
+            raise ConfigError(f"{where}: it uses aliases (*name); write the values out")
         return yaml.load(text, Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{where}: not YAML: {error}") from error
 
 

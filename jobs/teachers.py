@@ -169,7 +169,7 @@ def _run(
             sight.take(source, run.volume, todo[0].scenes[0]),
             source=source,
             volume=run.volume,
-            teachers=columns,
+            teachers=[t for t in columns if t.name in run.unfinished],  # what is finished is not loaded again
             samples=samples,
             manifests=run.columns,
             dataset=run.dataset,
@@ -236,7 +236,7 @@ def _print_plan(run: runs.Run, todo: int) -> None:
         print(f"UNREADABLE LOG {log}: {reason}")
     if scan.not_found:
         print(f"NOT FOUND: {len(scan.not_found)} tokens of the filter are in no log, e.g. {scan.not_found[0]}")
-    for notice in run.manifest.notices:
+    for notice in run.notices:
         print(f"NOTE: {notice}")
 
 
@@ -258,7 +258,7 @@ def _print_closing(
             f"{progress.scenes / progress.seconds:.2f} scenes/s, teacher busy {progress.busy_share:.0%}, "
             f"{progress.decodes / progress.images:.2f} JPEG decodes per distinct image"
         )
-    for notice in run.manifest.notices:
+    for notice in run.notices:
         print(f"NOTE: {notice}")
     print(f"\nplanned = written + quarantined for every column. The dataset is {run.volume.path('').rstrip('/')}")
     print(f"  make verify OUT={config.out}    re-read and check every byte")

@@ -13,6 +13,9 @@ Remote images are fetched by threads of their own, many more than decode, since 
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +27,9 @@ from pipeline.stores.remote import is_local, store_of
 from pipeline.stores.retry import store_config
 from shards_schema.errors import SampleError, StoreError
 from shards_schema.records import Image
+
+MAX_BYTES = 256 << 20
+"""Of an image file on a local disk; those of a camera have less than one."""
 
 Make = Callable[[bytes, Image], Any]
 """What a consumer makes of a file's bytes and its pixels; pure, called from many threads."""
@@ -133,13 +139,13 @@ def read_image(path: str) -> bytes:
     """The bytes of an image file, local or on any fsspec store.
 
     Raises:
-        SampleError: codes ``image_missing``, ``image_unreadable`` (a local disk's fault).
+        SampleError: codes ``image_missing``, ``image_unreadable`` (a local disk's fault, or no file but a folder, a
+            pipe, a device), ``image_too_large``.
         StoreError: the store refused, or failed too often.
     """
     try:
         if is_local(path):
-            with open(path, "rb") as file:
-                return file.read()
+            return _read_local(path)
         store = store_of(path)
         return store.read(store.path_of(path))
     except FileNotFoundError:
@@ -148,3 +154,20 @@ def read_image(path: str) -> bytes:
         raise
     except OSError as error:
         raise SampleError("image_unreadable", f"{path}: {error.strerror or error}") from error
+
+
+def _read_local(path: str) -> bytes:
+    try:
+        # not to wait for somebody to write into a pipe
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL character
+        raise SampleError("image_unreadable", f"{path!r}: {error}") from error
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(found.st_mode):
+            raise SampleError("image_unreadable", f"{path}: no regular file (a pipe, a socket or a device)")
+        if found.st_size > MAX_BYTES:
+            raise SampleError("image_too_large", f"{path}: {found.st_size} bytes, at most {MAX_BYTES} are read")
+        return file.read()

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from pipeline.stores.remote import RemoteStore, store_of
-from pipeline.stores.volume import Volume
+from pipeline.stores.volume import Volume, told
 from shards_schema import layout
 from shards_schema.errors import HeldError
 
@@ -66,7 +66,7 @@ def hold(volume: Volume, *, beat: float = BEAT, expiry: float = EXPIRY) -> Itera
     }
     lock: _FileLock | _Heartbeat | None = None
     if volume.local_root is not None:
-        volume.local_root.mkdir(parents=True, exist_ok=True)
+        volume.make()
         lock = _file_lock(str(volume.local_root / layout.LOCK), volume, claim)
     lock = lock or _heartbeat(volume, claim, beat, expiry)
     try:
@@ -83,16 +83,19 @@ class _FileLock:
         """The kernel keeps the promise."""
 
     def close(self) -> None:
-        """Let go; the file goes first, while nobody else can hold it."""
-        with contextlib.suppress(FileNotFoundError):
+        """Let go; the file goes first, while nobody else can hold it. Where it cannot (a disk that went read-only) it
+        stays and holds nobody: the lock is the kernel's, and ends with the descriptor."""
+        with contextlib.suppress(OSError):
             os.unlink(self._path)
-        os.close(self._descriptor)
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
 
 
 def _file_lock(path: str, volume: Volume, claim: dict[str, Any]) -> _FileLock | None:
     """The lock; None where the file system has none."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with told(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -109,9 +112,15 @@ def _file_lock(path: str, volume: Volume, claim: dict[str, Any]) -> _FileLock | 
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(claim).encode(), 0)
-    return _FileLock(path, descriptor)
+    lock = _FileLock(path, descriptor)
+    try:
+        with told(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(claim).encode(), 0)
+    except BaseException:
+        lock.close()  # or this process would hold the dataset against its own next run
+        raise
+    return lock
 
 
 class _Heartbeat:

@@ -158,7 +158,7 @@ class Plan:
         """
         try:
             table = from_parquet(data).cast(SCHEMA)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError, OSError, KeyError) as error:
+        except (pa.ArrowException, ValueError, OSError, KeyError) as error:
             raise DatasetError(f"{where}: not a plan ({error})") from error
         shards = int(table["shard"].to_numpy().max(initial=-1)) + 1
         return cls(table, shards, config, _digest(table, config))

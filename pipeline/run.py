@@ -32,6 +32,7 @@ from shards_schema.errors import DatasetError, IncompleteError, MismatchError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 
 SYNTHETIC_NOTICE = "The frames are generated (synthetic): this is not driving data."
+RANDOM_NOTICE = "Made with RANDOM WEIGHTS: {}. These targets carry no knowledge; do not train on them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,21 @@ class Run:
     dataset: str
     columns: Mapping[str, ColumnManifest]
     done: frozenset[tuple[int, str]]
+
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Columns that some shard still lacks."""
+        done = Counter(column for _, column in self.done)
+        return frozenset(column for column in self.columns if done[column] < self.plan.shards)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What every report says: those of `dataset.json`, and of columns that were begun after it was written."""
+        said = list(self.manifest.notices)
+        for manifest in self.columns.values():
+            if manifest.random_weights and not any("RANDOM" in n and manifest.column in n for n in said):
+                said.append(RANDOM_NOTICE.format(manifest.column))
+        return tuple(said)
 
     def todo(self) -> Sequence[ShardTask]:
         """What has no commit record, the shards with most scenes first (so that none is left for the end).
@@ -154,8 +170,9 @@ def begin(
 
 def environment() -> dict[str, str]:
     """Versions that a column was begun with; told in `column.json`, compared by nobody."""
-    packages = ("last-shards", "torch", "diffusers", "numpy", "simplejpeg", "zarr")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    packages = {"last-shards", "torch", "diffusers", "transformers", "numpy", "simplejpeg", "zarr"}
+    installed = {d.name: d.version for d in metadata.distributions() if d.name in packages}
+    return {"python": platform.python_version(), **dict(sorted(installed.items()))}
 
 
 def close(run: Run) -> list[ColumnTotal]:
@@ -239,9 +256,7 @@ class _Sum:
 def _notices(source: Source, columns: Sequence[ColumnManifest]) -> tuple[str, ...]:
     notices = [SYNTHETIC_NOTICE] if source.synthetic else []
     if random := [c.column for c in columns if c.random_weights]:
-        notices.append(
-            f"Made with RANDOM WEIGHTS: {', '.join(random)}. These targets carry no knowledge; do not train on them."
-        )
+        notices.append(RANDOM_NOTICE.format(", ".join(random)))
     return tuple(notices)
 
 

@@ -187,8 +187,9 @@ class _Verifier:
         except ShardsError as error:
             return None, [Fault(path, str(error))], None
         faults = [Fault(path, what) for what in self._record_faults(record, manifest, shard)]
+        planned = not faults  # the rows of a record that is not the plan's lead anywhere
         damaged = {fault.path for fault in self._digest_faults(record, faults)}
-        if layout.tar(manifest.column, shard) not in damaged:
+        if planned and layout.tar(manifest.column, shard) not in damaged:
             arrays = None if damaged else self._zarr_rows(manifest, shard, faults)
             data = self._volume.read(layout.tar(manifest.column, shard))
             faults += self._member_faults(record, manifest, data, arrays)
@@ -275,8 +276,11 @@ class _Verifier:
         faults: list[Fault] = []
         if not data.endswith(TAR_END):
             faults.append(Fault(path, "does not end as a tar must: it was cut"))
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            found = [(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
+        try:
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:  # "r" would unpack a compressed one
+                found = [(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
+        except Exception as error:  # whatever a damaged tar makes tarfile raise is this fault
+            return [*faults, Fault(path, f"no tar reader can read it ({type(error).__name__}: {error})")]
         extensions = list(record.members)
         expected = {
             f"{token}.{ext}": record.members[ext][i] for i, token in enumerate(record.tokens) for ext in extensions

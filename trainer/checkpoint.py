@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,21 @@ def load(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise MissingFileError(f"{path}: no such checkpoint; `make sft` writes them")
     try:
+        _refuse_packed(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise DatasetError(f"{path}: not a checkpoint ({error}); delete it to go on from the one before") from error
     if content.get("version") != VERSION:
         raise DatasetError(f"{path}: checkpoint version {content.get('version')}, this code reads {VERSION}")
     return content
+
+
+def _refuse_packed(path: Path) -> None:
+    """`torch.save` packs nothing, so a zip whose entries unpack to more than the file holds is a bomb."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (size := sum(entry.file_size for entry in archive.infolist())) > path.stat().st_size:
+                raise ValueError(f"its entries unpack to {size} bytes, the file has {path.stat().st_size}")
 
 
 def latest(folder: Path) -> Path | None:

@@ -39,6 +39,7 @@ from pipeline.sources.base import Scan, SceneRef
 from pipeline.sources.navsim_frame import CameraFrame, FrameReader, route, token_and_time
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.unpickle import load_pickle
+from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
 from pipeline.stores.volume import Volume
 from shards_schema.errors import ConfigError, SampleError, StoreError
@@ -218,12 +219,12 @@ class NavsimSource:
             if not isinstance(scene_token, str) or not isinstance(map_name, str) or map_name not in MAP_NAMES:
                 raise SampleError(
                     "bad_frame",
-                    f"expected a scene_token and a map_location of {', '.join(MAP_NAMES)}, got {scene_token!r:.40} and "
-                    f"{map_name!r:.40}",
+                    f"expected a scene_token and a map_location of {', '.join(MAP_NAMES)}, got "
+                    f"{shown(scene_token, 40)} and {shown(map_name, 40)}",
                 )
             return Scene(
                 log=log,
-                scene_token=str(scene_token),
+                scene_token=text(scene_token, "bad_frame", "scene_token"),
                 map_name=str(map_name),
                 frames=frames,
                 num_history=history,
@@ -254,11 +255,14 @@ class NavsimSource:
         root, folder = Volume(self.config.root), f"navsim_logs/{self.config.data_split}"
         entries = [*root.names(folder), *root.folders(folder)]  # a folder of that name is a log that cannot be read
         there = {name.removesuffix(".pkl") for name in entries if name.endswith(".pkl")}
+        strange = {name for name in there if not name.isprintable()}  # bytes that are no UTF-8, or control characters
         if not there:
             raise ConfigError(f"{self._shown_folder} should hold <log>.pkl files, found none: check root and split")
         names = self.config.filter.log_names
         wanted = there if names is None else set(names)
-        return sorted(there & wanted), dict.fromkeys(wanted - there, f"no such log file in {self._shown_folder}")
+        unreadable = dict.fromkeys(wanted - there, f"no such log file in {self._shown_folder}")
+        unreadable |= {shown(name): "its name is no printable text; rename it" for name in strange & wanted}
+        return sorted((there & wanted) - strange), unreadable
 
     def _read_log(self, log: str) -> list[dict[str, Any]]:
         where = f"{self._shown_folder}/{log}.pkl"
@@ -272,7 +276,7 @@ class NavsimSource:
             raise SampleError("log_unreadable", f"{where}: {type(error).__name__}: {error.strerror}") from None
         frames = load_pickle(data, where)
         if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-            raise SampleError("log_unreadable", f"{where} should hold a list of frames (dicts), got {frames!r:.80}")
+            raise SampleError("log_unreadable", f"{where} should hold a list of frames (dicts), got {shown(frames)}")
         return frames
 
     def _scan_logs(self, logs: Sequence[str], processes: int) -> Generator[_LogScan | str, None, None]:

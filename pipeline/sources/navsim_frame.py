@@ -10,15 +10,15 @@ Codes of the `SampleError`s: ``bad_frame`` (missing keys, wrong types, paths tha
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 
+from pipeline.sources.untrusted import floats, integer, items, shown, text
 from shards_schema.errors import SampleError
-from shards_schema.poses import Float64, as_float64, heading_from_quaternion
+from shards_schema.poses import Float64, heading_from_quaternion
 from shards_schema.records import CHANNELS, Annotations, Camera, Frame
 
 CameraFrame = Literal["ego", "lidar"]
@@ -46,6 +46,8 @@ _CAMERA_KEYS: Final = (
 _ANNOTATION_KEYS: Final = ("gt_boxes", "gt_names", "gt_velocity_3d", "track_tokens")
 _ORTHONORMAL: Final = 1e-3
 """Largest |R^T R - I| of a rotation."""
+_UNIT: Final = 1e-2
+"""Largest distance of a quaternion's length from 1; the devkit makes any length 1, and so would hide a wrong one."""
 _Calibration = tuple[Float64, Float64, Float64, Float64]
 
 
@@ -59,13 +61,8 @@ def token_and_time(raw: Mapping[str, Any]) -> tuple[str, int]:
     _require(raw, ("token", "timestamp"), "bad_frame", "a frame")
     token = raw["token"]
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise SampleError("bad_frame", f"a frame's token should be hex characters, got {token!r:.80}")
-    try:
-        return str(token), operator.index(raw["timestamp"])
-    except TypeError:
-        raise SampleError(
-            "bad_frame", f"frame {token}: timestamp should be integer microseconds, got {raw['timestamp']!r:.80}"
-        ) from None
+        raise SampleError("bad_frame", f"a frame's token should be hex characters, got {shown(token)}")
+    return str(token), integer(raw["timestamp"], "bad_frame", f"frame {token}: timestamp, as integer microseconds,")
 
 
 def route(raw: Mapping[str, Any]) -> tuple[str, ...]:
@@ -74,11 +71,17 @@ def route(raw: Mapping[str, Any]) -> tuple[str, ...]:
     Raises:
         SampleError: code ``bad_frame``.
     """
-    _require(raw, ("roadblock_ids",), "bad_frame", f"frame {raw.get('token')}")
-    ids = raw["roadblock_ids"]
-    if not isinstance(ids, Sequence | np.ndarray) or isinstance(ids, str):
-        raise SampleError("bad_frame", f"frame {raw.get('token')}: roadblock_ids should be a list, got {ids!r:.80}")
-    return tuple(dict.fromkeys(str(i) for i in ids if str(i)))
+    where = f"frame {shown(raw.get('token'))}"
+    _require(raw, ("roadblock_ids",), "bad_frame", where)
+    ids = items(raw["roadblock_ids"], "bad_frame", f"{where}: roadblock_ids")
+    return tuple(dict.fromkeys(found for i in ids if (found := _identifier(i, "bad_frame", f"{where}: roadblock_ids"))))
+
+
+def _identifier(value: object, code: str, what: str) -> str:
+    """A name or an id, which some logs hold as a number."""
+    if isinstance(value, int | np.integer):
+        return str(integer(value, code, what))
+    return text(value, code, what)
 
 
 class FrameReader:
@@ -118,13 +121,15 @@ class FrameReader:
         return found
 
     def _parse(self, raw: Mapping[str, Any]) -> Frame:
-        _require(raw, _KEYS, "bad_frame", f"frame {raw.get('token')}")
+        _require(raw, _KEYS, "bad_frame", f"frame {shown(raw.get('token'))}")
         token, timestamp = token_and_time(raw)
-        translation = _floats(raw["ego2global_translation"], (3,), "bad_pose", f"{token}: ego2global_translation")
-        rotation = _floats(raw["ego2global_rotation"], (4,), "bad_pose", f"{token}: ego2global_rotation")
-        if np.linalg.norm(rotation) < 1e-3:
-            raise SampleError("bad_pose", f"{token}: ego2global_rotation is no quaternion: {rotation.tolist()}")
-        dynamics = _floats(raw["ego_dynamic_state"], (4,), "bad_pose", f"{token}: ego_dynamic_state")
+        translation = floats(raw["ego2global_translation"], (3,), "bad_pose", f"{token}: ego2global_translation")
+        rotation = floats(raw["ego2global_rotation"], (4,), "bad_pose", f"{token}: ego2global_rotation")
+        if abs(np.linalg.norm(rotation) - 1) > _UNIT:
+            raise SampleError(
+                "bad_pose", f"{token}: ego2global_rotation is no quaternion of length 1: {rotation.tolist()}"
+            )
+        dynamics = floats(raw["ego_dynamic_state"], (4,), "bad_pose", f"{token}: ego_dynamic_state")
         lidar = raw.get("lidar_path")
         return Frame(
             token=token,
@@ -145,14 +150,14 @@ class FrameReader:
     def _cameras(self, raw: Mapping[str, Any], token: str) -> dict[str, Camera]:
         cams = raw["cams"]
         if not isinstance(cams, Mapping):
-            raise SampleError("bad_frame", f"{token}: cams should map channels to cameras, got {cams!r:.80}")
+            raise SampleError("bad_frame", f"{token}: cams should map channels to cameras, got {shown(cams)}")
         cameras = {}
         for channel in CHANNELS:
             if not (cam := cams.get(channel)):
                 continue
             where = f"{token}: cams.{channel}"
             if not isinstance(cam, Mapping):
-                raise SampleError("bad_frame", f"{where}: expected a mapping, got {cam!r:.80}")
+                raise SampleError("bad_frame", f"{where}: expected a mapping, got {shown(cam)}")
             _require(cam, _CAMERA_KEYS, "bad_frame", where)
             intrinsics, distortion, rotation, translation = self._calibration(raw, cam, where)
             cameras[channel] = Camera(
@@ -167,14 +172,14 @@ class FrameReader:
 
     def _calibration(self, raw: Mapping[str, Any], cam: Mapping[str, Any], where: str) -> _Calibration:
         code = "bad_calibration"
-        K = _floats(cam["cam_intrinsic"], (3, 3), code, f"{where}.cam_intrinsic")
-        distortion = _floats(cam["distortion"], (5,), code, f"{where}.distortion")
-        R = _floats(cam["sensor2lidar_rotation"], (3, 3), code, f"{where}.sensor2lidar_rotation")
-        t = _floats(cam["sensor2lidar_translation"], (3,), code, f"{where}.sensor2lidar_translation")
+        K = floats(cam["cam_intrinsic"], (3, 3), code, f"{where}.cam_intrinsic")
+        distortion = floats(cam["distortion"], (5,), code, f"{where}.distortion")
+        R = floats(cam["sensor2lidar_rotation"], (3, 3), code, f"{where}.sensor2lidar_rotation")
+        t = floats(cam["sensor2lidar_translation"], (3,), code, f"{where}.sensor2lidar_translation")
         to_ego = np.eye(4)
         if self._camera_frame == "lidar":
             _require(raw, ("lidar2ego",), "bad_frame", where)
-            to_ego = _floats(raw["lidar2ego"], (4, 4), code, f"{where}: lidar2ego")
+            to_ego = floats(raw["lidar2ego"], (4, 4), code, f"{where}: lidar2ego")
         key = tuple(a.tobytes() for a in (K, distortion, R, t, to_ego))
         if key not in self._calibrations:
             if abs(np.linalg.det(K)) < 1e-6:
@@ -189,8 +194,11 @@ class FrameReader:
         return self._calibrations[key]
 
     def _blob(self, path: object, where: str) -> str:
-        if not isinstance(path, str) or not path or path.startswith("/") or "://" in path or ".." in path.split("/"):
-            raise SampleError("bad_frame", f"{where}: expected a path within sensor_blobs/<split>, got {path!r:.120}")
+        path = text(path, "bad_frame", where)
+        if not path or path.startswith("/") or "://" in path or ".." in path.split("/"):
+            raise SampleError(
+                "bad_frame", f"{where}: expected a path within sensor_blobs/<split>, got {shown(path, 120)}"
+            )
         return f"{self._blobs}/{path}"
 
 
@@ -199,29 +207,30 @@ def _require(raw: Mapping[str, Any], keys: Sequence[str], code: str, where: str)
         raise SampleError(code, f"{where} lacks {', '.join(missing)}")
 
 
-def _floats(values: Any, shape: tuple[int, ...], code: str, what: str) -> Float64:
-    try:
-        return as_float64(values, shape, what)
-    except (TypeError, ValueError) as error:
-        text = str(error)
-        raise SampleError(code, text if text.startswith(what) else f"{what}: {text}") from None
-
-
 def _command(value: Any, token: str) -> tuple[int, int, int, int]:
-    array = np.asarray(value)
-    bits = array.astype(int).tolist() if array.shape == (4,) and array.dtype.kind in "biuf" else []
-    if sorted(bits) != [0, 0, 0, 1] or not np.array_equal(array, bits):
-        raise SampleError("bad_frame", f"{token}: driving_command should be one-hot of 4, got {value!r:.80}")
-    return bits[0], bits[1], bits[2], bits[3]
+    try:
+        bits = floats(value, (4,), "bad_frame", "driving_command").tolist()
+    except SampleError:
+        bits = []
+    if sorted(bits) != [0, 0, 0, 1]:
+        raise SampleError("bad_frame", f"{token}: driving_command should be one-hot of 4, got {shown(value)}")
+    return int(bits[0]), int(bits[1]), int(bits[2]), int(bits[3])
 
 
 def _traffic_lights(value: Any, token: str) -> tuple[tuple[int, bool], ...]:
-    try:
-        return tuple((int(connector), bool(red)) for connector, red in value)
-    except (TypeError, ValueError):
-        raise SampleError(
-            "bad_frame", f"{token}: traffic_lights should be (lane connector id, is red) pairs, got {value!r:.80}"
-        ) from None
+    what = f"{token}: traffic_lights, (lane connector id, is red) pairs,"
+    lights = []
+    for pair in items(value, "bad_frame", what):
+        connector, red = _pair(pair, what)
+        lights.append((integer(connector, "bad_frame", what), bool(red)))
+    return tuple(lights)
+
+
+def _pair(value: object, what: str) -> Sequence[Any]:
+    pair = items(value, "bad_frame", what)
+    if len(pair) != 2 or not isinstance(pair[1], bool | int | np.bool_ | np.integer):
+        raise SampleError("bad_frame", f"{what}, got {shown(value)}")
+    return pair
 
 
 def _annotations(anns: Any, token: str) -> Annotations | None:
@@ -229,7 +238,7 @@ def _annotations(anns: Any, token: str) -> Annotations | None:
         return None
     code = "bad_annotations"
     if not isinstance(anns, Mapping):
-        raise SampleError(code, f"{token}: anns should be a mapping, got {anns!r:.80}")
+        raise SampleError(code, f"{token}: anns should be a mapping, got {shown(anns)}")
     _require(anns, _ANNOTATION_KEYS, code, f"{token}: anns")
     try:
         counts = {key: len(anns[key]) for key in (*_ANNOTATION_KEYS, "instance_tokens") if key in anns}
@@ -240,15 +249,13 @@ def _annotations(anns: Any, token: str) -> Annotations | None:
     count = counts["gt_boxes"]
     boxes, velocity = (anns["gt_boxes"], anns["gt_velocity_3d"]) if count else (np.zeros((0, 7)), np.zeros((0, 3)))
     return Annotations(
-        boxes=_floats(boxes, (count, 7), code, f"{token}: anns.gt_boxes"),
-        names=tuple(str(name) for name in anns["gt_names"]),
-        velocity=_velocity(velocity, count, f"{token}: anns.gt_velocity_3d"),
-        track_tokens=tuple(str(track) for track in anns["track_tokens"]),
+        boxes=floats(boxes, (count, 7), code, f"{token}: anns.gt_boxes"),
+        names=_texts(anns["gt_names"], f"{token}: anns.gt_names"),
+        # NaN where the log does not know one: no target needs it, so no scene is lost for it
+        velocity=floats(velocity, (count, 3), code, f"{token}: anns.gt_velocity_3d", unknown=True),
+        track_tokens=_texts(anns["track_tokens"], f"{token}: anns.track_tokens"),
     )
 
 
-def _velocity(values: Any, count: int, what: str) -> Float64:
-    """Velocities [count, 3], NaN where the log does not know one: no target needs it, so no scene is lost for it."""
-    known = np.asarray(values, dtype=np.float64)
-    _floats(np.nan_to_num(known), (count, 3), "bad_annotations", what)
-    return np.where(np.isfinite(known), known, np.nan)
+def _texts(values: object, what: str) -> tuple[str, ...]:
+    return tuple(_identifier(value, "bad_annotations", what) for value in items(values, "bad_annotations", what))

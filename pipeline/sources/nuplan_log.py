@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.sources.nuplan_db import LogDb, hexed, unreadable
 from pipeline.sources.unpickle import load_pickle
+from pipeline.sources.untrusted import floats
 from shards_schema.errors import SampleError, UnsafePickleError
 from shards_schema.poses import Float64
 from shards_schema.records import CHANNELS
@@ -194,9 +195,9 @@ class NuplanLog:
         try:
             if not isinstance(blob, bytes):
                 raise TypeError(f"expected a pickled list, got {blob!r:.40}")
-            array = np.asarray(load_pickle(blob, where), dtype=np.float64)
-            if array.shape != shape or not np.isfinite(array).all() or (shape == (4,) and not is_rotation(array)):
-                raise ValueError(f"expected numbers of shape {list(shape)}, got {array.tolist()!r:.80}")
+            array = floats(load_pickle(blob, where), shape, "log_unreadable", "its value")
+            if shape == (4,) and not is_rotation(array):
+                raise ValueError(f"expected a quaternion of shape [4], got {array.tolist()}")
         except UnsafePickleError:
             raise
         except (SampleError, TypeError, ValueError) as error:

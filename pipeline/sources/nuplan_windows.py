@@ -57,7 +57,7 @@ def file_names(folder: str) -> set[str]:
     fs, path = url_to_fs(folder)
     try:
         return {file.rstrip("/").rsplit("/", 1)[-1] for file in fs.ls(path, detail=False)}
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL in the name
         return set()
 
 

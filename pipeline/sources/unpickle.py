@@ -3,10 +3,9 @@
 A pickle is a program. `load_pickle` takes the small part of that language which plain data needs - containers,
 numbers, strings, numpy arrays and scalars of numbers and strings - and refuses the rest before it is run:
 
-1. `_screen` walks the opcodes once without running any. What no log needs is refused here: persistent ids, the
-   extension registry, ``NEWOBJ``, ``INST``, ``OBJ``, out-of-band buffers, the text opcodes of protocols 0 and 1. So
-   are a memo place above the file's size (CPython allocates 16 bytes for each place up to it) and lengths beyond its
-   end.
+1. `shards_schema.pickle_walk` walks the opcodes once without running any. What no log needs is refused here:
+   persistent ids, the extension registry, ``NEWOBJ``, ``INST``, ``OBJ``, out-of-band buffers, the text opcodes of
+   protocols 0 and 1. So are a memo place above the file's size and lengths beyond its end.
 2. The C unpickler then runs it with a `find_class` that looks (module, name) up in a table. No entry of the table is
    a real class or function of another module: each is a small object of this file that checks its arguments, holds
    no state that a ``BUILD`` could set, and cannot make an object array. Copies are charged against a budget.
@@ -21,9 +20,7 @@ and records are refused, as are sets of protocols 2 and 3.
 from __future__ import annotations
 
 import gc
-import io
 import pickle
-import pickletools
 import re
 from typing import Any, BinaryIO, Final
 
@@ -31,42 +28,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards_schema.errors import SampleError, UnsafePickleError
+from shards_schema.pickle_walk import RefusedError, Walk, one_frame
 
 _COPIES: Final = 4
 """Bytes that may be copied, per byte of the file; each honest array is in the file once and copied once."""
 
-_OPCODES: Final = {op.name: ord(op.code) for op in pickletools.opcodes}
-_FIXED: Final = {
-    0: "MARK POP POP_MARK NONE NEWTRUE NEWFALSE EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
-    "EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET REDUCE BUILD MEMOIZE STACK_GLOBAL",
-    1: "BININT1 BINGET BINPUT PROTO",
-    2: "BININT2",
-    4: "BININT LONG_BINGET",
-    8: "BINFLOAT FRAME",
-}
-"""Allowed opcodes by the size of their argument."""
-_PREFIXED: Final = {
-    _OPCODES[name]: width
-    for width, names in {
-        1: "SHORT_BINUNICODE SHORT_BINBYTES LONG1",
-        4: "BINUNICODE BINBYTES LONG4",
-        8: "BINUNICODE8 BINBYTES8 BYTEARRAY8",
-    }.items()
-    for name in names.split()
-}
-"""Allowed opcodes whose argument is a little-endian length of that many bytes, then so many bytes."""
-
-
-def _class(names: str) -> bytes:
-    return b"[" + b"".join(re.escape(bytes([_OPCODES[name]])) for name in names.split()) + b"]"
-
-
-_RUN: Final = re.compile(
-    b"(?:" + b"|".join(_class(names) + b"." * n for n, names in _FIXED.items()) + rb"|r..[\x00-\x0f]\x00)*+", re.DOTALL
+_WALK: Final = Walk(
+    {
+        0: "MARK POP POP_MARK NONE NEWTRUE NEWFALSE EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+        "EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET REDUCE BUILD MEMOIZE STACK_GLOBAL",
+        1: "BININT1 BINGET BINPUT PROTO",
+        2: "BININT2",
+        4: "BININT LONG_BINGET",
+        8: "BINFLOAT FRAME",
+    }
 )
-"""As many allowed opcodes without a length as there are, memo places (LONG_BINPUT) below 2^20 (16 MB) among them."""
-_CUT: Final = re.compile(b"|".join(_class(names) for names in _FIXED.values()), re.DOTALL)
-_STOP, _GLOBAL, _LONG_BINPUT = _OPCODES["STOP"], _OPCODES["GLOBAL"], _OPCODES["LONG_BINPUT"]
 _PLAIN: Final = re.compile(r"b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU][0-9]{1,6}")
 
 
@@ -88,9 +64,9 @@ def load_pickle(data: bytes | BinaryIO, where: str) -> Any:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        _screen(raw)
+        _WALK.check(raw)
         return _Unpickler(raw).load()
-    except _RefusedError as error:
+    except RefusedError as error:
         raise UnsafePickleError(
             "unsafe_pickle",
             f"{where} asks for {error}: not on the list of what a log of plain data may hold; nothing of it was run. "
@@ -106,47 +82,9 @@ def load_pickle(data: bytes | BinaryIO, where: str) -> Any:
             gc.enable()
 
 
-class _RefusedError(Exception):
-    """What was asked for."""
-
-
-def _screen(data: bytes) -> None:
-    """Walk the opcodes of `data` up to STOP; see the module docstring."""
-    match, prefixed, end, at = _RUN.match, _PREFIXED, len(data), 0
-    while True:
-        at = match(data, at).end()  # type: ignore[union-attr]  # it always matches, at least nothing
-        if at >= end:
-            raise EOFError("it ends before its STOP opcode")
-        code = data[at]
-        if width := prefixed.get(code):
-            body = at + 1 + width
-            at = body + int.from_bytes(data[at + 1 : body], "little")
-            if at > end:
-                raise EOFError(f"its last string or array should go on to byte {at}")
-        elif code == _STOP:
-            return
-        elif code == _GLOBAL:
-            at = data.find(b"\n", data.find(b"\n", at) + 1) + 1
-            if at == 0:
-                raise EOFError("it ends within the name of a class")
-        elif code == _LONG_BINPUT:
-            if (index := int.from_bytes(data[at + 1 : at + 5], "little")) > end:
-                raise _RefusedError(f"memo place {index} in a pickle of {end} bytes")
-            at += 5
-        elif _CUT.match(data, at):
-            raise EOFError("it ends within an opcode")
-        elif code in _NAMES:
-            raise _RefusedError(f"opcode {_NAMES[code]} at byte {at}")
-        else:
-            raise pickle.UnpicklingError(f"no opcode is 0x{code:02x}, at byte {at}")
-
-
-_NAMES: Final = {code: name for name, code in _OPCODES.items()}
-
-
 class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data))
+        super().__init__(one_frame(data))
         budget = _Budget(len(data))
         self._table = {
             ("numpy", "ndarray"): _NDARRAY,
@@ -166,7 +104,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return self._table[module, name]
         except KeyError:
-            raise _RefusedError(f"{module}.{name}") from None
+            raise RefusedError(f"{module}.{name}") from None
 
 
 class _Budget:
@@ -181,7 +119,7 @@ class _Budget:
     def charge(self, count: int) -> None:
         self.left -= count
         if self.left < 0:
-            raise _RefusedError(f"more than {_COPIES} times its own size ({self.size} bytes) in copies")
+            raise RefusedError(f"more than {_COPIES} times its own size ({self.size} bytes) in copies")
 
 
 class _StandIn:
@@ -190,7 +128,7 @@ class _StandIn:
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        raise _RefusedError(f"a change of {type(self).__name__.strip('_')}")
+        raise RefusedError(f"a change of {type(self).__name__.strip('_')}")
 
 
 class _Name(_StandIn):
@@ -227,7 +165,7 @@ class _Encode(_StandIn):
 
     def __call__(self, text: str, encoding: str) -> bytes:
         if encoding != "latin1" or not isinstance(text, str):
-            raise _RefusedError(f"_codecs.encode with encoding {encoding!r}")
+            raise RefusedError(f"_codecs.encode with encoding {encoding!r}")
         self._budget.charge(len(text))
         return text.encode("latin1")
 
@@ -243,7 +181,7 @@ class _Dtype:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         # (version, byte order, subarray, names, fields, size or -1, alignment or -1, flags)
         if state[2:5] != (None, None, None) or state[5] not in (-1, self.dtype.itemsize) or state[1] not in "<>=|":
-            raise _RefusedError(f"a numpy dtype with state {state!r:.80}")
+            raise RefusedError(f"a numpy dtype with state {state!r:.80}")
         if state[1] != "|":
             self.dtype = self.dtype.newbyteorder(state[1])
 
@@ -255,7 +193,7 @@ class _DtypeMaker(_StandIn):
 
     def __call__(self, kind: str, align: object = False, copy: object = True) -> _Dtype:
         if not isinstance(kind, str) or not _PLAIN.fullmatch(kind):
-            raise _RefusedError(f"numpy dtype {kind!r:.40}")
+            raise RefusedError(f"numpy dtype {kind!r:.40}")
         return _Dtype(np.dtype(kind))
 
 
@@ -272,7 +210,7 @@ class _FromBuffer(_StandIn):
     ) -> NDArray[Any]:
         array = np.frombuffer(buffer, dtype.dtype)
         if not array.size and max(shape, default=0) > self._budget.size:
-            raise _RefusedError(f"an empty array of shape {shape}")
+            raise RefusedError(f"an empty array of shape {shape}")
         if axes is not None:
             return array.reshape(shape).transpose(axes)
         return array.reshape(shape, order=order)
@@ -287,10 +225,10 @@ class _Array(np.ndarray[Any, np.dtype[Any]]):
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         version, shape, dtype, fortran, raw = state
         if not isinstance(raw, bytes):
-            raise _RefusedError("a numpy array of objects")
+            raise RefusedError("a numpy array of objects")
         self._budget.charge(len(raw))
         if not raw and max(shape, default=0) > self._budget.size:
-            raise _RefusedError(f"an empty array of shape {shape}")
+            raise RefusedError(f"an empty array of shape {shape}")
         super().__setstate__((version, shape, dtype.dtype, fortran, raw))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -307,7 +245,7 @@ class _Reconstruct(_StandIn):
 
     def __call__(self, subtype: object, shape: object, kind: object) -> NDArray[Any]:
         if subtype is not _NDARRAY:
-            raise _RefusedError("a numpy array of another class than ndarray")
+            raise RefusedError("a numpy array of another class than ndarray")
         array = _Array((0,), np.int8)
         array._budget = self._budget
         return array

@@ -9,14 +9,14 @@ keeps a digested write near the speed of a plain one.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -25,12 +25,13 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.stores.remote import RemoteStore, is_local, store_of
 from shards_schema import layout
 from shards_schema.commit import FileDigest
-from shards_schema.errors import MissingFileError
+from shards_schema.errors import MissingFileError, StoreError
 
 Buffer = bytes | memoryview
 _FLUSH = 1 << 20
 """Bytes gathered before a write call: small members share one, large ones go out alone."""
 _IOV_MAX = 512
+_SWEEPS = 5
 
 
 class FileWriter:
@@ -40,9 +41,9 @@ class FileWriter:
         position: bytes written so far.
     """
 
-    def __init__(self, descriptor: int, *, digest: bool) -> None:
+    def __init__(self, descriptor: int, *, digest: bool, name: str = "a file") -> None:
         self.position = 0
-        self._descriptor = descriptor
+        self._descriptor, self._name = descriptor, name
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
         self._hash = hashlib.sha256() if digest else None
@@ -69,7 +70,8 @@ class FileWriter:
             self._hashing = self._hasher.submit(self._update, pending)
         views = [memoryview(buffer).cast("B") for buffer in pending if len(buffer)]
         while views:
-            written = os.writev(self._descriptor, views[:_IOV_MAX])
+            with told(self._name):
+                written = os.writev(self._descriptor, views[:_IOV_MAX])
             while views and written >= len(views[0]):
                 written -= len(views.pop(0))
             if written:
@@ -215,6 +217,12 @@ class Volume:
             return sorted(path.relative_to(self._root).as_posix() for path in under)
         return [path[len(self._root) + 1 :] for path in self._store.walk(self._root)]
 
+    def make(self) -> None:
+        """Make the root, durable as all that comes into it; nothing where the store has no folders."""
+        if self._local:
+            with told(self._root):
+                _make_folder(Path(self._root))
+
     def put(self, name: str, data: bytes) -> FileDigest:
         """Write a small file whole."""
         with self.create(name) as file:
@@ -231,28 +239,34 @@ class Volume:
     def _create_local(self, name: str, digest: bool) -> Iterator[FileWriter]:
         final = Path(self._root, name)
         temp = Path(self._root, layout.TEMP, f"{name.replace('/', '%')}.{uuid.uuid4().hex[:12]}")
-        temp.parent.mkdir(parents=True, exist_ok=True)
-        _make_folder(final.parent)
-        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        writer = FileWriter(descriptor, digest=digest)
+        with told(str(final)):
+            temp.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(final.parent)
+            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        writer = FileWriter(descriptor, digest=digest, name=str(final))
         try:
             try:
                 yield writer
                 writer.finish()
-                os.fsync(descriptor)
+                with told(str(final)):
+                    os.fsync(descriptor)
             finally:
                 writer.close()
-                os.close(descriptor)
-            os.replace(temp, final)
+                with told(str(final)):  # network disks say here that a write failed
+                    os.close(descriptor)
+            with told(str(final)):
+                os.replace(temp, final)
         except BaseException:
-            temp.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that went read-only it stays until the next `sweep`
+                temp.unlink()
             raise
-        _fsync_folder(final.parent)
+        with told(str(final)):
+            _fsync_folder(final.parent)
 
     @contextmanager
     def _create_remote(self, name: str, digest: bool) -> Iterator[FileWriter]:
         with tempfile.NamedTemporaryFile(prefix="last-shards-") as spool:
-            writer = FileWriter(spool.fileno(), digest=digest)
+            writer = FileWriter(spool.fileno(), digest=digest, name=spool.name)
             try:
                 yield writer
                 writer.finish()
@@ -261,7 +275,8 @@ class Volume:
             self._store.put_file(spool.name, f"{self._root}/{name}")
 
     def sweep(self) -> int:
-        """Remove what killed runs left under way; returns how many files that were. No run may be writing.
+        """Remove what killed runs left under way; returns how many files that were. No run may be writing, but for the
+        last breaths of a killed one's workers: what they begin meanwhile is removed too, or left for the next sweep.
 
         Local: files in ``.tmp/``. S3: uploads in parts that were never completed; they show nowhere, but are paid for.
         """
@@ -270,9 +285,40 @@ class Volume:
         temp = Path(self._root, layout.TEMP)
         if not temp.is_dir():
             return 0
-        left = sum(1 for _ in temp.iterdir())
-        shutil.rmtree(temp)
-        return left
+        count = 0
+        with told(str(temp)):
+            for _ in range(_SWEEPS):
+                for left in temp.iterdir():
+                    left.unlink(missing_ok=True)
+                    count += 1
+                try:
+                    temp.rmdir()
+                    break
+                except OSError as error:
+                    if error.errno != errno.ENOTEMPTY:
+                        raise
+        return count
+
+
+@contextmanager
+def told(path: str) -> Iterator[None]:
+    """Turn what the operating system says of a write into a sentence for a person.
+
+    Raises:
+        StoreError: `path` could not be written (disk full, read-only, failing, not allowed).
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        what = f"{path}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what += " (the disk, or this user's share of it, is full)"
+        raise StoreError(
+            f"{what}; nothing unfinished counts and what was committed stays: mend the cause and run the same command "
+            "again"
+        ) from error
 
 
 def _make_folder(folder: Path) -> None:

@@ -5,14 +5,13 @@ constructor was called with and what its state was set to are kept as data; no m
 functions (numpy's array builders, shapely's WKB reader) are replaced by ours, which make plain values. Any other name
 is refused before it is looked up, with `UnsafePickleError`.
 
-Guarantee: no code but this file's and the C unpickler's runs. Not promised: a bound on time or memory for a file made
-to waste them.
+Guarantee: no code but this file's and the C unpickler's runs, after a walk that refuses what would make that one
+allocate more than the file's size bears out (`shards_schema.pickle_walk`). Not promised: a bound on time.
 """
 
 from __future__ import annotations
 
 import gc
-import io
 import math
 import pickle
 import re
@@ -22,6 +21,19 @@ from typing import Any
 import numpy as np
 
 from shards_schema.errors import UnsafePickleError
+from shards_schema.pickle_walk import RefusedError, Walk, one_frame
+
+_WALK = Walk(
+    {
+        0: "MARK POP POP_MARK NONE NEWTRUE NEWFALSE EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+        "EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET REDUCE NEWOBJ NEWOBJ_EX BUILD MEMOIZE STACK_GLOBAL",
+        1: "BININT1 BINGET BINPUT PROTO",
+        2: "BININT2",
+        4: "BININT LONG_BINGET",
+        8: "BINFLOAT FRAME",
+    }
+)
+"""Neither persistent ids nor the extension registry, which would go past `find_class`, nor protocols 0 and 1."""
 
 
 class Record:
@@ -228,7 +240,10 @@ def load(data: bytes) -> Any:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        return _InertUnpickler(io.BytesIO(data)).load()
+        _WALK.check(data)
+        return _InertUnpickler(one_frame(data)).load()
+    except RefusedError as error:
+        raise UnsafePickleError("unsafe_pickle", f"the pickle asks for {error}, which is not allowed") from None
     finally:
         if collecting:
             gc.enable()

@@ -1,0 +1,89 @@
+"""The real job on a real Ray under one fault, and the judge judged. `python -m chaos jobs` has all faults."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from chaos import jobs, report
+from chaos.jobs import SCENARIOS, Config, Outcome, Room, strike
+from chaos.report import page
+from tests.test_house import ROOMS, imports
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def room() -> Iterator[Room]:
+    with tempfile.TemporaryDirectory(prefix="cj", dir="/tmp") as folder:  # Ray's sockets want a short path
+        yield Room(Path(folder), Config(logs=2))
+
+
+def by_name(name: str) -> jobs.Scenario:
+    return next(s for s in SCENARIOS if s.name == name)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["full"])
+def test_a_fault_loses_nothing(room: Room, name: str) -> None:
+    outcome = strike(room, by_name(name), 1)
+    if outcome.skipped:
+        pytest.skip(outcome.skipped)
+    assert outcome.wrong == []
+    assert outcome.resumed
+    assert (outcome.lost, outcome.duplicated, outcome.junk, outcome.rewritten) == (0, 0, 0, 0)
+
+
+@pytest.mark.timeout(600)
+def test_the_judge_sees_what_is_wrong(room: Room) -> None:
+    """A dataset that lost a shard, has junk, and has a record that lies."""
+    out = room.folder / "bad"
+    shutil.copytree(room.clean, out)
+    assert jobs._untrue(out, room) == []
+    names = sorted(jobs.records(out))
+    (out / names[0].replace(".json", ".tar")).unlink()
+    (out / names[-1]).unlink()
+    (out / ".tmp").mkdir()
+    (out / ".tmp" / names[-1].replace("/", "%").replace(".json", ".tar.0123456789ab")).write_bytes(b"half")
+    outcome = Outcome(scenario="none", at=0)
+    jobs._judge(room, out, [], outcome)
+    assert (outcome.lost, outcome.junk) == (1, 2)
+    assert any("verify" in wrong for wrong in outcome.wrong)
+    assert jobs._untrue(out, room) == [f"{names[0]} vouches for {names[0].replace('.json', '.tar')}"]
+    assert len(jobs._begun(out)) == 1
+
+
+def test_the_report_is_made_of_results_only() -> None:
+    """Without results there is no figure on the page; each bug's test is there."""
+    text = page(None, None, None)
+    assert text.count("Not run here") >= 3
+    assert "| what | mended by | test |" in text
+
+
+def test_a_bug_without_its_test_stops_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "BUGS", (report.Bug("x", "y", ("tests/chaos/test_soak.py::test_nowhere",)),))
+    with pytest.raises(FileNotFoundError, match="test_nowhere"):
+        page(None, None, None)
+
+
+def test_the_product_does_not_know_of_chaos() -> None:
+    for name in ROOMS:
+        for path in (ROOT / name).rglob("*.py"):
+            assert not any(m.split(".")[0] == "chaos" for m in imports(path)), path
+
+
+def test_an_unknown_part_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "chaos", "monkey"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert re.search(r"expected one of .*faults, .*jobs, .*report, .*got monkey", done.stderr), done.stderr
+    assert ast.get_docstring(ast.parse((ROOT / "chaos" / "__main__.py").read_text())) is not None
