@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -21,6 +22,8 @@ from pipeline.stores.volume import Volume
 from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.errors import ConfigError, HeldError
+from shards_schema.specs import TargetSpec
+from shards_schema.storage import decode, encode, stored_specs
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)  # each of these starts Ray and the networks, some of them three times
@@ -144,18 +147,39 @@ def test_the_job_and_verify(undisturbed: Path, work: Path) -> None:
     assert (done.returncode, done.stdout.strip().rsplit(": ", 1)[-1]) == (0, "clean")
 
 
+def encoded_sample() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The members of a sample with a bfloat16 and an int8 target, and what our reader makes of them."""
+    values = np.random.default_rng(0).standard_normal((2, 5, 300)).astype(np.float32)
+    members: dict[str, Any] = {}
+    read = {}
+    for name, choice in (("l23_special", "bfloat16"), ("l23_grid", "int8")):
+        spec = TargetSpec(
+            name=name, dims=("view", "token", "channel"), shape=values.shape, dtype="float32", unit="1", meaning="x"
+        )
+        stored_spec, *_ = stored_specs([spec], {name: choice})
+        arrays = encode(stored_spec, values)
+        members |= {f"{key}.npy": array for key, array in arrays.items()}
+        read[name.removeprefix("l23_")] = decode(stored_spec, arrays)
+    return members, read
+
+
 def test_the_format_page_is_true(undisturbed: Path) -> None:
     """Every Python block of docs/format.md, as a stranger would paste it, on a dataset that the job made."""
     page = (ROOT / "docs" / "format.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     names: dict[str, Any] = {}
     for block in blocks:
         assert "shards_schema" not in block
         assert "pipeline" not in block
+        if "l23_grid_scale" in block:  # nothing is encoded in the job's own dataset
+            assert names["grid"].shape[:2] == (20, 3)
+            names["sample"], expected = encoded_sample()
         exec(block.replace("out/demo", str(undisturbed)), names)
     assert names["pose"].shape == (3, 9)
-    assert names["grid"].shape[:2] == (20, 3)
+    for name in ("special", "grid"):
+        np.testing.assert_array_equal(names[name], expected[name])
+    assert names["mean"].shape == names["std"].shape == (128,)
     assert names["good"].all()
     assert names["future"].shape == (20, 10, 3)
     assert len(names["bad"]) == 0

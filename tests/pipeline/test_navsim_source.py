@@ -148,7 +148,7 @@ def test_unreadable_logs_do_not_harm_others(root: Path) -> None:
     logs = root / "navsim_logs" / "mini"
     whole = FILE.read_bytes()
     (logs / "a_cut.pkl").write_bytes(whole[: len(whole) // 2])
-    (logs / "b_bad.pkl").write_bytes(pickle.dumps([print], 5))
+    (logs / "b_bad.pkl").write_bytes(pickle.dumps([len], 5))
     write(root, "c_dict", {"a": 1})
     write(root, "d_list", [1, 2])
     copy(root, "e_keys", "_e", lacking("roadblock_ids"))
@@ -159,7 +159,7 @@ def test_unreadable_logs_do_not_harm_others(root: Path) -> None:
     assert list(scan.unreadable) == ["a_cut", "b_bad", "c_dict", "d_list", "e_keys", "f_token", "g_folder"]
     for log, words in {
         "a_cut": "is not a whole pickle",
-        "b_bad": "asks for builtins.print",
+        "b_bad": "asks for builtins.len",
         "c_dict": "should hold a list of frames",
         "d_list": "should hold a list of frames",
         "e_keys": "lacks roadblock_ids",
