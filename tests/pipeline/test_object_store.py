@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import contextlib
 import hashlib
 import os
 import pickle
@@ -263,7 +264,12 @@ def cache(folder: Path, max_bytes: int) -> FileCache:
 
 
 def held(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.iterdir() if not p.name.startswith("."))
+    """Bytes in a cache that others may be writing: a file may get its name between the list and the look."""
+    total = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += 0 if path.name.startswith(".") else path.stat().st_size
+    return total
 
 
 def test_a_file_is_fetched_once(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_it_learns_to_score_and_the_control_does_not(reward_shards: str, tmp_pat
     gains = {}
     for name, shuffle in (("honest", False), ("control", True)):
         run = start(
-            reward_shards, blank, tmp_path / name, steps=20, group=8, lr=3e-3, beta=0.0, regulariser=OFF,
+            reward_shards, blank, tmp_path / name, steps=40, group=8, lr=3e-3, beta=0.0, regulariser=OFF,
             stream={"batch_size": 7, "threads": 1}, evaluate_every=1000, save_every=1000,
             controls={"shuffle_advantages": shuffle},
         )  # fmt: skip
