@@ -1,8 +1,8 @@
 """What the devkit hands to an agent, as the batch that the policy saw in training, number for number.
 
 The shards hold a scene's images as `pipeline.samples` stored them (perhaps smaller, and then compressed once more), and
-`trainer.data` resizes them once more for the student. The same two steps are done here, with the same code for the
-first, so that the policy sees on the leaderboard what it saw in training. Read by attribute names alone (those of
+`trainer.data` resizes them once more for the student. The same two steps are done here, with the same code, so
+that the policy sees on the leaderboard what it saw in training. Read by attribute names alone (those of
 ``AgentInput``, ``EgoStatus`` and ``Cameras``, the same in v1.1 and main), so that nothing of the devkit is imported.
 """
 
@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from pipeline.decode import decode_jpeg
 from pipeline.samples import SamplesColumn, SamplesConfig
 from shards_schema.errors import ConfigError, SampleError
 from trainer.batch import Batch, Example, collate
-from trainer.data import DataConfig
+from trainer.data import DataConfig, as_seen
 
 
 class EgoStatus(Protocol):
@@ -116,9 +114,4 @@ class InputMaker:
             config = SamplesConfig(size=self.stored_size, quality=self.stored_quality)
             stored = SamplesColumn(config, num_history=self.history, num_future=self.samples.steps).make(b"", pixels)
             pixels = decode_jpeg(stored.data, view) if stored.data else pixels  # nothing: it had that size already
-        chw = torch.from_numpy(pixels).permute(2, 0, 1)
-        if self.samples.image is not None and tuple(chw.shape[:0:-1]) != self.samples.image:
-            width, height = self.samples.image
-            chw = nn.functional.interpolate(chw[None], size=(height, width), mode="bilinear", antialias=True)[0]
-        out: NDArray[np.uint8] = chw.contiguous().numpy()
-        return out
+        return as_seen(pixels, self.samples.image)

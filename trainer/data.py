@@ -180,12 +180,17 @@ class ExampleMaker:
     def _image(self, stored: Any, token: str) -> NDArray[np.uint8]:
         """[3, h, w] of JPEG bytes, or of decoded pixels [H, W, 3]."""
         pixels = decode_jpeg(stored, token) if isinstance(stored, bytes) else np.asarray(stored)
-        chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
-        if self._config.image is not None and tuple(chw.shape[:0:-1]) != self._config.image:
-            width, height = self._config.image
-            chw = nn.functional.interpolate(chw[None], size=(height, width), mode="bilinear", antialias=True)[0]
-        out: NDArray[np.uint8] = chw.contiguous().numpy()
-        return out
+        return as_seen(pixels, self._config.image)
+
+
+def as_seen(pixels: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """An image [H, W, 3] as the student gets it: [3, h, w], bilinear with antialiasing to `size` (width, height)."""
+    chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    if size is not None and tuple(chw.shape[:0:-1]) != size:
+        width, height = size
+        chw = nn.functional.interpolate(chw[None], size=(height, width), mode="bilinear", antialias=True)[0]
+    out: NDArray[np.uint8] = chw.contiguous().numpy()
+    return out
 
 
 def _status(document: Mapping[str, Any]) -> NDArray[np.float32]:
