@@ -6,6 +6,7 @@ mappings, values are YAML, ``key=null`` clears one. ``${VAR}`` in a string is ta
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -41,6 +42,22 @@ def load(model: type[Model], arguments: Sequence[str]) -> Model:
         return model.model_validate(_expand(values))
     except ValidationError as error:
         raise ConfigError(describe(error, files[0] if files else "command line")) from error
+
+
+def load_around(around: type[Model], inner: type[BaseModel], arguments: list[str]) -> Model:
+    """A config whose field `recipe` is another job's: ``field=JSON`` sets its other fields, all else is the recipe's.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    fields = around.model_fields.keys() - {"recipe"}
+    own = [a for a in arguments if a.partition("=")[0] in fields]
+    recipe = load(inner, [a for a in arguments if a not in own])
+    values = {key: json.loads(value) for key, _, value in (a.partition("=") for a in own)}
+    try:
+        return around(recipe=recipe, **values)
+    except ValidationError as error:
+        raise ConfigError(describe(error, "command line")) from error
 
 
 def describe(error: ValidationError, where: str) -> str:

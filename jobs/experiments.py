@@ -22,13 +22,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from jobs import config as job_config
 from jobs.report import table
 from jobs.sft import baseline_rows
-from shards_schema.errors import ConfigError
 from trainer import distributed
 from trainer.config import SFTConfig
 from trainer.evaluate import zeroed_latents
@@ -93,7 +92,7 @@ Results = dict[str, dict[int, dict[str, float]]]
 
 def main(arguments: list[str]) -> Results:
     """Run the job; gives every number of the table."""
-    config = _load(arguments)
+    config = job_config.load_around(ExperimentsConfig, SFTConfig, arguments)
     end = time.monotonic() + 60 * config.minutes
     results: Results = {name: {} for name in (RECIPE, ZEROED, *list(TRAINED)[1:])}
     skipped = []
@@ -117,17 +116,6 @@ def main(arguments: list[str]) -> Results:
             _write(config, results)
     _print(config, results, skipped, notices)
     return results
-
-
-def _load(arguments: list[str]) -> ExperimentsConfig:
-    """`seeds` and `minutes` are ours, every other override is the recipe's."""
-    own = [a for a in arguments if a.partition("=")[0] in ("seeds", "minutes")]
-    recipe = job_config.load(SFTConfig, [a for a in arguments if a not in own])
-    values = {k: json.loads(v) for k, _, v in (a.partition("=") for a in own)}
-    try:
-        return ExperimentsConfig(recipe=recipe, **values)
-    except ValidationError as error:
-        raise ConfigError(job_config.describe(error, "command line")) from error
 
 
 def _recipe(recipe: SFTConfig, name: str, seed: int) -> SFTConfig:

@@ -9,18 +9,16 @@ interval (Student's t), of the score and of every sub-score. A run that is there
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
 from jobs.grpo import AFTER, BEFORE, NAMES, Outcome, finished, rows_table, train
 from jobs.intervals import Interval, over
 from jobs.report import table
-from shards_schema.errors import ConfigError
 from trainer import distributed
 from trainer.grpo_config import GRPOConfig, GRPOControls
 
@@ -47,7 +45,7 @@ class GRPOExperimentsConfig(BaseModel):
 
 def main(arguments: list[str]) -> Results:
     """Run the job; gives what the tables show."""
-    config = _load(arguments)
+    config = job_config.load_around(GRPOExperimentsConfig, GRPOConfig, arguments)
     end = time.monotonic() + 60 * config.minutes
     results: Results = {RECIPE: {}, CONTROL: {}}
     skipped = []
@@ -67,17 +65,6 @@ def main(arguments: list[str]) -> Results:
     if distributed.rank() == 0 and results[RECIPE]:
         _print(config, results, skipped)
     return results
-
-
-def _load(arguments: list[str]) -> GRPOExperimentsConfig:
-    """`seeds` and `minutes` are ours, every other override is the recipe's."""
-    own = [a for a in arguments if a.partition("=")[0] in ("seeds", "minutes")]
-    recipe = job_config.load(GRPOConfig, [a for a in arguments if a not in own])
-    values = {k: json.loads(v) for k, _, v in (a.partition("=") for a in own)}
-    try:
-        return GRPOExperimentsConfig(recipe=recipe, **values)
-    except ValidationError as error:
-        raise ConfigError(job_config.describe(error, "command line")) from error
 
 
 def _recipe(recipe: GRPOConfig, name: str, seed: int) -> GRPOConfig:
