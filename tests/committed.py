@@ -1,23 +1,35 @@
-"""A toy dataset on disk, planned and written by the real worker in about a second."""
+"""Small datasets on disk, planned and written by the real worker in about a second."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline import run as runs
 from pipeline.plan import PlanConfig
 from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.sources.base import Source
 from pipeline.worker import ShardWorker, WorkerConfig
 from teachers.base import Teacher, column_manifest
-from tests.toys import F, H, ToySource
 
 
-def commit(source: ToySource, out: Path, teachers: Sequence[Teacher], *, shards: int | None = None) -> runs.Run:
-    """Commit `source` with `teachers` at `out`, six samples a shard; only the first `shards` tasks where given."""
-    samples = SamplesColumn(SamplesConfig(), num_history=H, num_future=F)
-    manifests = [samples.manifest({}), *(column_manifest(t) for t in teachers)]
-    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=6))
+def begin(
+    source: Source,
+    out: Path,
+    teachers: Sequence[Teacher],
+    *,
+    shard_size: int = 6,
+    size: tuple[int, int] | None = None,
+    zarr: bool = True,
+    storage: Mapping[str, Mapping[str, str]] | None = None,
+) -> tuple[runs.Run, ShardWorker]:
+    """A run at `out` that is begun, and a loaded worker for it.
+
+    `size` is that of the stored images, `storage` by column.
+    """
+    samples = SamplesColumn(SamplesConfig(size=size), num_history=source.num_history, num_future=source.num_future)
+    manifests = [samples.manifest({}), *(column_manifest(t, storage=(storage or {}).get(t.name, {})) for t in teachers)]
+    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=shard_size), with_zarr=zarr)
     worker = ShardWorker(
         source=source,
         volume=run.volume,
@@ -25,11 +37,27 @@ def commit(source: ToySource, out: Path, teachers: Sequence[Teacher], *, shards:
         samples=samples,
         manifests=run.columns,
         dataset=run.dataset,
-        shard_size=6,
-        zarr=True,
-        config=WorkerConfig(device="cpu", decode_threads=2),
+        shard_size=shard_size,
+        zarr=zarr,
+        config=WorkerConfig(device="cpu", decode_threads=2, torch_threads=1),
     )
     worker.load()
+    return run, worker
+
+
+def commit(
+    source: Source,
+    out: Path,
+    teachers: Sequence[Teacher],
+    *,
+    shard_size: int = 6,
+    size: tuple[int, int] | None = None,
+    zarr: bool = True,
+    storage: Mapping[str, Mapping[str, str]] | None = None,
+    shards: int | None = None,
+) -> runs.Run:
+    """Commit `source` with `teachers` at `out`; where `shards` is given, only so many, and the run is not closed."""
+    run, worker = begin(source, out, teachers, shard_size=shard_size, size=size, zarr=zarr, storage=storage)
     for task in run.todo()[:shards]:
         worker.process(task)
     worker.close()

@@ -6,43 +6,28 @@ Layout, under any URL that fsspec opens::
     <root>/sensor_blobs/<split>/<data_path>        images and point clouds, named by the frames
     <root>/SYNTHETIC.json                          there only when our own generator made the dataset
 
-The windows are the devkit's: starts 0, s, 2s, ...; H + F frames; no check for gaps in time. Where it is loose:
-
-- Logs are read in the order of their names (the devkit: directory order), so `max_scenes` always means the same
-  scenes; the log in which the limit falls is counted as a whole in `Scan.skipped`, later ones not at all.
-- A token that a log holds twice means its later window, as in the devkit, and is counted (``repeated_token``).
-  A token that two logs hold stops the scan: one of the scenes would be lost, and which one is not ours to choose.
-- Second-stage synthetic scenes are not read; those that the filter lists are counted (``synthetic_scene``). A filter
-  that wants them without listing them is refused, since what is left out could not be counted.
-- `Scan.not_found` holds the tokens asked for of which no window of a readable log passed the filter; it is empty when
-  `max_scenes` ended the scan, since the rest was not looked for.
+The windows are the devkit's: starts 0, s, 2s, ...; H + F frames; no check for gaps in time. A token that a log holds
+twice means its later window, as in the devkit, and is counted (``repeated_token``). What holds for all logs together
+(their order, limits, tokens that two hold, synthetic scenes) stands in `pipeline.sources.scan`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import multiprocessing
-import re
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Final
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing import Any, ClassVar, Final
 
 from pipeline.sources.base import Scan, SceneRef
 from pipeline.sources.navsim_frame import CameraFrame, FrameReader, route, token_and_time
-from pipeline.sources.scene_filter import SceneFilter
+from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, wanted_logs
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
 from pipeline.stores.volume import Volume
-from shards_schema.errors import ConfigError, SampleError, StoreError
+from shards_schema.errors import SampleError, StoreError
 from shards_schema.records import Frame, Scene
 
 MAP_NAMES: Final = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
@@ -53,62 +38,16 @@ _GAP_US: Final = 100_000
 """Frames follow each other without a gap when they are 0.5 s +- 0.1 s apart."""
 
 
-class NavsimConfig(BaseModel):
-    """Where the dataset is, and which of its scenes are wanted.
+class NavsimConfig(LogsConfig):
+    """Where the dataset is (its folder is OPENSCENE_DATA_ROOT), and which of its scenes are wanted.
 
     Attributes:
-        root: the dataset's folder (OPENSCENE_DATA_ROOT) or URL.
-        split: the folder below navsim_logs and sensor_blobs; by default what the train_test_split file says.
-        filter: a `SceneFilter`, its fields, or the path of one of the devkit's YAML files; None is its defaults.
-        context_frames: how many frames before the window go into `Scene.before`, where the log has them without a gap.
         camera_frame: see `FrameReader`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    logs_folder: ClassVar[str] = "navsim_logs"
 
-    root: str = Field(min_length=1)
-    split: str | None = None
-    filter: SceneFilter = SceneFilter()
-    context_frames: int = Field(1, ge=0)
     camera_frame: CameraFrame = "ego"
-
-    @field_validator("root", mode="before")
-    @classmethod
-    def _root_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
-
-    @field_validator("filter", mode="before")
-    @classmethod
-    def _filter_loaded(cls, value: Any) -> Any:
-        if value is None:
-            return SceneFilter()
-        return SceneFilter.load(value) if isinstance(value, Mapping | str | Path) else value
-
-    @model_validator(mode="after")
-    def _complete(self) -> NavsimConfig:
-        if not self.data_split or "/" in self.data_split or self.data_split in (".", ".."):
-            raise ConfigError(
-                f"split should be a folder of navsim_logs such as trainval, got {self.data_split!r}: set it, or give "
-                "a train_test_split/*.yaml as filter"
-            )
-        if self.filter.include_synthetic_scenes and not self.filter.second_stage:
-            raise ConfigError(
-                "the filter wants synthetic scenes but lists none, and they cannot be read here: "
-                "set include_synthetic_scenes: false"
-            )
-        return self
-
-    @property
-    def data_split(self) -> str:
-        """The split's folder."""
-        return self.split or self.filter.data_split or ""
-
-    @property
-    def shown_root(self) -> str:
-        """`root` without what a URL may hold of credentials, for messages and records."""
-        if "://" not in self.root:
-            return self.root
-        return re.sub(r"//[^/@]*@", "//", self.root.split("?")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +85,7 @@ class NavsimSource:
             "kind": "navsim",
             "root": self.config.shown_root,
             "split": self.config.data_split,
-            "filter": {name: _summary(value) for name, value in self.config.filter},
+            "filter": self.config.filter_summary,
             "context_frames": self.config.context_frames,
             "camera_frame": self.config.camera_frame,
             "synthetic": self.synthetic,
@@ -158,35 +97,11 @@ class NavsimSource:
         Raises:
             ConfigError: no log folder, a folder without logs, or a token that two logs hold.
         """
-        filter_ = self.config.filter
-        logs, unreadable = self._wanted_logs()
-        owners: dict[str, SceneRef] = {}
-        clashes: list[str] = []
-        skipped: Counter[str] = Counter()
-        if second := filter_.second_stage:
-            skipped["synthetic_scene"] = len(second)
-        full = False
-        with closing(self._scan_logs(logs, processes)) as results:
-            for log, found in zip(logs, results, strict=False):
-                if isinstance(found, str):
-                    unreadable[log] = found
-                    continue
-                skipped.update(found.skipped)
-                for ref in found.refs:
-                    if ref.token in owners:
-                        clashes.append(f"{ref.token} in {owners[ref.token].log} and {log}")
-                    owners[ref.token] = ref
-                    if full := len(owners) == filter_.max_scenes:
-                        break
-                if full:
-                    break
-        if clashes:
-            raise ConfigError(
-                f"{self._shown_folder}: {len(clashes)} tokens are held by two logs, so one scene of each pair would be "
-                f"lost: {'; '.join(clashes[:3])}. Remove one of the logs, or leave it out of log_names"
-            )
-        not_found = () if full or filter_.tokens is None else tuple(sorted(set(filter_.tokens) - owners.keys()))
-        return Scan(tuple(sorted(owners.values())), dict(sorted(unreadable.items())), not_found, dict(skipped))
+        config = self.config
+        root, folder = Volume(config.root), f"{config.logs_folder}/{config.data_split}"
+        entries = [*root.names(folder), *root.folders(folder)]  # a folder of that name is a log that cannot be read
+        logs, unreadable = wanted_logs(config, entries, ".pkl")
+        return scan_logs(config, logs, unreadable, partial(_scan_log, self), processes=processes, chunk=16)
 
     def scenes(self, log: str, refs: Sequence[SceneRef]) -> list[Scene | SampleError]:
         """See `Source.scenes`. A scene's code is ``log_changed``, ``bad_timestamps`` or one of `navsim_frame`'s."""
@@ -246,26 +161,8 @@ class NavsimSource:
             frames.append(frame)
         return tuple(reversed(frames[1:]))
 
-    @property
-    def _shown_folder(self) -> str:
-        return f"{self.config.shown_root.rstrip('/')}/navsim_logs/{self.config.data_split}"
-
-    def _wanted_logs(self) -> tuple[list[str], dict[str, str]]:
-        """The sorted names of the logs to read, and a reason for each one that was asked for and is not there."""
-        root, folder = Volume(self.config.root), f"navsim_logs/{self.config.data_split}"
-        entries = [*root.names(folder), *root.folders(folder)]  # a folder of that name is a log that cannot be read
-        there = {name.removesuffix(".pkl") for name in entries if name.endswith(".pkl")}
-        strange = {name for name in there if not name.isprintable()}  # bytes that are no UTF-8, or control characters
-        if not there:
-            raise ConfigError(f"{self._shown_folder} should hold <log>.pkl files, found none: check root and split")
-        names = self.config.filter.log_names
-        wanted = there if names is None else set(names)
-        unreadable = dict.fromkeys(wanted - there, f"no such log file in {self._shown_folder}")
-        unreadable |= {shown(name): "its name is no printable text; rename it" for name in strange & wanted}
-        return sorted((there & wanted) - strange), unreadable
-
     def _read_log(self, log: str) -> list[dict[str, Any]]:
-        where = f"{self._shown_folder}/{log}.pkl"
+        where = f"{self.config.shown_folder}/{log}.pkl"
         try:
             data = Volume(self.config.root).read(f"navsim_logs/{self.config.data_split}/{log}.pkl")
         except StoreError:
@@ -279,29 +176,8 @@ class NavsimSource:
             raise SampleError("log_unreadable", f"{where} should hold a list of frames (dicts), got {shown(frames)}")
         return frames
 
-    def _scan_logs(self, logs: Sequence[str], processes: int) -> Generator[_LogScan | str, None, None]:
-        """What each of `logs` holds, in order; a reason in the place of one that cannot be read."""
-        tokens = frozenset(self.config.filter.tokens) if self.config.filter.tokens is not None else None
-        if processes <= 1 or len(logs) <= 1:
-            for log in logs:
-                yield _scan_log(self, tokens, log)
-            return
-        chunk = 1 if self.config.filter.max_scenes is not None else max(1, min(16, len(logs) // (4 * processes)))
-        context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(min(processes, len(logs)), context, _begin_worker, (self, tokens)) as pool:
-            try:
-                yield from pool.map(_scan_in_worker, logs, chunksize=chunk)
-            finally:  # when max_scenes ended the scan, do not read the rest
-                pool.shutdown(cancel_futures=True)
 
-
-@dataclass(frozen=True, slots=True)
-class _LogScan:
-    refs: tuple[SceneRef, ...]
-    skipped: Counter[str]
-
-
-def _scan_log(source: NavsimSource, tokens: frozenset[str] | None, log: str) -> _LogScan | str:
+def _scan_log(source: NavsimSource, tokens: frozenset[str] | None, log: str) -> LogScan | str:
     """The windows of one log that pass the filter (spec/navsim.md 2.2), or why it cannot be read."""
     filter_ = source.config.filter
     refs: dict[str, SceneRef] = {}
@@ -323,26 +199,4 @@ def _scan_log(source: NavsimSource, tokens: frozenset[str] | None, log: str) -> 
                 refs[token] = SceneRef(log, timestamp, token, start)
     except SampleError as error:
         return error.reason
-    return _LogScan(tuple(refs.values()), +skipped)
-
-
-_worker: list[tuple[NavsimSource, frozenset[str] | None]] = []
-"""What a worker process needs for each of its logs; sent once, since navtrain's tokens are 2 MB."""
-
-
-def _begin_worker(source: NavsimSource, tokens: frozenset[str] | None) -> None:
-    _worker[:] = [(source, tokens)]
-
-
-def _scan_in_worker(log: str) -> _LogScan | str:
-    return _scan_log(*_worker[0], log)
-
-
-def _summary(value: Any) -> Any:
-    """A short list, number or string as it is; a long list or a mapping as its size and digest."""
-    if isinstance(value, tuple):
-        value = sorted(set(value))
-    if isinstance(value, list | dict) and len(value) > 8:
-        text = json.dumps(value, sort_keys=True, default=str)
-        return {"count": len(value), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    return value
+    return LogScan(tuple(refs.values()), +skipped)

@@ -12,82 +12,60 @@ records, only that a step is then 0.1 s. A frame without one of its images, or w
 and windows are cut from what is left, as NAVSIM does; but a window that would cross the place of a dropped frame, or a
 jump in time, is not made. `Scan.skipped` counts those on the log's full grid of frames, by what is missing:
 ``missing_camera`` (no exposure within 50 ms), ``missing_image_file``, ``missing_lidar_file``, ``time_gap``. The other
-reasons, and the rest of what `Scan` says, are as in `pipeline.sources.navsim`.
+reasons are as in `pipeline.sources.navsim`, and the rest of what `Scan` says as in `pipeline.sources.scan`.
 """
 
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import re
-from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fsspec.core import url_to_fs
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from pipeline.sources.base import Scan, SceneRef
-from pipeline.sources.navsim import MAP_NAMES, _summary
+from pipeline.sources.navsim import MAP_NAMES
 from pipeline.sources.navsim_frame import FrameReader
 from pipeline.sources.nuplan_command import driving_command
 from pipeline.sources.nuplan_db import open_log, unreadable
 from pipeline.sources.nuplan_frame import Extrinsics, LogFrames
 from pipeline.sources.nuplan_log import NuplanLog
 from pipeline.sources.nuplan_roads import load_roads, map_path
-from pipeline.sources.nuplan_windows import Files, LogWindows, cut_windows, file_names, missing
-from pipeline.sources.scene_filter import SceneFilter
-from shards_schema.errors import ConfigError, SampleError
+from pipeline.sources.nuplan_windows import Files, cut_windows, file_names, missing
+from pipeline.sources.scan import LogScan, LogsConfig, PathText, scan_logs, shown_url, wanted_logs
+from shards_schema.errors import SampleError
 from shards_schema.records import CHANNELS, Frame, Scene
 
 
-class NuplanConfig(BaseModel):
+class NuplanConfig(LogsConfig):
     """Where the logs are, which of their scenes are wanted, and at what rate.
 
+    The root holds ``splits`` and ``sensor_blobs`` (nuplan-v1.1). The filter's counts and intervals are in frames,
+    whatever the rate.
+
     Attributes:
-        root: the folder that holds ``splits`` and ``sensor_blobs`` (nuplan-v1.1), or its URL.
-        split: the folder below ``splits``; by default what the train_test_split file says.
         maps_root: NUPLAN_MAPS_ROOT, a local folder.
         sensor_root: where the files named by the logs lie, when not at ``<root>/sensor_blobs``.
-        filter: as for NAVSIM; its counts and intervals are in frames, whatever the rate.
         rate: frames a second: 2, NAVSIM's, or 10, the cameras'.
         channels: the cameras that a frame must have, and all that it has.
         lidar: whether a frame must have the file of its sweep, as in OpenScene; if not, it names none.
         extrinsics: "rig" gives a camera's place on the car as calibrated, as OpenScene does. "exposure" moves it by
             how far the car went between the frame's pose and the exposure's own, so that what stands still projects
             exactly; the calibrations of a camera then differ from frame to frame.
-        context_frames: how many frames before the window go into `Scene.before`, where the log has them without a gap.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    logs_folder: ClassVar[str] = "splits"
 
-    root: str = Field(min_length=1)
-    split: str | None = None
-    maps_root: str = Field(min_length=1)
-    sensor_root: str | None = None
-    filter: SceneFilter = SceneFilter()
+    maps_root: PathText = Field(min_length=1)
+    sensor_root: PathText | None = None
     rate: Literal[2, 10] = 2
     channels: tuple[str, ...] = CHANNELS
     lidar: bool = True
     extrinsics: Extrinsics = "rig"
-    context_frames: int = Field(1, ge=0)
-
-    @field_validator("root", "maps_root", "sensor_root", mode="before")
-    @classmethod
-    def _path_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
-
-    @field_validator("filter", mode="before")
-    @classmethod
-    def _filter_loaded(cls, value: Any) -> Any:
-        if value is None:
-            return SceneFilter()
-        return SceneFilter.load(value) if isinstance(value, Mapping | str | Path) else value
 
     @field_validator("channels")
     @classmethod
@@ -95,22 +73,6 @@ class NuplanConfig(BaseModel):
         if not value or len(set(value)) != len(value) or not set(value) <= set(CHANNELS):
             raise ValueError(f"channels must be distinct, of {', '.join(CHANNELS)}; got {value}")
         return value
-
-    @model_validator(mode="after")
-    def _complete(self) -> NuplanConfig:
-        if not self.data_split or "/" in self.data_split or self.data_split in (".", ".."):
-            raise ConfigError(f"split should be a folder of splits such as trainval, got {self.data_split!r}: set it")
-        if self.filter.include_synthetic_scenes and not self.filter.second_stage:
-            raise ConfigError(
-                "the filter wants synthetic scenes but lists none, and they cannot be read here: "
-                "set include_synthetic_scenes: false"
-            )
-        return self
-
-    @property
-    def data_split(self) -> str:
-        """The split's folder."""
-        return self.split or self.filter.data_split or ""
 
     @property
     def blobs(self) -> str:
@@ -145,10 +107,10 @@ class NuplanSource:
         config = self.config
         return {
             "kind": "nuplan",
-            "root": _shown(config.root),
+            "root": config.shown_root,
             "split": config.data_split,
-            "sensor_root": _shown(config.blobs),
-            "filter": {name: _summary(value) for name, value in config.filter},
+            "sensor_root": shown_url(config.blobs),
+            "filter": config.filter_summary,
             "rate": config.rate,
             "channels": list(config.channels),
             "lidar": config.lidar,
@@ -164,36 +126,8 @@ class NuplanSource:
             ConfigError: no log folder, a folder without logs, no map of a log's location, or a token that two logs
                 hold.
         """
-        filter_ = self.config.filter
-        logs, bad = self._wanted_logs()
-        owners: dict[str, SceneRef] = {}
-        clashes: list[str] = []
-        skipped: Counter[str] = Counter()
-        if second := filter_.second_stage:
-            skipped["synthetic_scene"] = len(second)
-        full = False
-        with closing(self._scan_logs(logs, processes)) as results:
-            for log, found in zip(logs, results, strict=False):
-                if isinstance(found, str):
-                    bad[log] = found
-                    continue
-                map_path(self.config.maps_root, found.map_name)
-                skipped.update(found.skipped)
-                for ref in found.refs:
-                    if ref.token in owners:
-                        clashes.append(f"{ref.token} in {owners[ref.token].log} and {log}")
-                    owners[ref.token] = ref
-                    if full := len(owners) == filter_.max_scenes:
-                        break
-                if full:
-                    break
-        if clashes:
-            raise ConfigError(
-                f"{self._shown_folder}: {len(clashes)} tokens are held by two logs, so one scene of each pair would be "
-                f"lost: {'; '.join(clashes[:3])}. Remove one of the logs, or leave it out of log_names"
-            )
-        not_found = () if full or filter_.tokens is None else tuple(sorted(set(filter_.tokens) - owners.keys()))
-        return Scan(tuple(sorted(owners.values())), dict(sorted(bad.items())), not_found, dict(skipped))
+        logs, bad = wanted_logs(self.config, file_names(self._folder), ".db")
+        return scan_logs(self.config, logs, bad, functools.partial(_scan_log, self), processes=processes)
 
     def scenes(self, log: str, refs: Sequence[SceneRef]) -> list[Scene | SampleError]:
         """See `Source.scenes`. A scene's code is ``log_changed``, ``time_gap`` or one of `navsim_frame`'s.
@@ -260,7 +194,7 @@ class NuplanSource:
 
     @contextmanager
     def _open(self, log: str) -> Generator[NuplanLog, None, None]:
-        where = f"{self._shown_folder}/{log}.db"
+        where = f"{self.config.shown_folder}/{log}.db"
         with open_log(f"{self._folder}/{log}.db", where) as db:
             found = NuplanLog(db, self.config.channels, self.config.rate)
             if found.map_name not in MAP_NAMES:
@@ -269,43 +203,22 @@ class NuplanSource:
 
     @property
     def _folder(self) -> str:
-        return f"{self.config.root.rstrip('/')}/splits/{self.config.data_split}"
-
-    @property
-    def _shown_folder(self) -> str:
-        return f"{_shown(self.config.root).rstrip('/')}/splits/{self.config.data_split}"
-
-    def _wanted_logs(self) -> tuple[list[str], dict[str, str]]:
-        """The sorted names of the logs to read, and a reason for each one that was asked for and is not there."""
-        there = {name.removesuffix(".db") for name in file_names(self._folder) if name.endswith(".db")}
-        if not there:
-            raise ConfigError(f"{self._shown_folder} should hold <log>.db files, found none: check root and split")
-        names = self.config.filter.log_names
-        wanted = there if names is None else set(names)
-        return sorted(there & wanted), dict.fromkeys(wanted - there, f"no such log file in {self._shown_folder}")
-
-    def _scan_logs(self, logs: Sequence[str], processes: int) -> Generator[LogWindows | str, None, None]:
-        """What each of `logs` holds, in order; a reason in the place of one that cannot be read."""
-        tokens = frozenset(self.config.filter.tokens) if self.config.filter.tokens is not None else None
-        if processes <= 1 or len(logs) <= 1:
-            for log in logs:
-                yield _scan_log(self, tokens, log)
-            return
-        context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(min(processes, len(logs)), context, _begin_worker, (self, tokens)) as pool:
-            try:
-                yield from pool.map(_scan_in_worker, logs)
-            finally:  # when max_scenes ended the scan, do not read the rest
-                pool.shutdown(cancel_futures=True)
+        return f"{self.config.root.rstrip('/')}/{self.config.logs_folder}/{self.config.data_split}"
 
 
-def _scan_log(source: NuplanSource, tokens: frozenset[str] | None, log: str) -> LogWindows | str:
-    """The windows of one log that pass the filter, or why it cannot be read."""
+def _scan_log(source: NuplanSource, tokens: frozenset[str] | None, log: str) -> LogScan | str:
+    """The windows of one log that pass the filter, or why it cannot be read.
+
+    Raises:
+        ConfigError: no map of its location.
+    """
     config = source.config
     try:
         with source._open(log) as found:
             lacks = functools.partial(missing, found, Files(config.blobs), lidar=config.lidar)
-            return cut_windows(found, log, config.filter, tokens, lacks)
+            windows = cut_windows(found, log, config.filter, tokens, lacks)
+            map_path(config.maps_root, found.map_name)
+            return windows
     except SampleError as error:
         return error.reason
 
@@ -314,20 +227,3 @@ def _exist(frame: Frame) -> bool:
     """Whether a frame has all its files."""
     paths = [camera.image for camera in frame.cameras.values()] + ([frame.lidar] if frame.lidar else [])
     return all(fs.exists(path) for fs, path in map(url_to_fs, paths))
-
-
-def _shown(url: str) -> str:
-    """`url` without what it may hold of credentials, for messages and records."""
-    return url if "://" not in url else re.sub(r"//[^/@]*@", "//", url.split("?")[0])
-
-
-_worker: list[tuple[NuplanSource, frozenset[str] | None]] = []
-"""What a worker process needs for each of its logs; sent once, since navtrain's tokens are 2 MB."""
-
-
-def _begin_worker(source: NuplanSource, tokens: frozenset[str] | None) -> None:
-    _worker[:] = [(source, tokens)]
-
-
-def _scan_in_worker(log: str) -> LogWindows | str:
-    return _scan_log(*_worker[0], log)

@@ -13,29 +13,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 from fsspec.core import url_to_fs
 
 from pipeline.sources.base import SceneRef
 from pipeline.sources.nuplan_log import NuplanLog
+from pipeline.sources.scan import LogScan
 from pipeline.sources.scene_filter import SceneFilter
-
-
-@dataclass(frozen=True, slots=True)
-class LogWindows:
-    """What one log holds under a filter.
-
-    Attributes:
-        refs: its scenes.
-        skipped: windows that are none, by reason.
-        map_name: where it was driven.
-    """
-
-    refs: tuple[SceneRef, ...]
-    skipped: Counter[str]
-    map_name: str
 
 
 class Files:
@@ -77,7 +62,7 @@ def cut_windows(
     wanted: SceneFilter,
     tokens: frozenset[str] | None,
     lacks: Callable[[int], str | None],
-) -> LogWindows:
+) -> LogScan:
     """The scenes of a log.
 
     Args:
@@ -123,4 +108,4 @@ def cut_windows(
             skipped[reason] += 1
     if not grid:  # no sweep has its images, so there is no first frame either
         skipped["missing_camera"] += max(1, (len(log.sweeps) // log.step - length) // wanted.stride + 1)
-    return LogWindows(tuple(refs.values()), +skipped, log.map_name)
+    return LogScan(tuple(refs.values()), +skipped)

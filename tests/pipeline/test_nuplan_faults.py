@@ -340,9 +340,14 @@ def test_tokens_of_two_logs_stop_the_scan_and_processes_agree(root: Path) -> Non
     with closing(sqlite3.connect(logs(root) / "twin.db")) as db, db:
         db.execute("UPDATE lidar_pc SET token = randomblob(8)")
     (logs(root) / "broken.db").write_bytes(b"no")
+    shutil.copy(file_of(root), os.fsencode(logs(root)) + b"/\xff\x1b[2J.db")  # a name that is no text
     alone, together = source(root).scan(processes=1), source(root).scan(processes=2)
     assert alone == together
-    assert list(alone.unreadable) == ["broken"]
+    assert alone.unreadable.pop("broken")
+    assert list(alone.unreadable.values()) == ["its name is no printable text; rename it"]
+    for processes in (1, 2):
+        with pytest.raises(ConfigError, match="Set maps_root"):
+            source(root, maps_root=root).scan(processes=processes)
 
 
 @pytest.fixture
@@ -363,11 +368,9 @@ def test_a_root_that_is_a_url(memory: str, root: Path) -> None:
     assert scene.current.cameras["CAM_F0"].image.startswith(f"{memory}/nuplan-v1.1/sensor_blobs/")
 
 
-def test_no_logs_and_no_maps(root: Path) -> None:
+def test_no_logs(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"should hold <log>\.db files"):
         NuplanSource(NuplanConfig(root=root, split="mini", maps_root=root / "maps")).scan()
-    with pytest.raises(ConfigError, match="Set maps_root"):
-        source(root, maps_root=root).scan()
 
 
 @pytest.mark.parametrize(

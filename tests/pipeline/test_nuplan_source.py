@@ -18,17 +18,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from jobs.data import main as make_data
 from pipeline import run as runs
-from pipeline.plan import PlanConfig
-from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.reader import Dataset
 from pipeline.sources import registry
 from pipeline.sources.base import SceneRef, Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.sources.nuplan_log import rotation_matrix
-from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema.records import CHANNELS, Scene
 from teachers import registry as teachers
-from teachers.base import column_manifest
+from tests.committed import commit
 
 FILTER = {"num_history_frames": 2, "num_future_frames": 4, "frame_interval": 1, "has_route": False}
 MADE = [
@@ -194,26 +192,9 @@ TEACHERS: dict[str, dict[str, Any]] = {
 
 def write(source: Source, out: Path, configs: dict[str, dict[str, Any]]) -> runs.Run:
     """The shards of a source by the real worker."""
-    samples = SamplesColumn(SamplesConfig(), num_history=source.num_history, num_future=source.num_future)
     columns = [teachers.build(name, config, column=name) for name, config in configs.items()]
-    manifests = [samples.manifest({}), *(column_manifest(t, configs[t.name], {}) for t in columns)]
-    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=3), with_zarr=False)
-    worker = ShardWorker(
-        source=source,
-        volume=run.volume,
-        teachers=columns,
-        samples=samples,
-        manifests=run.columns,
-        dataset=run.dataset,
-        shard_size=3,
-        zarr=False,
-        config=WorkerConfig(device="cpu", decode_threads=1, torch_threads=1),
-    )
-    worker.load()
-    for task in run.todo():
-        worker.process(task)
-    worker.close()
-    assert all(total.written == total.planned for total in runs.close(run))
+    run = commit(source, out, columns, shard_size=3, zarr=False)
+    assert not any(Dataset(str(out)).quarantined(column) for column in run.columns)
     return run
 
 

@@ -15,20 +15,17 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
 from pipeline.reader import Dataset
 from pipeline.records import committed
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.stream import ShardStream, StreamConfig
 from pipeline.verify import verify
-from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from shards_schema.codecs import seal, seal_of, unseal
 from shards_schema.errors import AbsentError, ConfigError, DatasetError, MismatchError, SpecError
 from shards_schema.specs import TargetSpec
 from teachers.base import Targets, TeacherInput, column_manifest, fingerprint
-from tests.toys import F, H, ToySource, ToyTeacher, write_images
+from tests.committed import begin, commit
+from tests.toys import ToySource, ToyTeacher, write_images
 
 CHANNELS = 200
 OVERFLOWING, POISONED = f"{1:08x}{3:08x}", f"{2:08x}{4:08x}"
@@ -76,31 +73,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> ToySource:
     return ToySource(str(root / "data"))
 
 
-def begun(source: ToySource, out: Path, teacher: ToyTeacher, storage: Mapping[str, str]) -> tuple[Any, ShardWorker]:
-    samples = SamplesColumn(SamplesConfig(), num_history=H, num_future=F)
-    manifests = [samples.manifest({}), column_manifest(teacher, storage=storage)]
-    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=6))
-    worker = ShardWorker(
-        source=source,
-        volume=run.volume,
-        teachers=[teacher],
-        samples=samples,
-        manifests=run.columns,
-        dataset=run.dataset,
-        shard_size=6,
-        zarr=True,
-        config=WorkerConfig(device="cpu", decode_threads=1),
-    )
-    worker.load()
-    return run, worker
-
-
 def make(source: ToySource, out: Path, teacher: ToyTeacher, storage: Mapping[str, str] | None = None) -> Path:
-    run, worker = begun(source, out, teacher, storage or {})
-    for task in run.todo():
-        worker.process(task)
-    worker.close()
-    runs.close(run)
+    commit(source, out, [teacher], storage={teacher.name: storage or {}})
     return out
 
 
@@ -201,7 +175,7 @@ def test_shards_in_any_order_and_resumed_runs_give_the_same_bytes(
     source: ToySource, small: Path, tmp_path: Path
 ) -> None:
     teacher, storage = Tokens(overflowing=OVERFLOWING, poison=POISONED), {"grid": "int8", "flat": "float16"}
-    run, worker = begun(source, tmp_path / "out", teacher, storage)
+    run, worker = begin(source, tmp_path / "out", [teacher], storage={"tokens": storage})
     for task in [*run.todo()][::-1][:2]:
         worker.process(task)
     worker.close()
@@ -264,7 +238,7 @@ def test_verify_recomputes_the_sums_of_a_shard(small: Path, tmp_path: Path) -> N
 
 def test_another_storage_is_another_column(source: ToySource, small: Path) -> None:
     with pytest.raises(MismatchError, match=r"targets"):
-        begun(source, small, Tokens(), {"grid": "int8"})
+        begin(source, small, [Tokens()], storage={"tokens": {"grid": "int8"}})
     plain = fingerprint(Tokens())
     assert fingerprint(Tokens(), {"grid": "float32"}) == plain
     assert len({plain, *(fingerprint(Tokens(), {"grid": c}) for c in ("float16", "bfloat16", "int8"))}) == 4
@@ -275,7 +249,7 @@ def test_another_storage_is_another_column(source: ToySource, small: Path) -> No
 @pytest.mark.parametrize("massive", [3e3, 5e5])
 def test_int8_is_refused_where_it_loses_too_much(source: ToySource, tmp_path: Path, massive: float) -> None:
     """One channel that dwarfs its group: the raw cosine is above 0.999, and 127 channels are gone all the same."""
-    run, worker = begun(source, tmp_path / "out", Tokens(massive=massive), {"grid": "int8"})
+    run, worker = begin(source, tmp_path / "out", [Tokens(massive=massive)], storage={"tokens": {"grid": "int8"}})
     refusal = r"tokens, shard 0: target grid is not offered as int8: .* cosine 0\.999\d+, standardised cosine 0\.[1-8]"
     with pytest.raises(SpecError, match=refusal):
         worker.process(next(task for task in run.todo() if task.shard == 0))

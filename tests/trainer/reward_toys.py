@@ -15,14 +15,10 @@ import numpy as np
 import simplejpeg
 import torch
 
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
-from pipeline.worker import ShardWorker, WorkerConfig
-from teachers.base import column_manifest
 from teachers.pdm import build
 from teachers.pdm.nuplan_map import INDEX
+from tests.committed import commit
 from tests.toys import ToyTeacher
 from trainer.config import SFTConfig
 from trainer.grpo_config import GRPOConfig
@@ -57,25 +53,7 @@ def write_reward_dataset(
     source = NavsimSource(NavsimConfig(root=str(root / "data"), split="mini", filter=window))
     toy = ToyTeacher(random_weights=True, width=8)
     pdm = build({"maps_root": str(maps), "versions": list(versions)})
-    samples = SamplesColumn(SamplesConfig(size=(48, 32)), num_history=4, num_future=10)
-    manifests = [samples.manifest({}), column_manifest(toy), column_manifest(pdm)]
-    run = runs.begin(source, str(root / "out"), manifests, plan_config=PlanConfig(shard_size=8), with_zarr=False)
-    worker = ShardWorker(
-        source=source,
-        volume=run.volume,
-        teachers=[toy, pdm],
-        samples=samples,
-        manifests=run.columns,
-        dataset=run.dataset,
-        shard_size=8,
-        zarr=False,
-        config=WorkerConfig(device="cpu", decode_threads=1),
-    )
-    worker.load()
-    for shard in run.todo():
-        worker.process(shard)
-    worker.close()
-    runs.close(run)
+    commit(source, root / "out", [toy, pdm], shard_size=8, size=(48, 32), zarr=False)
     return str(root / "out")
 
 

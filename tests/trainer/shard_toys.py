@@ -5,38 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
-from pipeline.samples import SamplesColumn, SamplesConfig
-from pipeline.worker import ShardWorker, WorkerConfig
-from teachers.base import column_manifest
-from tests.toys import F, H, ToySource, ToyTeacher, write_images
+from tests.committed import commit
+from tests.toys import ToySource, ToyTeacher, write_images
 from trainer.config import SFTConfig
 
 
 def write_dataset(root: Path, logs: int = 4, frames: int = 9) -> str:
     """`logs` x (frames - 4) scenes of 2 history and 3 future steps, with the column `toy`."""
     write_images(root / "data", logs=logs, frames=frames)
-    source, teacher = ToySource(str(root / "data"), logs=logs, frames=frames), ToyTeacher(random_weights=True)
-    samples = SamplesColumn(SamplesConfig(), num_history=H, num_future=F)
-    manifests = [samples.manifest({}), column_manifest(teacher)]
-    run = runs.begin(source, str(root / "out"), manifests, plan_config=PlanConfig(shard_size=8), with_zarr=False)
-    worker = ShardWorker(
-        source=source,
-        volume=run.volume,
-        teachers=[teacher],
-        samples=samples,
-        manifests=run.columns,
-        dataset=run.dataset,
-        shard_size=8,
-        zarr=False,
-        config=WorkerConfig(device="cpu", decode_threads=1),
-    )
-    worker.load()
-    for shard in run.todo():
-        worker.process(shard)
-    worker.close()
-    runs.close(run)
+    source = ToySource(str(root / "data"), logs=logs, frames=frames)
+    commit(source, root / "out", [ToyTeacher(random_weights=True)], shard_size=8, zarr=False)
     return str(root / "out")
 
 

@@ -1,0 +1,234 @@
+"""What the sources of driving logs have in common: their config, which logs they read, and one pass over them.
+
+A source is a folder of log files under a scene filter. It brings a function that reads one log; here are the rules of
+NAVSIM's devkit for all of them together (spec/navsim.md 1 and 2), and where it is loose:
+
+- Logs are read in the order of their names (the devkit: directory order), so `max_scenes` always means the same
+  scenes; the log in which the limit falls is counted as a whole in `Scan.skipped`, later ones not at all.
+- A token that two logs hold stops the scan: one of the scenes would be lost, and which one is not ours to choose.
+- Second-stage synthetic scenes are not read; those that the filter lists are counted (``synthetic_scene``). A filter
+  that wants them without listing them is refused, since what is left out could not be counted.
+- `Scan.not_found` holds the tokens asked for of which no window of a readable log passed the filter; it is empty when
+  `max_scenes` ended the scan, since the rest was not looked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from pipeline.sources.base import Scan, SceneRef
+from pipeline.sources.scene_filter import SceneFilter
+from pipeline.sources.untrusted import shown
+from shards_schema.errors import ConfigError
+
+PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+"""A path or URL, given as text or as a `Path`."""
+
+
+class LogsConfig(BaseModel):
+    """Where logs are, and which of their scenes are wanted.
+
+    Attributes:
+        root: the dataset's folder, or its URL.
+        split: the folder of logs; by default what the train_test_split file says.
+        filter: a `SceneFilter`, its fields, or the path of one of the devkit's YAML files; None is its defaults.
+        context_frames: how many frames before the window go into `Scene.before`, where the log has them without a gap.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    logs_folder: ClassVar[str]
+    """The folder below `root` that the splits are in."""
+
+    root: PathText = Field(min_length=1)
+    split: str | None = None
+    filter: SceneFilter = SceneFilter()
+    context_frames: int = Field(1, ge=0)
+
+    @field_validator("filter", mode="before")
+    @classmethod
+    def _filter_loaded(cls, value: Any) -> Any:
+        if value is None:
+            return SceneFilter()
+        return SceneFilter.load(value) if isinstance(value, Mapping | str | Path) else value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.data_split or "/" in self.data_split or self.data_split in (".", ".."):
+            raise ConfigError(
+                f"split should be a folder of {self.logs_folder} such as trainval, got {self.data_split!r}: set it, or "
+                "give a train_test_split/*.yaml as filter"
+            )
+        if self.filter.include_synthetic_scenes and not self.filter.second_stage:
+            raise ConfigError(
+                "the filter wants synthetic scenes but lists none, and they cannot be read here: "
+                "set include_synthetic_scenes: false"
+            )
+        return self
+
+    @property
+    def data_split(self) -> str:
+        """The split's folder."""
+        return self.split or self.filter.data_split or ""
+
+    @property
+    def shown_root(self) -> str:
+        """`root` without what a URL may hold of credentials, for messages and records."""
+        return shown_url(self.root)
+
+    @property
+    def shown_folder(self) -> str:
+        """The folder of the logs, likewise."""
+        return f"{self.shown_root.rstrip('/')}/{self.logs_folder}/{self.data_split}"
+
+    @property
+    def filter_summary(self) -> dict[str, Any]:
+        """The filter as JSON; long lists as their count and the sha256 of their sorted members."""
+        return {name: _summary(value) for name, value in self.filter}
+
+
+def shown_url(url: str) -> str:
+    """`url` without what it may hold of credentials, for messages and records."""
+    return url if "://" not in url else re.sub(r"//[^/@]*@", "//", url.split("?")[0])
+
+
+def wanted_logs(config: LogsConfig, entries: Iterable[str], suffix: str) -> tuple[list[str], dict[str, str]]:
+    """The sorted names of the logs to read, and a reason for each one that is wanted and cannot be.
+
+    Args:
+        config: of the source.
+        entries: names in the folder of the logs; those without `suffix` are passed over.
+        suffix: of a log's file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    there = {name.removesuffix(suffix) for name in entries if name.endswith(suffix)}
+    strange = {name for name in there if not name.isprintable()}  # bytes that are no UTF-8, or control characters
+    if not there:
+        raise ConfigError(f"{config.shown_folder} should hold <log>{suffix} files, found none: check root and split")
+    names = config.filter.log_names
+    wanted = there if names is None else set(names)
+    unreadable = dict.fromkeys(wanted - there, f"no such log file in {config.shown_folder}")
+    unreadable |= {shown(name): "its name is no printable text; rename it" for name in strange & wanted}
+    return sorted((there & wanted) - strange), unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class LogScan:
+    """What one log holds under a filter.
+
+    Attributes:
+        refs: its scenes.
+        skipped: windows that are none, by reason.
+    """
+
+    refs: tuple[SceneRef, ...]
+    skipped: Counter[str]
+
+
+LogReader = Callable[[frozenset[str] | None, str], LogScan | str]
+"""(tokens that are wanted, or None for all; log) -> what it holds, or why it cannot be read. Pickles."""
+
+
+def scan_logs(
+    config: LogsConfig,
+    logs: Sequence[str],
+    unreadable: Mapping[str, str],
+    read: LogReader,
+    *,
+    processes: int,
+    chunk: int = 1,
+) -> Scan:
+    """One pass over logs; the result does not depend on `processes` and `chunk`.
+
+    Args:
+        config: of the source.
+        logs: names, sorted.
+        unreadable: logs that are known to be.
+        read: of one log.
+        processes: that read.
+        chunk: most logs that a process is given at once.
+
+    Raises:
+        ConfigError: a token that two logs hold, and what `read` raises.
+    """
+    filter_, bad = config.filter, dict(unreadable)
+    owners: dict[str, SceneRef] = {}
+    clashes: list[str] = []
+    skipped: Counter[str] = Counter()
+    if second := filter_.second_stage:
+        skipped["synthetic_scene"] = len(second)
+    full = False
+    one = partial(read, None if filter_.tokens is None else frozenset(filter_.tokens))
+    chunk = 1 if filter_.max_scenes is not None else max(1, min(chunk, len(logs) // (4 * max(processes, 1))))
+    with closing(_each(one, logs, processes, chunk)) as results:
+        for log, found in zip(logs, results, strict=False):
+            if isinstance(found, str):
+                bad[log] = found
+                continue
+            skipped.update(found.skipped)
+            for ref in found.refs:
+                if ref.token in owners:
+                    clashes.append(f"{ref.token} in {owners[ref.token].log} and {log}")
+                owners[ref.token] = ref
+                if full := len(owners) == filter_.max_scenes:
+                    break
+            if full:
+                break
+    if clashes:
+        raise ConfigError(
+            f"{config.shown_folder}: {len(clashes)} tokens are held by two logs, so one scene of each pair would be "
+            f"lost: {'; '.join(clashes[:3])}. Remove one of the logs, or leave it out of log_names"
+        )
+    not_found = () if full or filter_.tokens is None else tuple(sorted(set(filter_.tokens) - owners.keys()))
+    return Scan(tuple(sorted(owners.values())), dict(sorted(bad.items())), not_found, dict(skipped))
+
+
+_One = Callable[[str], LogScan | str]
+
+_worker: list[_One] = []
+"""What a worker process does with each of its logs; sent once, since navtrain's tokens are 2 MB."""
+
+
+def _each(one: _One, logs: Sequence[str], processes: int, chunk: int) -> Generator[LogScan | str, None, None]:
+    """What each log holds, in order."""
+    if processes <= 1 or len(logs) <= 1:
+        yield from map(one, logs)
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(min(processes, len(logs)), context, _begin_worker, (one,)) as pool:
+        try:
+            yield from pool.map(_in_worker, logs, chunksize=chunk)
+        finally:  # when max_scenes ended the scan, do not read the rest
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(one: _One) -> None:
+    _worker[:] = [one]
+
+
+def _in_worker(log: str) -> LogScan | str:
+    return _worker[0](log)
+
+
+def _summary(value: Any) -> Any:
+    """A short list, number or string as it is; a long list or a mapping as its size and digest."""
+    if isinstance(value, tuple):
+        value = sorted(set(value))
+    if isinstance(value, list | dict) and len(value) > 8:
+        text = json.dumps(value, sort_keys=True, default=str)
+        return {"count": len(value), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    return value
