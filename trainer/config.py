@@ -102,6 +102,9 @@ class SFTConfig(BaseModel):
         stream: order, batch size, threads.
         student, answers: the policy and what it says.
         targets: latent kind (wm, geo) -> the teacher's feature that it is aligned to.
+        statistics: what standardises targets. `split`: mean and std of the latents' own targets over the training
+            split, which is read once for it before the first step. `column`: those that came with the column, read in
+            no time; they are of single cells, all views and every log, so a target that is averaged has a std under 1.
         adapter: hidden units of the adapters.
         stages: in order.
         optimiser, parallel, controls: see there.
@@ -124,6 +127,7 @@ class SFTConfig(BaseModel):
     student: StudentConfig = TinyConfig()
     answers: AnswerConfig = MotionConfig()
     targets: Mapping[str, TargetConfig] = {"wm": DYNAMICS, "geo": GEOMETRY}
+    statistics: Literal["split", "column"] = "split"
     adapter: int = Field(default=256, ge=1)
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     optimiser: OptimiserConfig = OptimiserConfig()

@@ -3,7 +3,8 @@
 A latent is a position whose input is a parameter, injected at the embedding; no vocabulary is resized. Latent n of
 `wm` is aligned to cell n of a grid over the teacher's feature (for 3x12 dynamics latents: time 3, row 3, col 4), so
 the target of a sample is [N, C] whatever the teacher's own resolution is. Targets are standardised a channel with
-statistics that are taken once over the training split and stored with the checkpoint. Adapters exist in training only.
+statistics that are taken once, of the training split or of the column, and stored with the checkpoint. Adapters exist
+in training only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
+from shards_schema.statistics import ChannelStatistics
 
 LATENTS = ("wm", "geo")
 """The two kinds, in the order in which they stand."""
@@ -100,24 +103,25 @@ class Statistics:
     std: Tensor
 
     @classmethod
-    def over(cls, targets: Iterable[NDArray[np.float32]]) -> Statistics:
-        """Of every latent of every sample, [N, C] each, in float64, in one pass (Chan et al.'s update).
+    def of(cls, channels: ChannelStatistics) -> Statistics:
+        """Those of a column, or of a split: a std under a thousandth of the largest is raised to that."""
+        std = channels.std
+        floor = max(1e-6, 1e-3 * float(std.max()))  # a constant channel has nothing to learn, and must not explode
+        return cls(torch.from_numpy(channels.mean).float(), torch.from_numpy(np.maximum(std, floor)).float())
+
+    @classmethod
+    def over(cls, samples: Iterable[Mapping[str, NDArray[np.float32]]]) -> dict[str, Statistics]:
+        """Of every latent of every sample, kind -> [N, C] each, in float64, in one pass; one sample is in memory.
 
         Raises:
             ConfigError: no sample.
         """
-        count, mean, squares = 0, np.zeros(1), np.zeros(1)
-        for target in targets:
-            n, m = len(target), target.mean(0, dtype=np.float64)
-            delta = m - mean
-            squares = squares + ((target - m) ** 2).sum(0, dtype=np.float64) + delta**2 * count * n / (count + n)
-            mean = mean + delta * n / (count + n)
-            count += n
-        if not count:
+        parts = ({kind: ChannelStatistics.of(target, 1) for kind, target in sample.items()} for sample in samples)
+        first = next(parts, None)
+        if first is None:
             raise ConfigError("statistics: the training split has no samples")
-        std = np.sqrt(squares / count)
-        floor = max(1e-6, 1e-3 * float(std.max()))  # a constant channel has nothing to learn, and must not explode
-        return cls(torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(std, floor)).float())
+        total = reduce(lambda sums, more: {kind: sums[kind].merged(part) for kind, part in more.items()}, parts, first)
+        return {kind: cls.of(sums) for kind, sums in total.items()}
 
     def standardise(self, features: Tensor) -> Tensor:
         """(features - mean) / std, over the last axis."""

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from pipeline.reader import Dataset
 from pipeline.stream import ShardStream
-from shards_schema.errors import ConfigError
+from shards_schema.errors import AbsentError, ConfigError
 from trainer import build, checkpoint, distributed
 from trainer.baselines import scores
 from trainer.batch import Batch, collate
 from trainer.config import SFTConfig, StageConfig
 from trainer.data import ExampleMaker, notices, shuffled, split
 from trainer.evaluate import evaluate, zeroed_latents
-from trainer.latents import LATENTS, Statistics
+from trainer.latents import LATENTS, Statistics, TargetConfig
 from trainer.leaks import check
 from trainer.loop import FREE, batches_of, clipped, learning_rate, make_optimiser, refuse_other, set_rate
 from trainer.model import SFTModel
@@ -81,7 +81,8 @@ class SFT:
         begun = checkpoint.latest(self._folder)
         self._resumed = None if begun is None else checkpoint.load(begun)
         if self._resumed is not None:
-            refuse_other(self._resumed["config"], config, begun, FREE | {"baselines", "check_mask"})
+            recorded = SFTConfig.model_validate_json(self._resumed["config"])  # what came later has its default
+            refuse_other(recorded.model_dump_json(), config, begun, FREE | {"baselines", "check_mask"})
         self._build()
 
     @property
@@ -119,8 +120,22 @@ class SFT:
             self._log(f"resumed at step {self.step} of {config.total_steps}")
 
     def _statistics(self) -> dict[str, Statistics]:
-        rows = list(self.reader.targets(self.train_tokens))
-        return {kind: Statistics.over(row[kind] for row in rows) for kind in LATENTS}
+        if self.config.statistics == "split":
+            return Statistics.over(self.reader.targets(self.train_tokens))
+        return {kind: self._column_statistics(target) for kind, target in self.config.targets.items()}
+
+    def _column_statistics(self, target: TargetConfig) -> Statistics:
+        spec = self.dataset.specs(target.column)[target.target]
+        axis = spec.channel_axis
+        if axis is None or spec.dims[axis] != target.channel:
+            raise ConfigError(
+                f"statistics: column: those of {target.column}/{target.target} are not along {target.channel!r} (its "
+                f"dims are {spec.dims}); take statistics: split"
+            )
+        try:
+            return Statistics.of(self.dataset.statistics(target.column, target.target))
+        except AbsentError as error:
+            raise ConfigError(f"statistics: column: {error}; take statistics: split") from error
 
     def _where(self, step: int) -> tuple[int, int]:
         """The stage that a step belongs to, and its number in it."""

@@ -35,6 +35,7 @@ class ColumnFacts:
         quarantined: code -> how many, and one example of each.
         tar: bytes of its tars.
         zarr: bytes of its Zarr shards.
+        statistics: bytes of its shards' sums.
         members: tar member -> mean bytes a sample.
         damage: what is wrong, one sentence each.
     """
@@ -47,6 +48,7 @@ class ColumnFacts:
     quarantined: Mapping[str, tuple[int, Quarantined]]
     tar: int
     zarr: int
+    statistics: int
     members: Mapping[str, float]
     damage: tuple[str, ...]
 
@@ -56,9 +58,14 @@ class ColumnFacts:
         return sum(count for count, _ in self.quarantined.values())
 
     @property
+    def size(self) -> int:
+        """Bytes of every file that its records name."""
+        return self.tar + self.zarr + self.statistics
+
+    @property
     def bytes_a_sample(self) -> float:
-        """On disk, tar and Zarr together; 0 where nothing is written."""
-        return (self.tar + self.zarr) / self.written if self.written else 0.0
+        """Of `size`; 0 where nothing is written."""
+        return self.size / self.written if self.written else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +138,10 @@ def _column(volume: Volume, name: str, shards: int) -> ColumnFacts:
     counts = Counter(q.code for record in records for q in record.quarantined)
     for q in (q for record in records for q in record.quarantined):
         quarantined.setdefault(q.code, (counts[q.code], q))
-    in_tar = sum(f.size for record in records for path, f in record.files.items() if path.endswith(".tar"))
+    sizes: Counter[str] = Counter()
+    for path, file in ((path, file) for record in records for path, file in record.files.items()):
+        kind = "tar" if path.endswith(".tar") else "zarr" if path.startswith(f"{layout.ZARR}/") else "statistics"
+        sizes[kind] += file.size
     return ColumnFacts(
         name=name,
         manifest=manifest,
@@ -139,8 +149,9 @@ def _column(volume: Volume, name: str, shards: int) -> ColumnFacts:
         missing=shards - len(present),
         written=sum(record.written for record in records),
         quarantined=quarantined,
-        tar=in_tar,
-        zarr=sum(record.size for record in records) - in_tar,
+        tar=sizes["tar"],
+        zarr=sizes["zarr"],
+        statistics=sizes["statistics"],
         members=_members(records),
         damage=tuple(damage),
     )

@@ -91,6 +91,7 @@ def _column(column: ColumnFacts) -> Iterator[str]:
     yield (
         f"  {column.written} written, {column.left_out} quarantined, {column.missing} shards missing of "
         f"{column.shards + column.missing}; tar {bytes_text(column.tar)}, Zarr {bytes_text(column.zarr)}"
+        + (f", statistics {bytes_text(column.statistics)}" if column.statistics else "")
     )
     for fault in column.damage[:5]:
         yield from _wrapped(f"DAMAGED: {fault}", "  ", "    ")
@@ -143,6 +144,6 @@ def _totals(facts: Facts) -> Iterator[str]:
     def row(name: str, written: str, size: int, each: float) -> list[str]:
         return [name, written, bytes_text(size), f"{each / 1e6:.3f}", f"{each * NAVTRAIN_SCENES / 1e12:.3f}"]
 
-    rows = [row(c.name, str(c.written), c.tar + c.zarr, c.bytes_a_sample) for c in facts.columns]
-    rows.append(row("all", "", sum(c.tar + c.zarr for c in facts.columns), facts.bytes_a_sample))
+    rows = [row(c.name, str(c.written), c.size, c.bytes_a_sample) for c in facts.columns]
+    rows.append(row("all", "", sum(c.size for c in facts.columns), facts.bytes_a_sample))
     yield table(["column", "written", "on disk", "MB a sample", f"TB for navtrain ({NAVTRAIN_SCENES:,})"], rows)

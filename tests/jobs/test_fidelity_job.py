@@ -86,6 +86,16 @@ def test_random_vggt_tokens_are_the_networks() -> None:
         assert by_choice(measure(spec, lambda arrays=arrays: arrays))["int8"].offered  # type: ignore[misc]
 
 
+def test_a_few_larger_channels_of_the_real_architecture_are_enough() -> None:
+    (spec, samples), *_ = random_vggt("tiny", 1, 0)
+    massive = [values * np.where(np.arange(values.shape[-1]) % 32 == 5, np.float32(20), 1) for values in samples()]
+    found = by_choice(measure(spec, lambda: massive))
+    assert found["bfloat16"].offered
+    assert not found["int8"].offered
+    assert found["int8"].cosine is not None
+    assert found["int8"].cosine.low > COSINE
+
+
 def test_a_restored_dataset_is_whole(data: str, tmp_path: Path) -> None:
     dataset = Dataset(data)
     restore(dataset, str(tmp_path / "out"), {"toy": {"grid": "int8", "mean": "bfloat16"}})

@@ -106,8 +106,19 @@ def test_text_of_a_dataset_with_a_quarantined_sample(made: Path) -> None:
     facts = gather(str(made))
     each = facts.bytes_a_sample
     assert re.search(rf"all +\S+ kB +{each / 1e6:.3f} +{each * 103_288 / 1e12:.3f}", text)
-    on_disk = sum(p.stat().st_size for p in made.rglob("*") if p.suffix == ".tar")
-    assert sum(c.tar for c in facts.columns) == on_disk
+    samples, toy = facts.columns
+
+    def on_disk(pattern: str) -> int:
+        return sum(p.stat().st_size for p in made.glob(pattern) if p.is_file())
+
+    for column in facts.columns:
+        assert column.tar == on_disk(f"{column.name}/*.tar") > 0
+        assert column.zarr == on_disk(f"targets.zarr/{column.name}/*/c/**/*") > 0
+    assert toy.statistics == on_disk("toy/*.stats.parquet") > 0
+    assert samples.statistics == 0
+    assert toy.size == toy.tar + toy.zarr + toy.statistics
+    assert re.search(r"14 written.* Zarr \S+ kB, statistics \S+ kB\n", text)
+    assert re.search(r"15 written.* Zarr \S+ kB\n", text)
 
 
 def test_the_page_is_whole_self_contained_and_escaped(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

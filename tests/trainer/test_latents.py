@@ -11,6 +11,7 @@ import torch
 from pipeline.reader import Dataset
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
+from shards_schema.statistics import ChannelStatistics
 from trainer.config import DYNAMICS, GEOMETRY
 from trainer.data import DataConfig, ExampleMaker, refuse_other_rate
 from trainer.latents import Adapter, LatentInputs, Statistics, TargetConfig
@@ -73,8 +74,11 @@ def test_each_dimension_is_named_once() -> None:
 
 def test_statistics_in_one_pass_are_the_statistics() -> None:
     rows = [RNG.normal(50, 3, (n, 4)).astype(np.float32) * [1, 2, 3, 0] for n in (5, 1, 30)]
-    stats = Statistics.over(np.asarray(r, np.float32) for r in rows)
-    whole = np.concatenate(rows)
+    samples = ({"wm": np.asarray(r, np.float32), "geo": np.ones((2, 3), np.float32)} for r in rows)
+    both = Statistics.over(samples)
+    assert both.keys() == {"wm", "geo"}
+    assert torch.equal(both["geo"].mean, torch.ones(3))
+    stats, whole = both["wm"], np.concatenate(rows)
     np.testing.assert_allclose(stats.mean, whole.mean(0), rtol=1e-5)
     np.testing.assert_allclose(stats.std[:3], whole.std(0)[:3], rtol=1e-4)
     assert stats.std[3] > 0  # a constant channel does not divide by zero
@@ -82,6 +86,14 @@ def test_statistics_in_one_pass_are_the_statistics() -> None:
     torch.testing.assert_close(stats.restore(stats.standardise(x)), x, atol=1e-4, rtol=0)
     with pytest.raises(ConfigError, match="no samples"):
         Statistics.over([])
+
+
+def test_dead_channels_of_a_column_do_not_explode() -> None:
+    values = np.stack([np.full(50, 7.0), RNG.normal(0, 1e-9, 50), RNG.normal(0, 4, 50)], 1)
+    stats = Statistics.of(ChannelStatistics.of(values, 1))
+    assert stats.std.tolist() == pytest.approx([4e-3, 4e-3, 4], rel=0.3)
+    assert stats.std[0] == stats.std[1] == pytest.approx(1e-3 * stats.std[2].item())
+    assert stats.standardise(torch.tensor(values, dtype=torch.float32)).abs().max() < 5
 
 
 def test_latent_inputs_are_shared_by_the_batch_and_ordered() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline.reader import Dataset
+from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError
 from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
@@ -18,6 +22,7 @@ from trainer import checkpoint
 from trainer.baselines import Scenes, constant_velocity, train_mlp
 from trainer.build import load_policy
 from trainer.config import StageConfig
+from trainer.data import ExampleMaker
 from trainer.evaluate import displacement, zeroed_latents
 from trainer.latents import Statistics
 from trainer.loop import DivergedError, learning_rate
@@ -137,6 +142,48 @@ def test_statistics_are_those_of_the_training_split(shards: str, whole: Path) ->
     stored = checkpoint.load(whole / "stage_2.pt")["statistics"]["geo"]
     torch.testing.assert_close(stored["mean"], rows.mean((0, 1)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(stored["std"], rows.std((0, 1), correction=0), rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_of_the_column_need_no_pass(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = start(shards, tmp_path / "a")
+    monkeypatch.setattr(ExampleMaker, "targets", lambda *_: pytest.fail("the training split was read"))
+    run = start(shards, tmp_path / "b", statistics="column")
+    dataset = Dataset(shards)
+    grids = np.stack([dataset.read(t)["toy"]["grid"] for t in dataset.tokens("toy")]).astype(np.float64)
+    for kind, stats in run.model.statistics.items():
+        np.testing.assert_allclose(stats.mean, grids.mean((0, 1, 2, 3)), rtol=1e-6)
+        np.testing.assert_allclose(stats.std, grids.std((0, 1, 2, 3)), rtol=1e-6)
+        assert (split.model.statistics[kind].std < 0.8 * stats.std).all()  # averages vary less than their cells
+    run.fit(until=2)
+    again = start(shards, tmp_path / "b", statistics="column")
+    assert again.step == 2
+    assert torch.equal(again.model.statistics["wm"].std, run.model.statistics["wm"].std)
+    with pytest.raises(MismatchError, match="statistics: column -> split"):
+        start(shards, tmp_path / "b")
+
+
+def test_a_column_without_statistics_says_what_to_do(shards: str, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(shards, tmp_path / "data"))
+    (bare / layout.statistics("toy")).unlink()
+    with pytest.raises(ConfigError, match=r"toy has no statistics .* take statistics: split"):
+        start(str(bare), tmp_path / "out", statistics="column")
+    grid = {"column": "toy", "target": "grid", "channel": "row", "grid": {"step": 1, "col": 1, "channel": 2}}
+    targets = recipe(shards, tmp_path).model_dump()["targets"] | {"wm": grid}
+    with pytest.raises(ConfigError, match="not along 'row'"):
+        start(shards, tmp_path / "out", statistics="column", targets=targets)
+    start(shards, tmp_path / "out", targets=targets)  # whatever the features are, a split has statistics of them
+
+
+def test_a_run_of_before_a_field_of_the_recipe_goes_on(shards: str, whole: Path, tmp_path: Path) -> None:
+    content = checkpoint.load(whole / "checkpoints" / "step_00000004.pt")
+    recorded = json.loads(content["config"])
+    del recorded["statistics"]
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    checkpoint.save(folder / "step_00000004.pt", content | {"config": json.dumps(recorded)})
+    assert start(shards, tmp_path, keep=10).step == 4
+    with pytest.raises(MismatchError, match="statistics"):
+        start(shards, tmp_path, keep=10, statistics="column")
 
 
 def test_a_policy_needs_no_adapters(shards: str, whole: Path, tmp_path: Path) -> None:
