@@ -6,6 +6,7 @@ Trains the recipe of `jobs.sft` over several seeds, and each control with the sa
     latents zeroed        the trained policy, its latents' states set to zero while it is evaluated
     no staged training    all steps in stage 2
     no mask               stage 1 under the plain causal mask
+    images hidden         every image grey, in training and in evaluation
 
 and the blind baselines of `jobs.sft`, of the same budget. It prints one table (mean +- standard deviation over seeds),
 then for each row the paired difference of ADE to the recipe with its 95 % interval (Student's t), and what that
@@ -58,15 +59,16 @@ def _no_mask(recipe: SFTConfig) -> dict[str, Any]:
     return {"stages": tuple(s.model_copy(update={"mask": 2}) for s in recipe.stages)}
 
 
-def _shuffled(recipe: SFTConfig) -> dict[str, Any]:
-    return {"controls": recipe.controls.model_copy(update={"shuffle_teachers": True})}
+def _control(name: str) -> Callable[[SFTConfig], dict[str, Any]]:
+    return lambda recipe: {"controls": recipe.controls.model_copy(update={name: True})}
 
 
 TRAINED: Mapping[str, Callable[[SFTConfig], dict[str, Any]]] = {
     RECIPE: lambda recipe: {},
-    "teachers shuffled": _shuffled,
+    "teachers shuffled": _control("shuffle_teachers"),
     "no staged training": _no_stages,
     "no mask": _no_mask,
+    "images hidden": _control("hide_images"),
 }
 
 

@@ -5,7 +5,8 @@
   Encoding is closed-loop: each step takes the motion that ends nearest the true pose, given where the tokens before it
   really led, so that errors do not add up. Motions are told relative to going straight on at the present speed
   (`relative`), so that the words stand closest where drives are most alike. Built from the training split, stored with
-  the checkpoint.
+  the checkpoint. Where one trajectory is asked for, it is the likeliest motion at each step (`decode: greedy`) or the
+  expected one (`expected`), which no vocabulary rounds; `regression` trains just that, in metres.
 - `TextAnswers`: the waypoints written out, ``(1.52,0.03,0.011) ...``, over the characters below or a language model's
   own tokens. An answer that does not parse is told apart, never repaired.
 
@@ -35,6 +36,9 @@ class MotionConfig(BaseModel):
         size: K, motions.
         relative: whether a motion is what is added to going straight on at the speed of now, or the motion itself.
         smoothing: metres; the loss asks for motions near the right one too, exp(-d^2 / 2 smoothing^2); 0: for it alone.
+        regression: weight of a second loss: L1, in metres and radians, between the expected trajectory and the drive.
+        decode: what the policy's one answer is: each step's likeliest motion (`greedy`), or its expected one
+            (`expected`): best in the mean error, but between two ways round an obstacle it takes neither.
         seed, iterations: of k-means.
     """
 
@@ -44,6 +48,8 @@ class MotionConfig(BaseModel):
     size: int = Field(default=128, ge=2)
     relative: bool = True
     smoothing: float = Field(default=0.0, ge=0)
+    regression: float = Field(default=0.0, ge=0)
+    decode: Literal["greedy", "expected"] = "greedy"
     seed: int = 0
     iterations: int = Field(default=50, ge=1)
 
@@ -85,6 +91,14 @@ class Answers(Protocol):
         """Tokens -> (trajectories float32 [B, S, 3], parsed bool [B]); an answer that does not parse is zeros."""
         ...
 
+    def expectation(self, status_BH7: Tensor) -> Expectation | None:
+        """What follows the expected trajectory while answers are sampled; None: the likeliest tokens are the answer."""
+        ...
+
+    def distance(self, logits_BAV: Tensor, future_BS3: Tensor, status_BH7: Tensor) -> Tensor | None:
+        """A loss beside the cross-entropy, a scalar: how far the expected trajectory is from the drive; None: none."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; `restore` makes the same answers of it."""
         ...
@@ -124,8 +138,18 @@ class MotionAnswers:
 
     end: int | None = None
 
-    def __init__(self, motions: Tensor, steps: int, smoothing: float = 0.0, relative: bool = True) -> None:
+    def __init__(
+        self,
+        motions: Tensor,
+        steps: int,
+        smoothing: float = 0.0,
+        relative: bool = True,
+        *,
+        regression: float = 0.0,
+        expected: bool = False,
+    ) -> None:
         self.motions, self.relative = motions.float(), relative
+        self.regression, self.expected = regression, expected
         self.vocabulary, self.length = len(motions), steps
         self.codebook: Tensor | None = self.motions
         self.smoothing: Tensor | None = None
@@ -145,7 +169,14 @@ class MotionAnswers:
         if config.relative:
             motions = motions - going_on(status_NH7).unsqueeze(1)
         centres = kmeans(_scaled(motions.reshape(-1, 3)), config.size, config.seed, config.iterations)
-        return cls(centres / _scaled(torch.ones(3)), future_NS3.shape[1], config.smoothing, config.relative)
+        return cls(
+            centres / _scaled(torch.ones(3)),
+            future_NS3.shape[1],
+            config.smoothing,
+            config.relative,
+            regression=config.regression,
+            expected=config.decode == "expected",
+        )
 
     def _motions(self, status_BH7: Tensor) -> Tensor:
         """[B, K, 3]: the motions that the tokens mean to each scene."""
@@ -157,12 +188,8 @@ class MotionAnswers:
         motions_BK3, future = self._motions(status_BH7), future_BS3.float()
         pose_B3, tokens = torch.zeros_like(future[:, 0]), []
         for step in range(future.shape[1]):
-            ends_BK3 = compose(pose_B3.unsqueeze(1), motions_BK3)
-            error_BK3 = ends_BK3 - future[:, step].unsqueeze(1)
-            error_BK3 = torch.cat((error_BK3[..., :2], HEADING_METRES * wrap(error_BK3[..., 2:])), -1)
-            best_B = error_BK3.square().sum(-1).argmin(1)
-            pose_B3 = ends_BK3[torch.arange(len(future), device=future.device), best_B]
-            tokens.append(best_B)
+            token_B, pose_B3 = _nearest(motions_BK3, pose_B3, future[:, step])
+            tokens.append(token_B)
         return torch.stack(tokens, 1)
 
     def decode(self, answers_BA: Tensor, status_BH7: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +202,23 @@ class MotionAnswers:
             poses.append(pose)
         return torch.stack(poses, 1), torch.ones(len(answers_BA), dtype=torch.bool, device=answers_BA.device)
 
+    def expectation(self, status_BH7: Tensor) -> Expectation | None:
+        """With `expected`."""
+        return Expectation(self._motions(status_BH7)) if self.expected else None
+
+    def distance(self, logits_BAV: Tensor, future_BS3: Tensor, status_BH7: Tensor) -> Tensor | None:
+        """`regression` x the mean L1 of the poses that the expected motions lead to, each after the true words."""
+        if not self.regression:
+            return None
+        motion_BS3 = logits_BAV.float().softmax(-1) @ self._motions(status_BH7)
+        pose_B3, poses = torch.zeros_like(motion_BS3[:, 0]), []
+        for motion_B3 in motion_BS3.unbind(1):
+            pose_B3 = compose(pose_B3, motion_B3)
+            poses.append(pose_B3)
+        error_BS3 = torch.stack(poses, 1) - future_BS3.float()
+        error_BS3 = torch.cat((error_BS3[..., :2], wrap(error_BS3[..., 2:])), -1)
+        return self.regression * error_BS3.abs().mean()
+
     def state(self) -> dict[str, Any]:
         """The vocabulary and what it means."""
         return {
@@ -183,7 +227,48 @@ class MotionAnswers:
             "steps": self.length,
             "smoothing": self._width,
             "relative": self.relative,
+            "regression": self.regression,
+            "expected": self.expected,
         }
+
+
+class Expectation:
+    """Follows the expected trajectory while answers are sampled: it chooses each token for `Student.sample`.
+
+    The pose of a step is the pose before, moved by the mean of the motions that the policy gives weight to. The token
+    that it goes on with is the one that leads nearest there from where the tokens before it led, as in `encode`, so
+    the policy is asked about a history such as it has learnt from.
+
+    Args:
+        motions_BK3: what each token means to each scene.
+    """
+
+    def __init__(self, motions_BK3: Tensor) -> None:
+        self._motions = motions_BK3
+        self._led = torch.zeros_like(motions_BK3[:, 0])
+        self._poses: list[Tensor] = []
+
+    def __call__(self, logp_BK: Tensor) -> Tensor:
+        """The next token, int64 [B], by the log-probabilities of this step."""
+        before_B3 = self._poses[-1] if self._poses else torch.zeros_like(self._led)
+        motion_B3 = (logp_BK.exp().unsqueeze(-1) * self._motions).sum(1)
+        self._poses.append(compose(before_B3, motion_B3))
+        token_B, self._led = _nearest(self._motions, self._led, self._poses[-1])
+        return token_B
+
+    @property
+    def trajectory(self) -> Tensor:
+        """Float32 [B, S, 3], of the steps so far."""
+        return torch.stack(self._poses, 1)
+
+
+def _nearest(motions_BK3: Tensor, pose_B3: Tensor, wanted_B3: Tensor) -> tuple[Tensor, Tensor]:
+    """The token, int64 [B], whose motion leads from a pose nearest to a wanted one, and where it leads, [B, 3]."""
+    ends_BK3 = compose(pose_B3.unsqueeze(1), motions_BK3)
+    error_BK3 = ends_BK3 - wanted_B3.unsqueeze(1)
+    error_BK3 = torch.cat((error_BK3[..., :2], HEADING_METRES * wrap(error_BK3[..., 2:])), -1)
+    token_B = error_BK3.square().sum(-1).argmin(1)
+    return token_B, ends_BK3[torch.arange(len(ends_BK3), device=ends_BK3.device), token_B]
 
 
 CHARACTERS = "0123456789.-,() "
@@ -265,6 +350,14 @@ class TextAnswers:
             if poses is not None:
                 out[i], ok[i] = torch.tensor(poses), True
         return out.to(answers_BA.device), ok.to(answers_BA.device)
+
+    def expectation(self, status_BH7: Tensor) -> Expectation | None:
+        """None: texts have no mean."""
+        return None
+
+    def distance(self, logits_BAV: Tensor, future_BS3: Tensor, status_BH7: Tensor) -> Tensor | None:
+        """None: nor a distance."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """Steps and digits; the tokenizer is the model's."""

@@ -30,7 +30,14 @@ def make_answers(
 def restore_answers(state: Mapping[str, Any], student: StudentConfig) -> Answers:
     """The inverse of `Answers.state`."""
     if state["kind"] == "motion":
-        return MotionAnswers(state["motions"], state["steps"], state["smoothing"], state["relative"])
+        return MotionAnswers(
+            state["motions"],
+            state["steps"],
+            state["smoothing"],
+            state["relative"],
+            regression=state.get("regression", 0.0),  # checkpoints of before there was a choice
+            expected=state.get("expected", False),
+        )
     return _text(state["steps"], state["digits"], student)
 
 

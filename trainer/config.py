@@ -83,12 +83,14 @@ class ControlsConfig(BaseModel):
     Attributes:
         shuffle_teachers: give each training sample the targets of another.
         zero_latents: set the latents' states to zero while evaluating.
+        hide_images: make every image grey, in training and in evaluation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shuffle_teachers: bool = False
     zero_latents: bool = False
+    hide_images: bool = False
 
 
 class SFTConfig(BaseModel):

@@ -91,6 +91,7 @@ class ExampleMaker:
         config: views, image size, steps.
         targets: latent kind -> what it is aligned to.
         other: token -> token whose targets it gets instead of its own (the shuffled control); None: its own.
+        grey: all pixels are 128 (the blind control).
 
     Raises:
         ConfigError: a target that the dataset does not have, or of other dimensions; more steps than are stored.
@@ -102,8 +103,11 @@ class ExampleMaker:
         config: DataConfig,
         targets: Mapping[str, TargetConfig],
         other: Mapping[str, str] | None = None,
+        *,
+        grey: bool = False,
     ) -> None:
         refuse_other_rate(dataset)
+        self._grey = grey
         self._dataset, self._config, self._targets, self._other = dataset, config, targets, other
         self._dims = {}
         for kind, target in targets.items():
@@ -180,7 +184,8 @@ class ExampleMaker:
     def _image(self, stored: Any, token: str) -> NDArray[np.uint8]:
         """[3, h, w] of JPEG bytes, or of decoded pixels [H, W, 3]."""
         pixels = decode_jpeg(stored, token) if isinstance(stored, bytes) else np.asarray(stored)
-        return as_seen(pixels, self._config.image)
+        seen = as_seen(pixels, self._config.image)
+        return np.full_like(seen, 128) if self._grey else seen
 
 
 def as_seen(pixels: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:

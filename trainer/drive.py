@@ -19,7 +19,7 @@ def drive(
     Args:
         policy: see `build.load_policy`; moved to a device with ``policy.student.to(device)``.
         batch: of B scenes, on any device; futures and targets are not looked at.
-        temperature: 0 takes the likeliest token each time, else answers are drawn.
+        temperature: 0 takes the policy's one answer (`Student.answer`), else answers are drawn.
         generator: of the policy's device; needed to draw the same twice.
 
     Returns:
@@ -31,6 +31,9 @@ def drive(
     half = policy.config.dtype == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         table = allow_table(policy.table_stage)
-        said = policy.student.sample(batch, table, temperature=temperature, generator=generator)
-    poses, parsed = policy.student.answers.decode(said.tokens, batch.status)
+        if not temperature:
+            poses, parsed = policy.student.answer(batch, table)
+        else:
+            said = policy.student.sample(batch, table, temperature=temperature, generator=generator)
+            poses, parsed = policy.student.answers.decode(said.tokens, batch.status)
     return poses.float().cpu(), parsed.cpu()

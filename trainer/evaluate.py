@@ -1,4 +1,4 @@
-"""A student on held-out samples: losses, cosine to each teacher, and how far its greedy answers are from the drive.
+"""A student on held-out samples: losses, cosine to each teacher, and how far its answers (`Student.answer`) are off.
 
 ADE at t is the mean distance of the positions up to t seconds, FDE the distance at t, in metres, over samples whose
 answer parses; answers that do not are counted. `cosine_wm` is between standardised features (what is trained on; the
@@ -121,8 +121,7 @@ def _sums(model: SFTModel, batch: Batch, table: Tensor) -> dict[str, float]:
         target = batch.targets[kind].float()
         sums[f"cosine_{kind}"] = _cosine(predicted, stats.standardise(target))
         sums[f"cosine_{kind}_raw"] = _cosine(stats.restore(predicted), target)
-    said = student.sample(batch, table, temperature=0).tokens
-    trajectory, parsed = student.answers.decode(said, batch.status)
+    trajectory, parsed = student.answer(batch, table)
     sums["parsed"] = float(parsed.sum())
     for key, value in displacement(trajectory, batch.future.float()).items():
         sums[key] = (value * parsed).sum().item()

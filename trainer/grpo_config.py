@@ -88,7 +88,7 @@ class GRPOConfig(BaseModel):
         device: cpu, cuda; None: cuda where there is one.
         evaluate_every, save_every, log_every: steps.
         evaluate_limit: held-out scenes looked at during the run (the closing table takes all).
-        evaluate_samples: sampled answers a held-out scene, beside the greedy one.
+        evaluate_samples: sampled answers a held-out scene, beside the policy's one answer.
         keep: checkpoints kept.
     """
 

@@ -37,9 +37,10 @@ class SFTModel(nn.Module):
         answers = self.student.answers.encode(batch.future, batch.status)
         out = self.student(batch, answers, allow_table(stage))
         answer = answer_loss(out.logits, answers, self._smoothing(out.logits.device))
+        distance = self.student.answers.distance(out.logits, batch.future, batch.status)
         parts = self.align(out.latents, batch)
-        loss = total(weights, answer, parts["wm"], parts["geo"])
-        logs = {"loss": loss, "answer": answer}
+        loss = total(weights, answer if distance is None else answer + distance, parts["wm"], parts["geo"])
+        logs = {"loss": loss, "answer": answer} | ({} if distance is None else {"regression": distance})
         for kind, part in parts.items():
             logs |= {f"{kind}_cosine": part.cosine, f"{kind}_smooth_l1": part.smooth_l1}
         return loss, {k: v.detach() for k, v in logs.items()}

@@ -43,13 +43,13 @@ def scored(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Driven:
-    """Held-out scenes, each driven by one greedy answer and, for the sampled mean, by some more.
+    """Held-out scenes, each driven by the policy's one answer and, for the sampled mean, by some more.
 
     Attributes:
         tokens: S.
-        scores: ``score`` and sub-scores of the greedy answer, float64 [S]; 0 where it does not parse.
+        scores: ``score`` and sub-scores of that answer, float64 [S]; 0 where it does not parse.
         sampled: float64 [S], mean score of sampled answers; NaN without any.
-        parsed: bool [S], of the greedy answer.
+        parsed: bool [S], of that answer.
         errors: ``ade_4`` and so on against the human, float64 [S].
     """
 
@@ -136,7 +136,7 @@ def policy_scores(
         batch = batches[min(place, len(batches) - 1)].to(device)  # FSDP needs every rank in every pass
         generator = torch.Generator(device).manual_seed(seed * 1_000_003 + place)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            said = student.sample(batch, table, temperature=0).tokens
+            said = student.answer(batch, table)
             more = (
                 student.sample(batch.repeat(samples), table, temperature=temperature, generator=generator).tokens
                 if samples
@@ -157,14 +157,28 @@ def given_scores(trajectories: Sequence[Tensor], batches: Sequence[Batch], rewar
         parsed = torch.ones(len(batch), 1, dtype=torch.bool)
         rows, _ = scored(reward, batch.tokens, poses.unsqueeze(1), parsed)
         errors = {k: v.double().cpu() for k, v in displacement(poses, batch.future.float()).items()}
-        greedy = {k: v[:, 0] for k, v in rows.items()}
-        parts.append(Driven(batch.tokens, greedy, torch.full((len(batch),), torch.nan), parsed[:, 0], errors))
+        parts.append(
+            Driven(
+                batch.tokens,
+                {k: v[:, 0] for k, v in rows.items()},
+                torch.full((len(batch),), torch.nan),
+                parsed[:, 0],
+                errors,
+            )
+        )
     return Driven.of(parts)
 
 
-def _driven(student: Student, batch: Batch, reward: Reward, said: Tensor, more: Tensor | None, samples: int) -> Driven:
-    """Greedy and sampled answers of a batch, scored at once."""
-    poses, parsed = student.answers.decode(said, batch.status)
+def _driven(
+    student: Student,
+    batch: Batch,
+    reward: Reward,
+    said: tuple[Tensor, Tensor],
+    more: Tensor | None,
+    samples: int,
+) -> Driven:
+    """The answer, and sampled ones, of each scene of a batch, scored at once."""
+    poses, parsed = said
     errors = {k: v.double().cpu() for k, v in displacement(poses, batch.future.float()).items()}
     poses_all, parsed_all = poses.unsqueeze(1), parsed.unsqueeze(1)
     if more is not None:

@@ -73,8 +73,9 @@ class SFT:
             )
         self.notices = notices(self.dataset, config.targets)
         other = shuffled(self.train_tokens, config.seed) if config.controls.shuffle_teachers else None
-        self._maker = ExampleMaker(self.dataset, config.samples, config.targets, other)
-        self.reader = ExampleMaker(self.dataset, config.samples, config.targets)
+        grey = config.controls.hide_images
+        self._maker = ExampleMaker(self.dataset, config.samples, config.targets, other, grey=grey)
+        self.reader = ExampleMaker(self.dataset, config.samples, config.targets, grey=grey)
         self.stream = ShardStream(
             self.dataset, self._maker.wanted, config.stream, tokens=self.train_tokens, transform=self._maker
         )

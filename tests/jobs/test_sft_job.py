@@ -104,7 +104,7 @@ def test_experiments_print_every_control(data: str, tmp_path: Path, capsys: pyte
     arguments = [written(data, tmp_path, stages=stages), f"out={tmp_path / 'runs'}", "seeds=[0,1]"]
     results = experiments.main(arguments)
     text = capsys.readouterr().out
-    for name in ("the recipe", "teachers shuffled", "latents zeroed", "no staged training", "no mask"):
+    for name in ("the recipe", "teachers shuffled", "latents zeroed", "no staged training", "no mask", "images hidden"):
         assert set(results[name]) == {0, 1}
         assert name in text
     blind = [name for name in results if "ego-status MLP" in name or name == "constant velocity"]
@@ -116,7 +116,7 @@ def test_experiments_print_every_control(data: str, tmp_path: Path, capsys: pyte
     assert experiments.main(arguments) == results  # what was trained is kept
     late = experiments.main([*arguments[:1], f"out={tmp_path / 'late'}", "seeds=[0,1]", "minutes=0.0000001"])
     assert not late["the recipe"]
-    assert capsys.readouterr().out.count("NOT RUN") == 8
+    assert capsys.readouterr().out.count("NOT RUN") == 10
 
 
 def test_verdicts_say_no_more_than_the_spread_allows() -> None:

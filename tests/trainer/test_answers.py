@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from shards_schema.errors import ConfigError
-from tests.trainer.trainer_toys import status_of, trajectories
-from trainer.answers import HEADING_METRES, MotionAnswers, MotionConfig, TextAnswers, compose, kmeans, motions_of
+from tests.trainer.trainer_toys import STEPS, motion_answers, status_of, trajectories
+from trainer.answers import HEADING_METRES, MotionAnswers, MotionConfig, TextAnswers, compose, kmeans, motions_of, wrap
+from trainer.build import restore_answers
+from trainer.students.tiny import TinyConfig
 
 
 def test_motions_and_compose_are_inverse() -> None:
@@ -117,3 +119,62 @@ def test_text_that_is_not_the_waypoints_does_not_parse(text: str) -> None:
 def test_a_trajectory_out_of_range_is_refused() -> None:
     with pytest.raises(ConfigError, match="at most"):
         TextAnswers(steps=1).encode(torch.full((1, 1, 3), -1e9), status_of(1))
+
+
+def test_the_expected_trajectory_of_a_policy_that_is_sure_is_what_its_tokens_mean() -> None:
+    answers, status = motion_answers(expected=True), status_of(20)
+    tokens = torch.randint(0, 16, (20, STEPS), generator=torch.Generator().manual_seed(3))
+    following = answers.expectation(status)
+    assert following is not None
+    for step in range(STEPS):
+        sure = torch.full((20, 16), -torch.inf).scatter(1, tokens[:, step : step + 1], 0.0)
+        assert torch.equal(following(sure), tokens[:, step])
+    torch.testing.assert_close(following.trajectory, answers.decode(tokens, status)[0], atol=1e-5, rtol=0)
+
+
+def test_between_two_equal_ways_the_expected_one_is_the_middle_and_the_words_follow_it() -> None:
+    words = torch.tensor([[1.0, 0.5, 0.0], [1.0, -0.5, 0.0], [3.0, 0.0, 0.0]])
+    answers, status = MotionAnswers(words, 2, relative=False, expected=True), torch.zeros(1, 4, 7)
+    following = answers.expectation(status)
+    assert following is not None
+    either = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    tokens = [following(either), following(either)]
+    torch.testing.assert_close(following.trajectory[0], torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]]))
+    assert sorted(int(t) for t in tokens) == [0, 1]  # the second word takes back what the first one was off
+
+
+def test_regression_is_the_distance_of_the_expected_trajectory_and_teaches_it() -> None:
+    status, future = status_of(6), trajectories(6)
+    answers = motion_answers(regression=2.0)
+    tokens = answers.encode(future, status)
+    sure = torch.full((6, STEPS, 16), -1e4).scatter(2, tokens.unsqueeze(2), 0.0)
+    decoded, _ = answers.decode(tokens, status)
+    lost = answers.distance(sure, future, status)
+    assert lost is not None
+    error = torch.cat(((decoded - future)[..., :2], wrap((decoded - future)[..., 2:])), -1)
+    torch.testing.assert_close(lost, 2 * error.abs().mean())
+    logits = torch.zeros(6, STEPS, 16, requires_grad=True)
+    optimiser = torch.optim.Adam([logits], lr=0.1)
+    found = []
+    for _ in range(150):
+        loss = answers.distance(logits, future, status)
+        assert loss is not None
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        found.append(loss.item())
+    assert found[-1] < 0.3 * lost.item() < found[0]  # between the words, nearer than any of them
+    assert motion_answers().distance(logits, future, status) is None
+    assert TextAnswers(STEPS).distance(logits, future, status) is None
+
+
+def test_what_a_checkpoint_keeps_makes_the_same_answers() -> None:
+    answers = motion_answers(smoothing=0.2, regression=3.0, expected=True)
+    state = answers.state()
+    again = restore_answers(state, TinyConfig())
+    assert isinstance(again, MotionAnswers)
+    assert torch.equal(again.motions, answers.motions)
+    assert (again.regression, again.expected) == (3.0, True)
+    before = {k: v for k, v in state.items() if k not in ("regression", "expected")}  # of before there was a choice
+    old = restore_answers(before, TinyConfig())
+    assert old.expectation(status_of(1)) is None

@@ -253,6 +253,16 @@ def test_shuffled_teachers_are_those_of_another_sample_in_training_only(shards: 
     assert torch.equal(a[0].targets["wm"], b[0].targets["wm"])
 
 
+def test_hidden_images_are_grey_in_training_and_in_evaluation(shards: str, tmp_path: Path) -> None:
+    run = start(shards, tmp_path / "a", controls={"hide_images": True})
+    (first,) = next(iter(run.stream.batches(collate=lambda examples: list(examples))))[:1]
+    assert (first.images == 128).all()
+    assert (run.held_batches()[0].images == 128).all()
+    seeing = start(shards, tmp_path / "b").reader.read(first.token)
+    assert seeing.images.std() > 0
+    assert (seeing.status == first.status).all()
+
+
 def test_zeroed_latents_change_what_is_said_and_only_while_asked(shards: str, whole: Path) -> None:
     run = start(shards, whole, keep=10)
     held = run.held_batches()

@@ -120,6 +120,33 @@ def test_sampling_is_a_function_of_the_generator_and_greedy_of_nothing() -> None
     assert torch.equal(*greedy)
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_expected_answer_follows_the_probabilities_of_its_own_words(stage: int) -> None:
+    """Decoded with a cache, against one full forward over the words that it went on with."""
+    student, batch, table = tiny_student(motion_answers(expected=True)).eval(), batch_of(4), allow_table(stage)
+    poses, parsed = student.answer(batch, table)
+    following = student.answers.expectation(batch.status)
+    words = student.sample(batch, table, choose=following).tokens
+    with torch.no_grad():
+        probabilities = student(batch, words, table).logits.softmax(-1)
+    again = student.answers.expectation(batch.status)
+    assert again is not None
+    assert all(torch.equal(again(p.log()), words[:, i]) for i, p in enumerate(probabilities.unbind(1)))
+    torch.testing.assert_close(again.trajectory, poses, atol=1e-4, rtol=0)
+    assert parsed.all()
+    greedy, _ = tiny_student(motion_answers()).eval().answer(batch, table)
+    assert (greedy - poses).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("patch", [16, 32])
+def test_a_patch_is_a_position(patch: int) -> None:
+    student, batch = tiny_student(image=(64, 32), patch=patch).eval(), batch_of(2, size=(64, 32))
+    segments = student.prompt(batch).segments
+    assert int((segments == Segment.IMAGE).sum(1)[0]) == (64 // patch) * (32 // patch)
+    answers = student.answers.encode(batch.future, batch.status)
+    check(student, batch, answers, allow_table(1))
+
+
 def test_samples_follow_the_softmax() -> None:
     """Frequencies of the first token of 4000 draws lie within four standard errors of the probabilities."""
     student, batch, _ = setup()

@@ -48,9 +48,14 @@ def batch_of(count: int, seed: int = 0, size: tuple[int, int] = (48, 32), views:
     )
 
 
-def motion_answers(size: int = 16, smoothing: float = 0.0) -> MotionAnswers:
+def motion_answers(
+    size: int = 16, smoothing: float = 0.0, regression: float = 0.0, expected: bool = False
+) -> MotionAnswers:
     """A vocabulary of the toy drives."""
-    return MotionAnswers.fit(trajectories(200, 9), status_of(200, 9), MotionConfig(size=size, smoothing=smoothing))
+    config = MotionConfig(
+        size=size, smoothing=smoothing, regression=regression, decode="expected" if expected else "greedy"
+    )
+    return MotionAnswers.fit(trajectories(200, 9), status_of(200, 9), config)
 
 
 def tiny_student(answers: Answers | None = None, seed: int = 0, **config: object) -> TinyStudent:

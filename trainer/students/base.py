@@ -10,7 +10,7 @@ Legend: B batch, P prompt positions, A answer tokens, L = P + A - 1, N latents, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -167,6 +167,7 @@ class Student(nn.Module, ABC):
         *,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        choose: Callable[[Tensor], Tensor] | None = None,
     ) -> Sampled:
         """Answers drawn from the whole softmax (no top-k, no top-p), by prefill and decode under the same mask.
 
@@ -175,6 +176,7 @@ class Student(nn.Module, ABC):
             table: the allow table of a stage.
             temperature: 0 takes the likeliest token; log-probabilities are then those at temperature 1.
             generator: of the batch's device, or None for torch's own.
+            choose: instead of drawing: log-probabilities [B, V] of a step -> its token, int64 [B].
         """
         prompt, cache = self.prompt(batch), self.new_cache()
         segments = prompt.segments
@@ -185,7 +187,9 @@ class Student(nn.Module, ABC):
         for index in range(self.answers.length):
             logits = self.logits(hidden_BD).float() / (temperature or 1.0)
             logp_BV = logits.log_softmax(-1)
-            if temperature:
+            if choose is not None:
+                token_B = choose(logp_BV)
+            elif temperature:
                 token_B = torch.multinomial(logp_BV.exp(), 1, generator=generator).squeeze(1)
             else:
                 token_B = logp_BV.argmax(-1)
@@ -204,6 +208,17 @@ class Student(nn.Module, ABC):
         pad = empty.new_full((len(segments), missing), -1)
         out = torch.cat((torch.stack(tokens, 1), pad), 1)
         return Sampled(out, torch.cat((torch.stack(logps, 1), torch.zeros_like(pad, dtype=torch.float32)), 1))
+
+    def answer(self, batch: Batch, table: Tensor) -> tuple[Tensor, Tensor]:
+        """The one trajectory that the policy stands for (nothing is drawn): float32 [B, S, 3], and bool [B], it parses.
+
+        The likeliest token each time, or where the answers say so the expected motions; see `trainer.answers`.
+        """
+        expected = self.answers.expectation(batch.status)
+        if expected is None:
+            return self.answers.decode(self.sample(batch, table, temperature=0).tokens, batch.status)
+        self.sample(batch, table, choose=expected)
+        return expected.trajectory, torch.ones(len(batch), dtype=torch.bool, device=batch.status.device)
 
     def at(self, prompt: Prompt) -> int:
         """The position that says the first answer token."""

@@ -2,14 +2,16 @@
 
 A convolutional stem turns each image into patches, and a pre-norm transformer with scaled-dot-product attention under
 the boolean mask does the rest. Text tokens are the command, a summary of all status, and each history step. Every
-position has a learned embedding of its own, so that nothing depends on an offset. It shares mask, latents, losses and
-sampling with the large students: what is true of it by construction (exact zeros, equal log-probabilities) is true of
-them by the same code.
+position has a learned embedding of its own, so that nothing depends on an offset; answer positions begin with the
+summary of status too (text, which they may see in both stages), so that attention is left to what is seen. It shares
+mask, latents, losses and sampling with the large students: what is true of it by construction (exact zeros, equal log-
+probabilities) is true of them by the same code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -23,7 +25,6 @@ from trainer.latents import LatentInputs
 from trainer.segments import Segment
 from trainer.students.base import AnswerHead, Prompt, States, Student, layer_index
 
-PATCH = 16
 STATUS_SCALE = (10.0, 10.0, 0.5, 10.0, 10.0, 2.0, 2.0)
 """Metres, metres, radians, m/s, m/s, m/s^2, m/s^2: what makes a usual value about 1."""
 OCTAVES = 5
@@ -35,7 +36,9 @@ class TinyConfig(BaseModel):
 
     Attributes:
         width, depth, heads: of the transformer.
-        image: (width, height) that images are resized to; multiples of 16.
+        image: (width, height) that images are resized to; multiples of `patch`.
+        patch: pixels along a side of what becomes one position. With 32 the convolutions see twice as far for the same
+            length of sequence: at 64 lines a traffic light is one pixel.
         dropout: of attention and MLP outputs, while training.
         answer_dropout: share of the answer tokens that are hidden from those after them while training. Without it the
             student learns to repeat the motion before, which is right nearly always, and not to look at the scene.
@@ -52,6 +55,7 @@ class TinyConfig(BaseModel):
     depth: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
     image: tuple[int, int] = (112, 64)
+    patch: Literal[16, 32] = 16
     dropout: float = Field(default=0.1, ge=0, lt=1)
     answer_dropout: float = Field(default=0.5, ge=0, lt=1)
     shift: int = Field(default=8, ge=0)
@@ -113,12 +117,8 @@ class TinyStudent(Student):
     ) -> None:
         super().__init__(answers, LatentInputs(counts, config.width, scale=0.5), prefix=1)
         self.config, self.width = config, config.width
-        w, (columns, rows) = config.width, (config.image[0] // PATCH, config.image[1] // PATCH)
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 24, 5, stride=4, padding=2), nn.GELU(), nn.GroupNorm(4, 24),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.GELU(), nn.GroupNorm(4, 48),
-            nn.Conv2d(48, w, 3, stride=2, padding=1),
-        )  # fmt: skip
+        w, (columns, rows) = config.width, (config.image[0] // config.patch, config.image[1] // config.patch)
+        self.stem = _stem(config.patch, w)
         self.patch_place = nn.Parameter(torch.randn(views * rows * columns, w) * 0.5)
         self.status = nn.Sequential(nn.Linear(7 * (1 + 2 * OCTAVES), w), nn.GELU(), nn.Linear(w, w))
         self.status_place = nn.Parameter(torch.randn(history, w) * 0.5)
@@ -154,7 +154,7 @@ class TinyStudent(Student):
         scaled, command = batch.status / self.status_scale, self.command(batch.command)
         summary = self.summary(torch.cat((scaled.flatten(1), command), 1))
         text = torch.cat((torch.stack((command, summary), 1), self.status(_waves(scaled)) + self.status_place), 1)
-        latents, start = self.latents(b), self.start.expand(b, 1, -1)
+        latents, start = self.latents(b), self.start.expand(b, 1, -1) + summary.unsqueeze(1)
         segments = [
             torch.full((b, part.shape[1]), int(segment), device=batch.images.device)
             for segment, part in ((Segment.IMAGE, patches), (Segment.TEXT, text))
@@ -170,12 +170,19 @@ class TinyStudent(Student):
         if self.training and self.config.answer_dropout:
             hidden = torch.rand(*answers_BT.shape, 1, device=answers.device) < self.config.answer_dropout
             answers = answers.masked_fill(hidden, 0.0)
-        answers = answers + self.answer_place[: answers_BT.shape[1]]
+        answers = answers + self.answer_place[: answers_BT.shape[1]] + self._summary(prompt)
         return self._layers(torch.cat((prompt.data, answers), 1), mask, cache)
 
     def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
         """One token."""
-        return self._layers(self.head.embed(token_B1) + self.answer_place[index], mask, cache)
+        token = self.head.embed(token_B1) + self.answer_place[index] + self._summary(prompt)
+        return self._layers(token, mask, cache)
+
+    def _summary(self, prompt: Prompt) -> Tensor:
+        """[B, 1, D]: the second text token."""
+        at = len(self.patch_place) + 1
+        summary: Tensor = prompt.data[:, at : at + 1]
+        return summary
 
     def _layers(self, x_BTD: Tensor, mask: Tensor, cache: Any) -> States:
         aligned = x_BTD
@@ -192,6 +199,15 @@ class TinyStudent(Student):
     def new_cache(self) -> Any:
         """Keys and values of each layer."""
         return _Cache()
+
+
+def _stem(patch: int, width: int) -> nn.Sequential:
+    """Images [N, 3, h, w] -> [N, width, h / patch, w / patch]: convolutions that halve, after one that quarters."""
+    sizes = [24, 48, 96][: 2 if patch == 16 else 3]
+    layers: list[nn.Module] = [nn.Conv2d(3, sizes[0], 5, stride=4, padding=2)]
+    for before, after in pairwise([*sizes, width]):
+        layers += [nn.GELU(), nn.GroupNorm(4, before), nn.Conv2d(before, after, 3, stride=2, padding=1)]
+    return nn.Sequential(*layers)
 
 
 def _disturbed(pixels_N3hw: Tensor, shift: int, jitter: float) -> Tensor:
