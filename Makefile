@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teachers verify inspect sft experiments grpo evaluate fidelity test test-slow lint bench chaos clean
+.PHONY: help setup data teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow lint bench bench-gpu chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ data: $(READY) ## generate the synthetic NAVSIM-format dataset in DATA
 
 teachers: $(READY) ## run the teachers: logs in, committed shards in OUT (again = resume)
 	$(PY) -m jobs.teachers $(CONFIG) out=$(OUT) $(SET)
+
+probe: $(READY) ## find, on this device, the batch size of each teacher whose config says batch_size: auto
+	$(PY) -m jobs.probe $(CONFIG) out=$(OUT) $(SET)
 
 verify: $(READY) ## re-read and check every byte of the dataset in OUT
 	$(PY) -m jobs.verify out=$(OUT) $(SET)
@@ -82,6 +85,9 @@ lint: $(READY) ## ruff and mypy --strict
 
 bench: $(READY) ## measure job, decode, writer, memory, reading, scoring, scale against their ceilings
 	$(PY) -m benchmarks $(SET)
+
+bench-gpu: $(READY) ## the networks against the matrix rate of the device at hand, and hours for navtrain (CPU: small ones)
+	$(PY) -m benchmarks light $(SET)
 
 chaos: $(READY) ## kill, freeze, starve and corrupt real runs, and report what was lost (CHAOS=50: longer)
 	$(PY) -m chaos $(SET)

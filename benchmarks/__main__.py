@@ -2,14 +2,17 @@
 
 A measurement is a module of this folder with a pydantic `Config` (its knobs) and `run(config) -> None` (prints); its
 name is the module's and the first line of its docstring describes it. All of them take some ten minutes on two cores.
-``python -m benchmarks job writer job.repeats=5`` runs two of them, one with another knob.
+``python -m benchmarks job writer job.repeats=5`` runs two of them, one with another knob; where one alone is named its
+knobs need no name (``light device=cuda``). Only what is named is imported, so `light` runs where Ray is not installed.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -21,11 +24,16 @@ from jobs import config as job_config
 from shards_schema.errors import ConfigError
 
 
-def measurements() -> dict[str, ModuleType]:
-    """Every module of this folder that can be run, by name."""
-    names = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name != "__main__"]
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in sorted(names)}
-    return {name: module for name, module in modules.items() if hasattr(module, "Config") and hasattr(module, "run")}
+def measurements() -> dict[str, str]:
+    """Every module of this folder that can be run, by name, with the first line of its docstring; none is imported."""
+    found = {}
+    for module in pkgutil.iter_modules(benchmarks.__path__):
+        path = Path(benchmarks.__path__[0]) / module.name
+        tree = ast.parse((path / "__init__.py" if module.ispkg else path.with_suffix(".py")).read_text())
+        names = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        if {"Config", "run"} <= names:
+            found[module.name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return dict(sorted(found.items()))
 
 
 def settings_model(modules: Mapping[str, ModuleType]) -> type[BaseModel]:
@@ -34,17 +42,26 @@ def settings_model(modules: Mapping[str, ModuleType]) -> type[BaseModel]:
     return create_model("Settings", __config__=ConfigDict(frozen=True, extra="forbid"), **sections)
 
 
+def named(overrides: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """`overrides` as ``name.key=value``: where one measurement alone is wanted, a key without a name is its own."""
+    if len(wanted) != 1:
+        return list(overrides)
+    only = wanted[0]
+    return [o if o.startswith(f"{only}.") else f"{only}.{o}" for o in overrides]
+
+
 def main(arguments: list[str]) -> None:
     """Run what is named; everything when nothing is."""
-    modules = measurements()
-    wanted = [a for a in arguments if "=" not in a] or list(modules)
-    if unknown := [name for name in wanted if name not in modules]:
-        known = "\n".join(f"  {name:8} {(module.__doc__ or '').splitlines()[0]}" for name, module in modules.items())
-        raise ConfigError(f"no measurement {', '.join(unknown)}; there are:\n{known}")
-    settings = job_config.load(settings_model(modules), [a for a in arguments if "=" in a])
+    known = measurements()
+    wanted = [a for a in arguments if "=" not in a] or list(known)
+    if unknown := [name for name in wanted if name not in known]:
+        listed = "\n".join(f"  {name:8} {line}" for name, line in known.items())
+        raise ConfigError(f"no measurement {', '.join(unknown)}; there are:\n{listed}")
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in wanted}
+    settings = job_config.load(settings_model(modules), named([a for a in arguments if "=" in a], wanted))
     print_machine()
     for name in wanted:
-        print(f"\n\n== {name}: {(modules[name].__doc__ or '').splitlines()[0]}\n", flush=True)
+        print(f"\n\n== {name}: {known[name]}\n", flush=True)
         run = cast(Callable[[BaseModel], None], modules[name].run)
         run(getattr(settings, name))
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.measure import spread, temporary
 from benchmarks.workload import FUTURE, HISTORY, FixedTeacher, WindowSource, begin, write_logs
-from jobs.cluster import ClusterConfig, drive, session
+from jobs.cluster import ClusterConfig, session
+from jobs.driver import drive
 from jobs.report import table
 from pipeline import run as runs
 from pipeline.worker import ShardReceipt, WorkerConfig

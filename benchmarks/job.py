@@ -32,7 +32,7 @@ from benchmarks.workload import (
     begin,
     write_logs,
 )
-from jobs import cluster
+from jobs import cluster, driver
 from jobs.report import table
 from pipeline import run as runs
 from pipeline.worker import ShardReceipt, WorkerConfig
@@ -182,7 +182,7 @@ def _ray(config: Config, load: Load, source: WindowSource, out: Path) -> Outcome
     times: list[float] = []
     began = time.monotonic()
     with cluster.session(ray):
-        cluster.drive(
+        driver.drive(
             run.todo(),
             make,
             config=ray,

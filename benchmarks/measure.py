@@ -24,8 +24,15 @@ def print_machine() -> None:
     print(
         f"load average at the start {one:.1f} (1 min), {five:.1f} (5 min); temporary files in {tempfile.gettempdir()}"
     )
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    print(f"commit {_commit()}; python {platform.python_version()}, {versions}")
+    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    print(f"commit {commit()}; python {platform.python_version()}, {versions}")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _cpu() -> str:
@@ -39,10 +46,14 @@ def _memory() -> str:
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of the working tree, with ``-dirty`` where it was edited; unknown where git or its folder is not here."""
     run = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
-    found = subprocess.run(run, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "none"
+    try:
+        found = subprocess.run(run, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:

@@ -14,6 +14,7 @@ import random
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,9 @@ from pydantic import BaseModel, ConfigDict
 from benchmarks import curves
 from benchmarks.measure import ROOT, temporary
 from benchmarks.simulator import LOSSES, Fleet, Outcome, Simulation
-from jobs.cluster import ClusterConfig, drive, session
+from jobs.cluster import ClusterConfig, session
 from jobs.dispatch import Dispatcher
+from jobs.driver import drive
 from jobs.report import table
 from pipeline import index
 from pipeline import run as runs
@@ -37,7 +39,7 @@ from pipeline.sources.base import Scan, SceneRef
 from pipeline.stores.volume import Volume
 from pipeline.worker import ShardReceipt, ShardTask
 from shards_schema import layout
-from shards_schema.commit import CommitRecord, FileDigest, Quarantined
+from shards_schema.commit import CommitRecord, FileDigest, Member, Quarantined
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Scene
 from shards_schema.specs import TargetSpec
@@ -215,12 +217,18 @@ def measure_write(scenes: int, root: str) -> dict[str, float]:
                 files={layout.tar(column, shard): FileDigest(0, "0" * 64)},
                 tokens=tuple(p.ref.token for p in good),
                 rows=tuple(p.row for p in good),
-                members={m: tuple((803_000 * i + 512, 802_944) for i in range(len(good))) for m in members},
+                members={m: _places(m, [p.row for p in good]) for m in members},
             ).to_bytes()
             size += len(record)
             Path(root, layout.record(column, shard)).write_bytes(record)  # without fsync: its time is not asked
             Path(root, layout.tar(column, shard)).touch()
     return {"records_mb": size / 1e6}
+
+
+def _places(member: str, rows: Sequence[int]) -> tuple[Member, ...]:
+    """Members of one size; the checksums, of their names, are as little alike as real ones."""
+    checksums = (zlib.crc32(f"{row}.{member}".encode()) for row in rows)
+    return tuple(Member(803_000 * i + 512, 802_944, checksum) for i, checksum in enumerate(checksums))
 
 
 def measure_resume(scenes: int, root: str) -> dict[str, float]:

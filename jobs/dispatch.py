@@ -2,7 +2,7 @@
 
 Tasks are numbers 0..n-1 in the order in which they should begin (longest first); workers sit on numbered seats, and a
 seat whose worker dies gets a new one. The caller reports what happened and does what it is told, so that the Ray driver
-(`jobs/cluster.py`) and the simulator (`benchmarks/scale.py`) run the same rules:
+(`jobs/driver.py`) and the simulator (`benchmarks/simulator.py`) run the same rules:
 
 1. A task is *charged* an attempt when it raises, and when its worker dies while it is alone in it; `max_attempts`
    charges and it has failed. Where several were in a worker that died, none is charged and each is tried alone next,
@@ -16,6 +16,11 @@ seat whose worker dies gets a new one. The caller reports what happened and does
    spread over all workers and no slow one holds two of them.
 5. With `speculate`, a seat that has nothing left to do takes a copy of the task that has run longest, once it has run
    `speculate` times the usual. At most two copies run, and the first that ends counts.
+6. A worker *hangs* when it has had a task for longer than `deadline`; it is then as good as dead (rule 1). Without one
+   given, that is five times as long as any of the last tasks took, never less than half an hour: to wait for a slow
+   disk costs less than to kill what would have ended. A task that overran has twice as long the next time.
+7. After a worker died or hung, its tasks, and the next one on its seat, are done *carefully*: in a mode in which an
+   image that ends its decoder ends nothing else. So poison costs one attempt, and no seat is closed for it.
 
 Every decision costs O(1) while fresh work is left (a retry that waits for its seat adds a look at each free one).
 """
@@ -30,6 +35,12 @@ from statistics import median
 
 _DURATIONS = 255
 """How many of the last tasks say what is usual."""
+_HANGS = 5.0
+"""How many times the longest of those a task may take before its worker hangs."""
+_PATIENCE = 1800.0
+"""Seconds below which no worker is said to hang; a store may be asked again for eight minutes (`StoreConfig`)."""
+_BLIND = 6 * 3600.0
+"""The same while no task was done yet, so that nothing is known of how long one takes."""
 _EXCUSED = 30
 """How many workers may go with their nodes under one task before it is suspected of taking the nodes with it."""
 
@@ -63,11 +74,21 @@ class _Seat:
     strikes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """A worker that has had a task for `seconds`, of which `limit` are given."""
+
+    seat: int
+    task: int
+    seconds: float
+    limit: float
+
+
 class Dispatcher:
     """The rules of this module, over `tasks` tasks and `seats` seats.
 
     A worker is started on every seat by the caller, at the beginning and where a `Verdict` says so. Times are seconds
-    of any clock that does not go back; only `speculate` looks at them.
+    of any clock that does not go back; only rules 5 and 6 look at them.
 
     Args:
         tasks: how many; task 0 should begin first.
@@ -75,12 +96,23 @@ class Dispatcher:
         in_flight: tasks a worker holds at once.
         max_attempts: see rules 1 and 3.
         speculate: see rule 5; None makes no copies.
+        deadline: seconds, see rule 6; None goes by what the tasks took.
     """
 
     def __init__(
-        self, tasks: int, seats: int, *, in_flight: int, max_attempts: int, speculate: float | None = None
+        self,
+        tasks: int,
+        seats: int,
+        *,
+        in_flight: int,
+        max_attempts: int,
+        speculate: float | None = None,
+        deadline: float | None = None,
     ) -> None:
         self._tasks, self._in_flight, self._max_attempts, self._speculate = tasks, in_flight, max_attempts, speculate
+        self._deadline = deadline
+        self._overran: Counter[int] = Counter()
+        self._careful: set[int] = set()
         self._seats = [_Seat() for _ in range(seats)]
         self._fresh = 0
         self._retries: deque[int] = deque()
@@ -159,6 +191,7 @@ class Dispatcher:
         if not charge:
             self._excused.update(running)
         suspects = [task for task in running if charge or self._excused[task] > _EXCUSED]
+        self._careful.update(suspects)
         self._empty(seat)
         for task in reversed(running):  # each goes to the head: the one given first ends up there
             if task not in suspects or self._done[task]:
@@ -171,6 +204,30 @@ class Dispatcher:
                 self._again(task)
         at.strikes += charge
         return self._strike_out(seat)
+
+    def overdue(self, now: float) -> list[Hang]:
+        """The workers that hang, by the task that is over its time by most; each is then told to `hung`."""
+        limit = self._limit()
+        out = []
+        for seat, at in enumerate(self._seats):
+            if at.ready and at.running:
+                hangs = [
+                    Hang(seat, task, now - given, limit * 2 ** self._overran[task])
+                    for task, given in at.running.items()
+                ]
+                worst = max(hangs, key=lambda hang: hang.seconds - hang.limit)
+                if worst.seconds > worst.limit:
+                    out.append(worst)
+        return out
+
+    def hung(self, hang: Hang, reason: str) -> Verdict:
+        """A worker hangs: as if it had died."""
+        self._overran[hang.task] += 1
+        return self.lost(hang.seat, reason)
+
+    def careful(self, seat: int, task: int) -> bool:
+        """Whether a task that is given to this seat now is to be done carefully (rule 7)."""
+        return task in self._careful or self._seats[seat].strikes > 0
 
     def away(self, seat: int) -> None:
         """The worker on a seat does not answer: it gets nothing more, until the caller says what became of it."""
@@ -200,6 +257,7 @@ class Dispatcher:
         self._done_count += 1
         self._tried.pop(task, None)
         self._alone.discard(task)
+        self._careful.discard(task)
         return True
 
     def failed(self, seat: int, task: int, reason: str) -> Verdict:
@@ -290,6 +348,12 @@ class Dispatcher:
                 idle.remove(seat)
                 out.append(self._give(seat, task, now))
         return out
+
+    def _limit(self) -> float:
+        """Seconds that a task may take the first time."""
+        if self._deadline is not None:
+            return self._deadline
+        return max(_PATIENCE, _HANGS * max(self._durations)) if self._durations else _BLIND
 
     def _late(self) -> float:
         return (self._speculate or 0.0) * median(self._durations)

@@ -17,9 +17,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm import tqdm
 
+from jobs import batch_sizes, preemption, sight
 from jobs import config as job_config
-from jobs import preemption, sight
-from jobs.cluster import ClusterConfig, StoppedError, drive, session, worker_count
+from jobs.cluster import ClusterConfig, session, worker_count
+from jobs.driver import StoppedError, drive
+from jobs.light import LightMeter
 from jobs.preemption import Preemption
 from jobs.report import bytes_text, table
 from jobs.timings import Timings
@@ -46,6 +48,7 @@ class TeachersConfig(BaseModel):
         source: `kind` (navsim, synthetic) and that source's own config.
         teachers: column name -> that teacher's config; `kind` names the teacher where it is not the column's name, and
             `storage` how a target is kept where not as it is computed ({l23_grid: int8}; `shards_schema.storage`).
+            `batch_size: auto` is the dataset's own, or what `jobs.probe` measured (`jobs.batch_sizes`).
         plan: how scenes become shards.
         samples: what the `samples` column carries.
         zarr: whether targets also stand in `targets.zarr`, beside the tars.
@@ -73,7 +76,7 @@ class Progress:
     """The bar while the job runs, and the sums for the closing table."""
 
     def __init__(self, shards: int, done: int, workers: int) -> None:
-        self._workers = workers
+        self.workers = workers
         self._bar = tqdm(
             total=shards, initial=done, unit="shard", dynamic_ncols=True, mininterval=0.5, disable=shards == done
         )
@@ -82,6 +85,7 @@ class Progress:
         self.decodes = 0
         self.images = 0
         self.busy = 0.0
+        self.light = LightMeter()
         self.quarantined: Counter[str] = Counter()
 
     def started(self, pid: int) -> None:
@@ -94,6 +98,7 @@ class Progress:
         self.decodes += receipt.decodes
         self.images += receipt.images
         self.busy += sum(c.teacher_seconds for c in receipt.columns)
+        self.light.add(receipt)
         for column in receipt.columns:
             self.quarantined.update(column.quarantined)
         self._bar.set_postfix_str(
@@ -110,7 +115,7 @@ class Progress:
     @property
     def busy_share(self) -> float:
         """Teacher seconds over wall seconds of all workers."""
-        return self.busy / (self.seconds * self._workers) if self.seconds else 0.0
+        return self.busy / (self.seconds * self.workers) if self.seconds else 0.0
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -121,6 +126,7 @@ def main(arguments: list[str]) -> None:
     """Run the job."""
     began = time.perf_counter()
     config = job_config.load(TeachersConfig, arguments)
+    config = config.model_copy(update={"teachers": batch_sizes.resolve(config.teachers, Volume(config.out))})
     source = _source(config)
     columns: list[Teacher] = [
         teachers.build(
@@ -200,7 +206,7 @@ def _run(
                 progress.close()
     lease.check()
     totals = runs.close(run)
-    _print_closing(config, run, totals, progress, time.perf_counter() - began)
+    _print_closing(config, run, columns, totals, progress, time.perf_counter() - began)
     _check_quarantine(config, run, totals)
 
 
@@ -241,7 +247,12 @@ def _print_plan(run: runs.Run, todo: int) -> None:
 
 
 def _print_closing(
-    config: TeachersConfig, run: runs.Run, totals: list[runs.ColumnTotal], progress: Progress | None, seconds: float
+    config: TeachersConfig,
+    run: runs.Run,
+    columns: list[Teacher],
+    totals: list[runs.ColumnTotal],
+    progress: Progress | None,
+    seconds: float,
 ) -> None:
     rows = [
         [t.column, str(t.shards), str(t.planned), str(t.written), str(sum(t.quarantined.values())), bytes_text(t.size)]
@@ -258,6 +269,7 @@ def _print_closing(
             f"{progress.scenes / progress.seconds:.2f} scenes/s, teacher busy {progress.busy_share:.0%}, "
             f"{progress.decodes / progress.images:.2f} JPEG decodes per distinct image"
         )
+        print(progress.light.text(columns, progress.seconds, progress.workers))
     for notice in run.notices:
         print(f"NOTE: {notice}")
     print(f"\nplanned = written + quarantined for every column. The dataset is {run.volume.path('').rstrip('/')}")

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
+from pipeline.careful import CarefulDecoder
 from pipeline.decode import decode_jpeg
 from pipeline.stores.remote import is_local, store_of
 from pipeline.stores.retry import store_config
@@ -41,10 +42,13 @@ class ShardImages:
     Args:
         read: path or URL -> bytes; raises `SampleError`.
         consumers: name -> `Make`.
+        careful: decode where a crash of the decoder ends no more than its image (`pipeline.careful`).
     """
 
-    def __init__(self, read: Callable[[str], bytes], consumers: Mapping[str, Make]) -> None:
+    def __init__(self, read: Callable[[str], bytes], consumers: Mapping[str, Make], *, careful: bool = False) -> None:
         self._read = read
+        self._careful = CarefulDecoder() if careful else None
+        self._decode = self._careful.decode if self._careful else decode_jpeg
         self._consumers = consumers
         self._uses: dict[str, Counter[str]] = {}
         self._made: dict[str, Future[dict[str, Any]]] = {}
@@ -98,7 +102,7 @@ class ShardImages:
     def _make(self, path: str, consumers: tuple[str, ...], fetched: Future[bytes] | None) -> dict[str, Any]:
         data = self._bytes(path, fetched)
         del fetched  # the bytes go with this task
-        image = decode_jpeg(data, path)
+        image = self._decode(data, path)
         self._decoded[path] += 1
         made: dict[str, Any] = {}
         for name in consumers:
@@ -132,6 +136,8 @@ class ShardImages:
         if self._fetchers is not None:
             self._fetchers.shutdown(wait=False, cancel_futures=True)
             self._room.release(len(self._uses))  # nobody waits for a place any more
+        if self._careful is not None:
+            self._careful.close()
         self._made.clear()
 
 

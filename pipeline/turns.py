@@ -1,5 +1,8 @@
 """The teacher's thread: calls are made one at a time, and those of the oldest shard first.
 
+A call may return while the device is still at work on what it began. So before the next one is chosen, `room` waits
+until the device can use it: chosen earlier, it would stand in the device's queue, which knows no older and younger.
+
 Serving the shards evenly would bring them to their ends together, and then nobody has work for the teacher while they
 commit and the next ones decode. The oldest first keeps them a shard apart, which also keeps short what a kill
 destroys; a younger one only fills the gaps.
@@ -18,10 +21,16 @@ Result = TypeVar("Result")
 
 
 class Turns:
-    """A queue and its thread."""
+    """A queue and its thread.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of the thread.
+        room: called in the thread before it chooses a call; must not raise.
+    """
+
+    def __init__(self, name: str, room: Callable[[], None] = lambda: None) -> None:
         self._order = count()
+        self._room = room
         self._queue: PriorityQueue[tuple[float, int, Future[Any], Callable[[], Any]]] = PriorityQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -34,6 +43,7 @@ class Turns:
 
     def _serve(self) -> None:
         while True:
+            self._room()
             ticket, _, future, call = self._queue.get()
             if ticket == float("inf"):
                 return

@@ -2,22 +2,26 @@
 
     process(task)   records -> images wanted -> decode pool ----+
                                                                 v
-                    in each column's thread: batch -> [ teacher, one at a time ] -> writer -> commit
+                    in each column's thread: batch -> stage -> [ teacher, one at a time ] -> collect -> writer -> commit
 
 `process` may be called from two or three threads at once, and should be: while one shard holds the teacher, the next
-one's images are being decoded and the last one's files are being written, so the teacher does not wait. Batches follow
-from the plan alone (rows k*B .. k*B+B-1 of the shard, less the quarantined), never from timing. Memory is bounded by
-the shards in flight: their small images, two batches of inputs and two of targets each. No Ray here, and no argv.
+one's images are being decoded and the last one's files are being written, so the teacher does not wait. A teacher
+in phases (`teachers.base.PhasedTeacher`) holds its turn only to put a batch into the device's queue: stacking, copies
+and taking apart are done beside it. The device has one batch at work and one in its queue at most.
+
+Batches follow from the plan alone (rows k*B .. k*B+B-1 of the shard, less the quarantined), never from timing. Memory
+is bounded by the shards in flight: their small images, two batches of inputs and two of targets each. No Ray here, and
+no argv.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -40,7 +44,7 @@ from shards_schema.errors import MismatchError, SampleError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Scene
 from shards_schema.storage import storage_of
-from teachers.base import Targets, Teacher, TeacherInput, fingerprint
+from teachers.base import Launch, PhasedTeacher, Targets, Teacher, TeacherInput, fingerprint
 
 
 class WorkerConfig(BaseModel):
@@ -51,6 +55,8 @@ class WorkerConfig(BaseModel):
         decode_threads: threads that read, decode and shrink images.
         shards_in_flight: shards that a worker holds at once; memory grows with it.
         torch_threads: intra-op threads of a teacher on the CPU; None leaves torch's default.
+        careful: decode every image in a process of its own, not only those of a shard at which a worker died: slower,
+            and no image can end a worker (see `pipeline.careful`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,20 +65,35 @@ class WorkerConfig(BaseModel):
     decode_threads: int = Field(default=4, ge=1)
     shards_in_flight: int = Field(default=2, ge=1)
     torch_threads: int | None = Field(default=None, ge=1)
+    careful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """What to do: the columns of one shard that have no commit record yet."""
+    """What to do: the columns of one shard that have no commit record yet.
+
+    Attributes:
+        careful: a worker died or hung at it; decode where that cannot happen (`pipeline.careful`). Same output.
+    """
 
     shard: int
     scenes: tuple[PlannedScene, ...]
     columns: tuple[str, ...]
+    careful: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnReceipt:
-    """What became of one (shard, column)."""
+    """What became of one (shard, column).
+
+    Attributes:
+        planned: scenes of the shard.
+        written: of them, those with targets.
+        quarantined: how many were left out, by code.
+        size: bytes.
+        teacher_seconds: how long the teacher's device was at work; where it has no clock of its own, how long the
+            teacher held its turn.
+    """
 
     column: str
     planned: int
@@ -133,7 +154,8 @@ class ShardWorker:
         self._manifests = manifests
         self._dataset, self._shard_size, self._zarr = dataset, shard_size, zarr
         self._config = config
-        self._turns = Turns("teacher")
+        self._queued: deque[Launch] = deque()
+        self._turns = Turns("teacher", self._make_room)
         self._tickets = itertools.count()
         self._pool = ThreadPoolExecutor(config.decode_threads, "decode")
 
@@ -172,6 +194,7 @@ class ShardWorker:
         images = ShardImages(
             read_image,
             {name: _preprocess(t) for name, t in consumers.items()} | {layout.SAMPLES: self._samples.make},
+            careful=task.careful or self._config.careful,
         )
         for planned, scene in shard.good():
             self._want(shard, planned, scene, images, task.columns)
@@ -249,7 +272,8 @@ class ShardWorker:
     def _teach(self, shard: _OpenShard, writer: ColumnShardWriter, teacher: Teacher, images: ShardImages) -> float:
         """Batches of rows through the teacher, into the writer. Returns the seconds that the teacher was at work.
 
-        The next batch waits at the teacher before the one there is done; meanwhile this thread writes the one before.
+        The next batch is staged and waits at the teacher before the one there is done; then this thread writes the one
+        before. So two batches of a column are staged or under way at most.
         """
         seconds = 0.0
         sent: _Batch | None = None
@@ -262,10 +286,10 @@ class ShardWorker:
 
     def _send(
         self, shard: _OpenShard, writer: ColumnShardWriter, teacher: Teacher, images: ShardImages, rows: slice
-    ) -> _Batch:
+    ) -> _Batch | None:
         """Gather the images of a batch, waiting for the decode pool, and hand it to the teacher, who alone keeps them.
 
-        What cannot be had is quarantined.
+        What cannot be had is quarantined; None where that is all of it.
         """
         scenes: list[PlannedScene] = []
         inputs: list[TeacherInput] = []
@@ -274,26 +298,53 @@ class ShardWorker:
                 taken = _take_all(images, teacher.name, shard.paths[teacher.name, planned.row])
                 inputs.append(TeacherInput(scene, np.stack(taken) if taken else np.zeros((0,), np.uint8)))
                 scenes.append(planned)
+        if not inputs:
+            return None
+        if isinstance(teacher, PhasedTeacher):
+            launch = partial(self._launch, teacher, teacher.stage(inputs))
+            return _Batch(scenes, self._turns.submit(shard.ticket, launch))
         return _Batch(scenes, self._turns.submit(shard.ticket, partial(_compute, teacher, inputs)))
 
+    def _launch(self, teacher: PhasedTeacher, staged: Any) -> _Collect:
+        """In the turn: begin a batch. What it gives is called in the column's thread."""
+        launch = teacher.launch(staged)
+        self._queued.append(launch)
+        return partial(_collect, teacher, launch)
 
-def _compute(teacher: Teacher, inputs: Sequence[TeacherInput]) -> tuple[list[Targets], float]:
-    """The targets of a batch, and the seconds that they took."""
+    def _make_room(self) -> None:
+        """Wait until the device has nothing but the last batch to do."""
+        while len(self._queued) > 1:
+            with suppress(Exception):  # what went wrong on the device is told to who collects it
+                self._queued.popleft().wait()
+
+
+_Collect = Callable[[], tuple[list[Targets], float]]
+"""Waits for the targets of a batch; gives them, and the teacher's seconds."""
+
+
+def _compute(teacher: Teacher, inputs: Sequence[TeacherInput]) -> _Collect:
+    """In the turn: all of a batch."""
     began = time.perf_counter()
-    targets = teacher.compute(inputs) if inputs else []
-    return targets, time.perf_counter() - began
+    targets = teacher.compute(inputs)
+    seconds = time.perf_counter() - began
+    return lambda: (targets, seconds)
+
+
+def _collect(teacher: PhasedTeacher, launch: Launch) -> tuple[list[Targets], float]:
+    targets = teacher.collect(launch)
+    return targets, launch.seconds
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Scenes, and their targets as soon as the teacher has made them."""
+    """Scenes, and their targets as soon as the teacher has had its turn."""
 
     scenes: Sequence[PlannedScene]
-    targets: Future[tuple[list[Targets], float]]
+    turn: Future[_Collect]
 
     def write(self, writer: ColumnShardWriter) -> float:
         """Wait for the targets and write them; returns the teacher's seconds."""
-        targets, seconds = self.targets.result()
+        targets, seconds = self.turn.result()()
         for planned, arrays in zip(self.scenes, targets, strict=True):
             writer.add_targets(planned.ref.token, planned.row, arrays)
         return seconds

@@ -4,6 +4,9 @@ A teacher is a frozen function. It says which images of a scene it needs (`reque
 small (`preprocess`, pure, run in the decode threads), and what comes out for a batch (`compute`, run by one thread on
 one device). It knows no file format and no Ray; the pipeline knows no teacher but this file.
 
+`compute` may come in three parts (`PhasedTeacher`), so that a device does not wait while a batch is stacked, copied or
+taken apart. That is an offer: who makes `compute` alone is a teacher too.
+
 Identity: `provenance()` holds everything that decides an output's bits (config, weights, preprocessing, revision of
 the code). Its digest is the teacher's fingerprint; it must be known before the weights are loaded, because the driver,
 which has no GPU, writes it into ``column.json`` and refuses to mix two of them.
@@ -102,6 +105,39 @@ class Teacher(Protocol):
 
         Returns arrays exactly as `specs` says (non-finite values are left in: the writer quarantines them).
         """
+
+
+class Launch(Protocol):
+    """A batch that a device is at work on."""
+
+    def wait(self) -> None:
+        """Return when the device is done with it. Any thread, any number of times; it does not hold the GIL."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the device was at work, once `wait` has returned: by its own clock, else by the wall's."""
+
+
+@runtime_checkable
+class PhasedTeacher(Teacher, Protocol):
+    """A teacher whose `compute` comes in three parts: ``collect(launch(stage(batch)))``, to the bit.
+
+        any thread     stage(batch)    check, stack, begin the copy to the device
+        the teacher's  launch(staged)  put the work in the device's queue, and begin the copy back; do not wait for it
+        any thread     collect(launch) wait for the copy, hand out the targets
+
+    Some batches are under way at a time, in the order of `launch`; what they hold is their own, so the next may be
+    staged before the last is collected. `teachers.device.PhasedCompute` makes all this of three plain functions.
+    """
+
+    def stage(self, batch: Sequence[TeacherInput]) -> Any:
+        """What `launch` takes, of one scene or more. It keeps no view of the inputs' images."""
+
+    def launch(self, staged: Any) -> Launch:
+        """Have the device begin. Called by one thread at a time, after `load`; `staged` is used up."""
+
+    def collect(self, launch: Any) -> list[Targets]:
+        """The targets of each scene, in order, of what `launch` gave; once."""
 
 
 def column_manifest(

@@ -13,6 +13,7 @@ The whole width of a camera is seen, not the centre square: transformers numbers
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
@@ -21,16 +22,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch.nn import functional
 
-from shards_schema.errors import ConfigError, ShardsError, WeightsError
+from shards_schema.errors import ConfigError, WeightsError
 from shards_schema.records import CHANNELS, Image, Scene
 from shards_schema.specs import NAME, TargetSpec
-from teachers import files, images
+from teachers import execution, files, images
 from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.device import PhasedCompute, constant
 from teachers.registry import parse_config
 from teachers.weights import WeightsConfig
 
@@ -110,7 +112,9 @@ class VJEPA2Config(BaseModel):
         size: width and height [px] of the frames, multiples of 16, at most the side that the network was trained on.
         pools: target name -> rows and columns of tokens to average the token grid into.
         batch_size: scenes computed together.
-        dtype: float32, or bfloat16: autocast, with float32 weights, residuals and norms.
+        dtype: float32, or bfloat16: autocast, with float32 residuals and norms.
+        attention: the kernel of the encoder's attention; see `teachers.execution`.
+        compile: whether the encoder's blocks are compiled. Batches then have `batch_size` scenes always.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,6 +128,8 @@ class VJEPA2Config(BaseModel):
     pools: Mapping[str, tuple[_Count, _Count]] = Field(default={"grid": (9, 16), "tok12": (3, 4)})
     batch_size: int = Field(default=8, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: execution.Attention = "auto"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> VJEPA2Config:
@@ -174,8 +180,8 @@ def build(config: Mapping[str, Any]) -> VJEPA2Teacher:
     return VJEPA2Teacher(parse_config(VJEPA2Config, config, "vjepa2"))
 
 
-class VJEPA2Teacher:
-    """Pooled tokens of V-JEPA 2's encoder; see `teachers.base.Teacher` for the methods."""
+class VJEPA2Teacher(PhasedCompute[None]):
+    """Pooled tokens of V-JEPA 2's encoder; see `teachers.base.PhasedTeacher` for the methods."""
 
     def __init__(self, config: VJEPA2Config) -> None:
         self.config = config
@@ -184,7 +190,7 @@ class VJEPA2Teacher:
         self.specs = _specs(config)
         self._weights: dict[str, Any] | None = None
         self._encoder: Any = None
-        self._device = torch.device("cpu")
+        self._attention: execution.Context = contextlib.nullcontext
 
     def provenance(self) -> dict[str, Any]:
         """JSON identity. Weights are named by digest alone, so that hub and path are the same teacher."""
@@ -208,6 +214,7 @@ class VJEPA2Teacher:
             "pool_rule": "adaptive average in float32",
             "batch_size": config.batch_size,
             "dtype": config.dtype,
+            **execution.provenance(config.attention, config.compile),
         }
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
@@ -227,41 +234,58 @@ class VJEPA2Teacher:
 
     def load(self, device: str) -> None:
         """Build the encoder and fill it; a second call only moves it."""
+        config = self.config
+        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        width = config.encoder.width // config.encoder.heads
+        self._attention = execution.attention_context(config.attention, device, dtype, width)
         if self._encoder is None:
             recorded = self.provenance()["weights"]
             if (found := files.identity(self.config.weights, *TENSORS)) != recorded:
                 raise WeightsError(f"the weights have changed since they were identified: {recorded}, now {found}")
-            self._encoder = _filled(self.config)
-        self._device = torch.device(device)
-        self._encoder.to(self._device)
+            self._encoder = _filled(config)
+            if config.dtype == "bfloat16":
+                execution.narrow(self._encoder)
+            if config.compile:
+                execution.compile_blocks(self._encoder.layer)
+        self._encoder.to(device)
+        self.use(device)
 
-    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+    @property
+    def fixed_batch(self) -> int | None:
+        """`batch_size` where the blocks are compiled."""
+        return self.config.batch_size if self.config.compile else None
+
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], None]:
+        """The images of each scene's clips, uint8 [views * frames, h, w, 3]."""
+        return {"images": [item.images for item in batch]}, None
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Encode the clips of all scenes and views together, and pool their tokens."""
-        if self._encoder is None:
-            raise ShardsError("VJEPA2Teacher.compute: call load(device) first")
-        if not batch:
-            return []
-        config, device = self.config, self._device
+        config, images_BNHW3 = self.config, inputs["images"]
+        batch, device = len(images_BNHW3), images_BNHW3.device
         views, frames, times = len(config.views), len(config.steps), config.times
-        pixels_CTHW3 = torch.from_numpy(np.stack([item.images for item in batch])).to(device)
-        pixels_CTHW3 = pixels_CTHW3.reshape(len(batch) * views, frames, *pixels_CTHW3.shape[2:])
-        mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
+        pixels_CTHW3 = images_BNHW3.reshape(batch * views, frames, *images_BNHW3.shape[2:])
+        mean, std = (constant(values, device) for values in (MEAN, STD))
         video_CT3HW = ((pixels_CTHW3.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3)
         with (
-            torch.inference_mode(),
+            self._attention(),
             torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"),
             torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
         ):
             tokens_CND = encode(self._encoder, video_CT3HW, config.encoder.crop // PATCH).float()
-        arrays = {"mean": tokens_CND.mean(1).reshape(len(batch), views, -1).cpu().numpy()}
+        made = {"mean": tokens_CND.mean(1).reshape(batch, views, -1)}
         planes_PDRQ = tokens_CND.reshape(-1, *config.token_grid, tokens_CND.shape[-1]).permute(0, 3, 1, 2)
         for name, pool in config.pools.items():
             pooled_PRQD = functional.adaptive_avg_pool2d(planes_PDRQ, pool).permute(0, 2, 3, 1).half()
-            arrays[name] = pooled_PRQD.reshape(len(batch), views, times, *pooled_PRQD.shape[1:]).cpu().numpy()
-        return [{spec.name: arrays[spec.name][i].copy() for spec in self.specs} for i in range(len(batch))]
+            made[name] = pooled_PRQD.reshape(batch, views, times, *pooled_PRQD.shape[1:])
+        return {spec.name: made[spec.name] for spec in self.specs}
+
+    def scatter(self, arrays: Mapping[str, NDArray[Any]], notes: None) -> list[Targets]:
+        """One scene, one row of each."""
+        return [{name: array[i] for name, array in arrays.items()} for i in range(len(arrays["mean"]))]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encoder": None}  # a copy elsewhere loads its own
+        return {**super().__getstate__(), "_encoder": None, "_attention": contextlib.nullcontext}
 
 
 def encode(encoder: Any, video_CT3HW: torch.Tensor, side: int) -> torch.Tensor:

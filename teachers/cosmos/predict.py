@@ -8,7 +8,8 @@ D it is computed where there is no future (a test split). `foresight_role` says 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 from shards_schema.errors import WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
-from teachers import files
+from teachers import execution, files
 from teachers.base import ImageRequest, Targets, TeacherInput
 from teachers.cosmos import frames
+from teachers.cosmos.encoder import DTYPES
 from teachers.cosmos.foresight import RULE, Foresight, noise
 from teachers.cosmos.predict_config import CosmosPredictConfig
 from teachers.cosmos.teacher import CosmosTeacher
 from teachers.cosmos.transformer import CLASS, FILES, describe_transformer
+from teachers.device import PhasedCompute
 
 REVISION = 1
 """Raised whenever the same config and weights give another `foresight`; the latents have a revision of their own."""
@@ -33,8 +36,8 @@ IMAGINED = 2
 """Role of a foresight time that was noise at the input; those that were given have the role of their latent."""
 
 
-class CosmosPredictTeacher:
-    """VAE latents and foresight features of one camera; see `teachers.base.Teacher` for the methods."""
+class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
+    """VAE latents and foresight features of one camera; see `teachers.base.PhasedTeacher` for the methods."""
 
     def __init__(self, config: CosmosPredictConfig) -> None:
         self.config = config
@@ -42,6 +45,7 @@ class CosmosPredictTeacher:
         self._specs = _specs(config, self._clips.specs)
         self._weights: dict[str, Any] | None = None
         self._foresight: Foresight | None = None
+        self._attention: execution.Context = contextlib.nullcontext
 
     @property
     def name(self) -> str:
@@ -91,6 +95,7 @@ class CosmosPredictTeacher:
             "latents": config.latents,
             "batch_size": config.batch_size,
             "dtype": config.dtype,
+            **execution.provenance(config.attention, config.compile),
         }
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
@@ -103,30 +108,45 @@ class CosmosPredictTeacher:
 
     def load(self, device: str) -> None:
         """Build both networks and read their weights, but not the decoder and the blocks that nothing reads."""
+        config = self.config
+        width = config.architecture.head_width
+        self._attention = execution.attention_context(config.attention, device, DTYPES[config.dtype], width)
         self._clips.load(device)
-        if self._foresight is not None and self._foresight.device == torch.device(device):
-            return
-        if self._weights is not None and (found := files.identity(self.config.weights, *FILES)) != self._weights:
-            raise WeightsError(f"the weights have changed since they were identified: {self._weights}, now {found}")
-        self._foresight = Foresight(self.config, describe_transformer(self.config), device)
+        if self._foresight is None or self._foresight.device != torch.device(device):
+            if self._weights is not None and (found := files.identity(config.weights, *FILES)) != self._weights:
+                raise WeightsError(f"the weights have changed since they were identified: {self._weights}, now {found}")
+            self._foresight = Foresight(config, describe_transformer(config), device)
+            if config.compile:
+                execution.compile_blocks(self._foresight.network.transformer_blocks)
+        self.use(device)
 
-    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
-        """Encode the batch's clips together, and run the transformer on their past together."""
-        if self._foresight is None:
-            raise RuntimeError("CosmosPredictTeacher.compute before load(device)")
-        if not batch:
-            return []
+    @property
+    def fixed_batch(self) -> int | None:
+        """`batch_size` where the blocks are compiled."""
+        return self.config.batch_size if self.config.compile else None
+
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], list[frames.Clip]]:
+        """The frames of each scene's clip and its noise; and the clips."""
         config, grid = self.config, self.config.clip.latent_grid
-        clips, latents_BCTHW = self._clips.encode(batch)
-        drawn = [noise(i.scene.token, config.noise_seed, config.horizon, grid) for i in batch]
-        noise_BCTHW = torch.from_numpy(np.stack(drawn)).to(latents_BCTHW.device)
-        features_BTRQD = self._foresight.features(latents_BCTHW[:, :, : config.given], noise_BCTHW)
-        arrays = features_BTRQD.to("cpu", torch.float16).numpy()
-        names = [spec.name for spec in self._specs]
+        arrays, clips = self._clips.gather(batch)
+        drawn = [noise(item.scene.token, config.noise_seed, config.horizon, grid) for item in batch]
+        return {**arrays, "noise": drawn}, clips
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Encode the batch's clips together, and run the transformer on their past together."""
+        assert self._foresight is not None, "a lane is there after load only"
+        latents_BCTHW = self._clips.encode(inputs["images"])
+        with self._attention():
+            features_BTRQD = self._foresight.features(latents_BCTHW[:, :, : self.config.given], inputs["noise"])
+        made = {"foresight": features_BTRQD.half(), **self._clips.tensors(latents_BCTHW)}
+        return {spec.name: made[spec.name] for spec in self._specs if spec.name in made}
+
+    def scatter(self, arrays: Mapping[str, NDArray[Any]], clips: list[frames.Clip]) -> list[Targets]:
+        """Each scene's rows, and what its frames and times stand for."""
         results = []
-        for i, (clip, targets) in enumerate(zip(clips, self._clips.targets(clips, latents_BCTHW), strict=True)):
-            targets |= {"foresight": arrays[i].copy(), "foresight_role": self._roles(clip)}
-            results.append({name: targets[name] for name in names})
+        for clip, targets in zip(clips, self._clips.scatter(arrays, clips), strict=True):
+            targets["foresight_role"] = self._roles(clip)
+            results.append({spec.name: targets[spec.name] for spec in self._specs})
         return results
 
     def _roles(self, clip: frames.Clip) -> NDArray[np.uint8]:
@@ -134,7 +154,7 @@ class CosmosPredictTeacher:
         return np.asarray(given + (IMAGINED,) * self.config.horizon, dtype=np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_foresight": None}  # a copy elsewhere loads its own
+        return {**super().__getstate__(), "_foresight": None, "_attention": contextlib.nullcontext}
 
 
 def _specs(config: CosmosPredictConfig, clip_specs: tuple[TargetSpec, ...]) -> tuple[TargetSpec, ...]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from shards_schema.errors import ConfigError
 from shards_schema.specs import NAME
 from teachers.cosmos.config import CHANNELS_OUT, SPATIAL, CosmosConfig, LayoutName, as_tuple
+from teachers.execution import Attention
 from teachers.weights import WeightsConfig
 
 TOKEN = 2 * SPATIAL
@@ -106,6 +107,8 @@ class CosmosPredictConfig(BaseModel):
         token_pool: rows and columns of the rectangle of tokens that `foresight` averages.
         batch_size: scenes computed together.
         dtype: of both networks; statistics, norm and pools are in float32 always. bfloat16 needs a GPU.
+        attention: the kernel of the transformer's attention; see `teachers.execution`.
+        compile: whether the transformer's blocks are compiled. Batches then have `batch_size` scenes always.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,6 +130,8 @@ class CosmosPredictConfig(BaseModel):
     token_pool: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (2, 2)
     batch_size: int = Field(default=2, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Attention = "auto"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> CosmosPredictConfig:

@@ -7,11 +7,12 @@ VAE is causal in time: history latents are the same with or without the future b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from shards_schema.errors import WeightsError
@@ -23,13 +24,14 @@ from teachers.cosmos import frames
 from teachers.cosmos.checkpoint import FILES, describe
 from teachers.cosmos.config import CHANNELS_OUT, CosmosConfig
 from teachers.cosmos.encoder import VideoEncoder
+from teachers.device import PhasedCompute
 
 REVISION = 1
 """Raised whenever the same config and weights give other targets."""
 
 
-class CosmosTeacher:
-    """Video-VAE latents of one camera; see `teachers.base.Teacher` for the methods."""
+class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
+    """Video-VAE latents of one camera; see `teachers.base.PhasedTeacher` for the methods."""
 
     def __init__(self, config: CosmosConfig) -> None:
         self.config = config
@@ -93,39 +95,38 @@ class CosmosTeacher:
 
     def load(self, device: str) -> None:
         """Build the VAE, read its weights, drop its decoder."""
-        if self._encoder is not None and self._encoder.device == torch.device(device):
-            return
-        if self._weights is not None and (found := self.config.weights.provenance(*FILES)) != self._weights:
-            raise WeightsError(f"the weights have changed since they were identified: {self._weights}, now {found}")
-        self._encoder = VideoEncoder(self.config, describe(self.config), device)
+        if self._encoder is None or self._encoder.device != torch.device(device):
+            if self._weights is not None and (found := self.config.weights.provenance(*FILES)) != self._weights:
+                raise WeightsError(f"the weights have changed since they were identified: {self._weights}, now {found}")
+            self._encoder = VideoEncoder(self.config, describe(self.config), device)
+        self.use(device)
 
-    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
-        """Encode the batch's clips together."""
-        if not batch:
-            return []
-        return self.targets(*self.encode(batch))
-
-    def encode(self, batch: Sequence[TeacherInput]) -> tuple[list[frames.Clip], torch.Tensor]:
-        """The clip of each scene, and their latents: float32 [B, 16, T_lat, H/8, W/8] on the device."""
-        if self._encoder is None:
-            raise RuntimeError("CosmosTeacher.compute before load(device)")
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], list[frames.Clip]]:
+        """The frames of each scene's clip, uint8 [T, h, w, 3], and the clips."""
         clips = [self._clip(item.scene) for item in batch]
-        stacked_BTHW3 = np.stack([item.images[list(clip.index)] for item, clip in zip(batch, clips, strict=True)])
-        images_BTHW3 = torch.from_numpy(stacked_BTHW3).to(self._encoder.device)
-        return clips, self._encoder.encode(images.to_video(images_BTHW3, self._encoder.dtype))
+        return {"images": [item.images[list(clip.index)] for item, clip in zip(batch, clips, strict=True)]}, clips
 
-    def targets(self, clips: Sequence[frames.Clip], latents_BCTHW: torch.Tensor) -> list[Targets]:
-        """The targets of each scene, of what `encode` gave."""
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Encode the batch's clips together."""
+        return self.tensors(self.encode(inputs["images"]))
+
+    def encode(self, images_BTHW3: torch.Tensor) -> torch.Tensor:
+        """Latents of uint8 clips on the device: float32 [B, 16, T_lat, H/8, W/8]."""
+        assert self._encoder is not None, "a lane is there after load only"
+        return self._encoder.encode(images.to_video(images_BTHW3, self._encoder.dtype))
+
+    def tensors(self, latents_BCTHW: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The targets that are made of latents, float16 [B, ...] by name."""
         latents_BTCHW = latents_BCTHW.transpose(1, 2).contiguous()
         tensors = {"latent": latents_BTCHW}
         if self.config.pool is not None:
             side = self.config.pool
             tensors["latent_pool"] = functional.avg_pool3d(latents_BTCHW, (1, side, side))
-        arrays = {name: tensor.to("cpu", torch.float16).numpy() for name, tensor in tensors.items()}
-        return [
-            {name: array[i].copy() for name, array in arrays.items()} | self._labels(clip)
-            for i, clip in enumerate(clips)
-        ]
+        return {name: tensor.half() for name, tensor in tensors.items()}
+
+    def scatter(self, arrays: Mapping[str, NDArray[Any]], clips: list[frames.Clip]) -> list[Targets]:
+        """Each scene's rows, and what its clip's frames stand for."""
+        return [{name: array[i] for name, array in arrays.items()} | self._labels(clip) for i, clip in enumerate(clips)]
 
     def _clip(self, scene: Scene) -> frames.Clip:
         return frames.clip_of(scene, self.config.frame_layout, self.config.channel)
@@ -138,7 +139,7 @@ class CosmosTeacher:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encoder": None}  # a copy elsewhere loads its own
+        return {**super().__getstate__(), "_encoder": None}
 
 
 def _specs(config: CosmosConfig) -> tuple[TargetSpec, ...]:

@@ -14,6 +14,7 @@ only where a check is skipped.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pickle
@@ -30,7 +31,7 @@ import numpy as np
 from shards_schema.errors import SampleError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import NAME, TargetSpec
-from teachers.base import ImageRequest, Targets, Teacher, TeacherInput, fingerprint
+from teachers.base import ImageRequest, PhasedTeacher, Targets, Teacher, TeacherInput, fingerprint
 from teachers.testing.scenes import bare_scene, synthetic_image, synthetic_scene
 
 
@@ -275,6 +276,30 @@ class TeacherConformance(ABC):
             assert got[name].shape == array.shape, f"target {name}: {where} has another shape than alone"
             error, scale = float(np.abs(got[name] - wide).max()), float(np.abs(wide).max())
             assert error <= tolerance * scale, f"target {name}: {where} is {error:g} off alone, largest value {scale:g}"
+
+    def test_phases_are_compute(self) -> None:
+        """Two batches under way, staged and collected in other threads, give what `compute` gives, bit for bit."""
+        teacher, scenes = self.loaded(), list(self.scenes())
+        if not isinstance(teacher, PhasedTeacher):
+            self._skip("has compute alone, which is enough")
+            return
+        batches = [scenes[:1], scenes[1 : 1 + teacher.batch_size]]
+        want = [self.run(teacher, batch) for batch in batches]
+        with ThreadPoolExecutor(2) as threads:
+            inputs = [self.inputs(teacher, batch) for batch in batches]
+            staged = list(threads.map(teacher.stage, inputs))
+            for item in itertools.chain.from_iterable(inputs):
+                item.images.fill(0)  # the pipeline may have given their memory away by now
+            launches = [teacher.launch(one) for one in staged]
+            got = list(threads.map(teacher.collect, launches))
+        for launch in launches:
+            launch.wait()
+            launch.wait()
+            assert 0 <= launch.seconds < float("inf"), f"seconds: expected the device's, got {launch.seconds}"
+        for i in range(2):
+            assert len(got[i]) == len(want[i]), f"{len(batches[i])} scenes staged, {len(got[i])} collected"
+            for mine, other in zip(got[i], want[i], strict=True):
+                _assert_equal(mine, other, "collect(launch(stage(batch))) is not compute(batch)")
 
     # The checks: identity.
 

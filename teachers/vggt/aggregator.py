@@ -14,6 +14,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from teachers.device import constant
 from teachers.vggt.geometry import PATCH, PATCH_START, REGISTERS, VGGTNetworkConfig
 from teachers.vggt.layers import Block, Rotation, rotary
 from teachers.vggt.patch_encoder import patch_encoder
@@ -47,8 +48,7 @@ class Aggregator(nn.Module):
         """
         batch, frames, _, height, width = images_BS3HW.shape
         rows, cols = height // PATCH, width // PATCH
-        mean = images_BS3HW.new_tensor(_MEAN)[:, None, None]
-        std = images_BS3HW.new_tensor(_STD)[:, None, None]
+        mean, std = (constant(values, images_BS3HW.device)[:, None, None] for values in (_MEAN, _STD))
         patches_BSLC: Tensor = self.patch_embed(((images_BS3HW - mean) / std).flatten(0, 1)).unflatten(0, (batch, -1))
         special_BSKC = self._special(batch, frames)
         tokens = torch.cat((special_BSKC, patches_BSLC), dim=2)

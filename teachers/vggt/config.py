@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 from shards_schema.records import CHANNELS
+from teachers.execution import Attention
 from teachers.vggt.geometry import PATCH, PRESETS, VGGTNetworkConfig
 from teachers.weights import WeightsConfig
 
@@ -41,10 +42,15 @@ class VGGTConfig(BaseModel):
         height: pixels down; None for what a 16:9 image has at that width. An image of another aspect is refused.
         layers: aggregator layers that are stored; negative ones count from the end.
         pools: by name, how each layer's patch tokens are pooled.
+        pool_dtype: in which the pooled tokens leave the teacher. float16 ends at 65,504, which raw tokens can pass;
+            float32 leaves the choice of what is stored to the column's `storage`.
         heads: which heads are run and stored.
         depth_cell: pixels a side of the cells whose median depth is stored; odd, so that a median is a value.
         batch_size: scenes run together.
         dtype: float32, or bfloat16: the aggregator under autocast, with float32 residuals, and float32 heads.
+        attention: the kernel of the aggregator's attention; see `teachers.execution`.
+        compile: whether the blocks of patch encoder and aggregator are compiled (ours only). Batches then have
+            `batch_size` scenes always.
         implementation: ours, or Meta's package ``vggt`` where it is installed.
     """
 
@@ -61,10 +67,13 @@ class VGGTConfig(BaseModel):
     pools: dict[str, PoolConfig] = Field(
         default={"grid": PoolConfig(rows=10, cols=18), "tok12": PoolConfig(rows=3, cols=4, flat=True)}
     )
+    pool_dtype: Literal["float16", "float32"] = "float16"
     heads: tuple[Head, ...] = ("camera", "depth")
     depth_cell: Literal[1, 7] = 7
     batch_size: PositiveInt = 4
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Attention = "auto"
+    compile: bool = False
     implementation: Literal["ours", "upstream"] = "ours"
 
     @field_validator("network", mode="before")
@@ -102,6 +111,8 @@ class VGGTConfig(BaseModel):
         for head, config in (("camera", self.network.camera), ("depth", self.network.depth_head)):
             if head in self.heads and config is None:
                 raise ValueError(f"heads: {head} is asked for, but the network's geometry has none")
+        if self.compile and self.implementation != "ours":
+            raise ValueError("compile: only our implementation is compiled; leave it out, or use implementation: ours")
         return self
 
     @property

@@ -83,6 +83,12 @@ class VGGTNetwork(nn.Module):
                 depth, depth_conf = self._depth(tokens, images_BS3HW.shape)
         return VGGTOutput({i: tokens[i] for i in sorted(wanted)}, PATCH_START, pose_enc, depth, depth_conf)
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of patch encoder and aggregator, which do nearly all of the work."""
+        aggregator = self.aggregator
+        encoder = getattr(aggregator.patch_embed, "blocks", ())
+        return [*encoder, *aggregator.frame_blocks, *aggregator.global_blocks]
+
     def _read_by_heads(self) -> frozenset[int]:
         camera = frozenset() if self.config.camera is None else frozenset({self.config.depth - 1})
         depth = frozenset() if self.config.depth_head is None else frozenset(self.config.depth_head.layers)

@@ -1,8 +1,9 @@
 """From a network's output to a scene's target arrays (spec section 6): pooled tokens, special tokens, pose, depth.
 
 Tokens are stored raw: un-normalised, both halves of the channels in order (frame block, then global block). Pooling is
-an adaptive average in float32 straight from the patch grid. Special tokens are the heavy-tailed ones, so they stay
-float32. A value that float16 cannot hold becomes infinite, which the writer quarantines; it is never clipped.
+an adaptive average in float32 straight from the patch grid, given as float16 or as it is (`pool_dtype`). Special tokens
+are the heavy-tailed ones, so they stay float32. A value that float16 cannot hold becomes infinite, which the writer
+quarantines; it is never clipped.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def target_specs(config: VGGTConfig) -> tuple[TargetSpec, ...]:
                 f"l{layer}_{name}",
                 (*dims, "channel"),
                 (*shape, channels),
-                "float16",
+                config.pool_dtype,
                 "1",
                 f"patch tokens of aggregator layer {layer} (frame, global half), {pool.rows} x {pool.cols} average",
             )
@@ -88,15 +89,14 @@ def target_specs(config: VGGTConfig) -> tuple[TargetSpec, ...]:
     return tuple(specs)
 
 
-def to_targets(config: VGGTConfig, out: VGGTOutput) -> list[Targets]:
-    """The targets of each of the B windows in `out`, as `target_specs` says."""
+def to_tensors(config: VGGTConfig, out: VGGTOutput) -> dict[str, Tensor]:
+    """The targets of the B windows in `out` by name, each [B, ...], as `target_specs` says; where `out` is."""
     batched: dict[str, Tensor] = {}
     for layer in config.layer_indices:
         tokens_BSPC = out.tokens[layer]
         for name, pool in config.pools.items():
-            batched[f"l{layer}_{name}"] = _pooled(
-                tokens_BSPC[:, :, out.patch_start :], config.patch_grid, (pool.rows, pool.cols), pool.flat
-            )
+            pooled = _pooled(tokens_BSPC[:, :, out.patch_start :], config.patch_grid, (pool.rows, pool.cols), pool.flat)
+            batched[f"l{layer}_{name}"] = pooled.half() if config.pool_dtype == "float16" else pooled
         batched[f"l{layer}_special"] = tokens_BSPC[:, :, : out.patch_start]
     if out.pose_enc is not None:
         batched["pose_enc"] = out.pose_enc
@@ -104,18 +104,23 @@ def to_targets(config: VGGTConfig, out: VGGTOutput) -> list[Targets]:
         batched["depth"] = _cell_median(out.depth.log(), config.depth_cell).half()
         conf = (out.depth_conf - 1).clamp(min=CONF_FLOOR).log()
         batched["depth_conf"] = _cell_median(conf, config.depth_cell).half()
-    arrays = {name: value.contiguous().cpu().numpy() for name, value in batched.items()}
+    return batched
+
+
+def to_targets(config: VGGTConfig, out: VGGTOutput) -> list[Targets]:
+    """The targets of each of the B windows in `out`, on the host."""
+    arrays = {name: value.contiguous().cpu().numpy() for name, value in to_tensors(config, out).items()}
     scenes = len(next(iter(arrays.values())))
     return [{name: array[i] for name, array in arrays.items()} for i in range(scenes)]
 
 
 def _pooled(patches_BSLC: Tensor, grid: tuple[int, int], cells: tuple[int, int], flat: bool) -> Tensor:
-    """Adaptive average of patch tokens on `grid` to `cells`: float16 [B, S, rows, cols, C] or, flat, [B, S, n, C]."""
+    """Adaptive average of patch tokens on `grid` to `cells`: float32 [B, S, rows, cols, C] or, flat, [B, S, n, C]."""
     batch, frames, _, channels = patches_BSLC.shape
     maps = patches_BSLC.float().reshape(batch * frames, *grid, channels).permute(0, 3, 1, 2)
     pooled = functional.adaptive_avg_pool2d(maps, cells).permute(0, 2, 3, 1)
     shape = (cells[0] * cells[1],) if flat else cells
-    return pooled.reshape(batch, frames, *shape, channels).half()
+    return pooled.reshape(batch, frames, *shape, channels)
 
 
 def _cell_median(map_BSHW: Tensor, cell: int) -> Tensor:

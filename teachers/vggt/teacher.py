@@ -13,18 +13,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from shards_schema.errors import ConfigError, SampleError, ShardsError, WeightsError
+from shards_schema.errors import ConfigError, SampleError, WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
+from teachers import execution
 from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.device import PhasedCompute
 from teachers.registry import parse_config
 from teachers.vggt import network, upstream
 from teachers.vggt.checkpoint import CANDIDATES, fill_random, load_checkpoint
 from teachers.vggt.config import VGGTConfig
 from teachers.vggt.preprocess import preprocess
-from teachers.vggt.targets import target_specs, to_targets
+from teachers.vggt.targets import target_specs, to_tensors
 
 
 def build(config: Mapping[str, Any]) -> VGGTTeacher:
@@ -36,8 +39,8 @@ def build(config: Mapping[str, Any]) -> VGGTTeacher:
     return VGGTTeacher(parse_config(VGGTConfig, config, "vggt"))
 
 
-class VGGTTeacher:
-    """A `teachers.base.Teacher`."""
+class VGGTTeacher(PhasedCompute[None]):
+    """A `teachers.base.PhasedTeacher`."""
 
     def __init__(self, config: VGGTConfig) -> None:
         self.config = config
@@ -45,7 +48,7 @@ class VGGTTeacher:
         self._specs = target_specs(config)
         self._weights: dict[str, Any] | None = None
         self._network: nn.Module | None = None
-        self._device = ""
+        self._attention: execution.Context = contextlib.nullcontext
 
     @property
     def name(self) -> str:
@@ -97,6 +100,7 @@ class VGGTTeacher:
             "depth_rule": "median of log(depth), of log(max(confidence - 1, 2^-23))",
             "dtype": config.dtype,
             "batch_size": config.batch_size,
+            **execution.provenance(config.attention, config.compile),
         }
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
@@ -131,15 +135,19 @@ class VGGTTeacher:
         Raises:
             WeightsError: the checkpoint does not fit, or has changed since `provenance` was asked.
         """
+        config = self.config
+        dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        width = config.network.embed_dim // config.network.heads
+        self._attention = execution.attention_context(config.attention, device, dtype, width)
         if self._network is None:
             recorded = self.provenance()["weights"]
             now = self.config.weights.provenance(*CANDIDATES)
             if recorded != now:
                 raise WeightsError(f"the weights have changed since they were recorded: {recorded}, now {now}")
             self._network = self._filled(device)
-        elif device != self._device:
+        else:
             self._network.to(device)
-        self._device = device
+        self.use(device)
 
     def _filled(self, device: str) -> nn.Module:
         config = self.config
@@ -154,19 +162,24 @@ class VGGTTeacher:
             fill_random(built, config.weights.random, device)
         else:
             load_checkpoint(built, config.weights.locate(*CANDIDATES), device)
+        if config.dtype == "bfloat16" and isinstance(built, network.VGGTNetwork):
+            execution.narrow(built.aggregator)  # the heads are in float32
+        if config.compile:
+            assert isinstance(built, network.VGGTNetwork), "the config has seen to it"
+            execution.compile_blocks(built.blocks())
         return built.to(device).requires_grad_(False).eval()
 
-    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
-        """The targets of each scene, in order.
+    @property
+    def fixed_batch(self) -> int | None:
+        """`batch_size` where the blocks are compiled."""
+        return self.config.batch_size if self.config.compile else None
+
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], None]:
+        """The images of each scene's window: uint8 [S, height, width, 3].
 
         Raises:
             ConfigError: images that `requests` and `preprocess` did not make.
-            ShardsError: `load` has not been called.
         """
-        if self._network is None:
-            raise ShardsError("VGGTTeacher.compute: call load(device) first")
-        if not batch:
-            return []
         expected = (self.config.frames, self.config.image_height, self.config.width, 3)
         for item in batch:
             if item.images.shape != expected or item.images.dtype != np.uint8:
@@ -174,17 +187,28 @@ class VGGTTeacher:
                     f"scene {item.scene.token}: expected uint8 images {list(expected)}, "
                     f"got {item.images.dtype} {list(item.images.shape)}"
                 )
-        stacked = torch.from_numpy(np.stack([item.images for item in batch])).to(self._device)
-        images_BS3HW = stacked.permute(0, 1, 4, 2, 3).float() / 255
-        with torch.inference_mode(), _exact_convolutions(self._device):
-            out = self._network(
-                images_BS3HW, self.config.layer_indices, torch.bfloat16 if self.config.dtype == "bfloat16" else None
-            )
-            return to_targets(self.config, out)
+        return {"images": [item.images for item in batch]}, None
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The targets by name, [B, ...]."""
+        assert self._network is not None, "a lane is there after load only"
+        images_BSHW3 = inputs["images"]
+        images_BS3HW = images_BSHW3.permute(0, 1, 4, 2, 3).float() / 255
+        autocast = torch.bfloat16 if self.config.dtype == "bfloat16" else None
+        with _exact_convolutions(images_BSHW3.device), self._attention():
+            return to_tensors(self.config, self._network(images_BS3HW, self.config.layer_indices, autocast))
+
+    def scatter(self, arrays: Mapping[str, NDArray[Any]], notes: None) -> list[Targets]:
+        """One scene, one row of each."""
+        scenes = len(next(iter(arrays.values())))
+        return [{name: array[i] for name, array in arrays.items()} for i in range(scenes)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_network": None, "_attention": contextlib.nullcontext}
 
 
-def _exact_convolutions(device: str) -> contextlib.AbstractContextManager[None]:
+def _exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """On CUDA: float32 convolutions in float32 (not TF32, PyTorch's default), by the same algorithm every time."""
-    if not device.startswith("cuda"):
+    if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -8,11 +8,21 @@ from collections import Counter, defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.dispatch import Dispatcher, Verdict
+from jobs.dispatch import Dispatcher, Hang, Verdict
 
 
-def ready(tasks: int, seats: int, *, in_flight: int = 1, max_attempts: int = 3, speculate: float | None = None):  # type: ignore[no-untyped-def]
-    dispatch = Dispatcher(tasks, seats, in_flight=in_flight, max_attempts=max_attempts, speculate=speculate)
+def ready(  # type: ignore[no-untyped-def]
+    tasks: int,
+    seats: int,
+    *,
+    in_flight: int = 1,
+    max_attempts: int = 3,
+    speculate: float | None = None,
+    deadline: float | None = None,
+):
+    dispatch = Dispatcher(
+        tasks, seats, in_flight=in_flight, max_attempts=max_attempts, speculate=speculate, deadline=deadline
+    )
     for seat in range(seats):
         dispatch.loaded(seat)
     return dispatch
@@ -169,6 +179,122 @@ def test_a_seat_that_is_added_takes_part() -> None:
     assert dispatch.assign(0) == [(1, 1)]
 
 
+def test_a_hang_is_a_death_after_the_deadline_and_the_next_time_it_is_twice_as_long() -> None:
+    dispatch = ready(3, 2, deadline=60)
+    assert dispatch.assign(0) == [(0, 0), (1, 1)]
+    assert dispatch.overdue(60) == []
+    assert dispatch.completed(1, 1, 60)
+    assert dispatch.overdue(61) == [Hang(seat=0, task=0, seconds=61, limit=60)]
+    assert dispatch.hung(*dispatch.overdue(61), "hung") is Verdict.REPLACE
+    assert dispatch.overdue(1000) == []  # nobody sits there
+    assert dispatch.assign(61) == [(1, 0)]
+    assert dispatch.overdue(61 + 120) == []
+    assert [hang.limit for hang in dispatch.overdue(61 + 121)] == [120]
+    dispatch.hung(*dispatch.overdue(61 + 121), "hung")
+    dispatch.loaded(0)
+    assert dispatch.assign(200) == [(0, 2)]
+    assert dispatch.completed(0, 2, 201)
+    assert dispatch.assign(201) == [(0, 0)]  # it was charged on both
+    (last,) = dispatch.overdue(201 + 241)
+    dispatch.hung(last, "hung again")
+    assert dispatch.failed_tasks == {0: "hung again"}
+    assert dispatch.finished
+
+
+def test_a_hang_beside_others_charges_nobody_and_each_is_tried_alone() -> None:
+    dispatch = ready(4, 1, in_flight=2, deadline=10)
+    assert dispatch.assign(0) == [(0, 0), (0, 1)]
+    assert dispatch.completed(0, 0, 5)
+    assert dispatch.assign(5) == [(0, 2)]
+    (hang,) = dispatch.overdue(12)
+    assert hang.task == 1
+    assert dispatch.hung(hang, "hung") is Verdict.REPLACE
+    dispatch.loaded(0)
+    assert dispatch.assign(12) == [(0, 1)]
+    assert dispatch.completed(0, 1, 13)
+    assert dispatch.assign(13) == [(0, 2)]
+
+
+def test_without_a_deadline_what_tasks_took_says_what_is_too_long() -> None:
+    dispatch = ready(300, 2)
+    dispatch.assign(0)
+    assert dispatch.overdue(6 * 3600) == []  # nothing is known yet
+    assert [hang.limit for hang in dispatch.overdue(6 * 3600 + 1)] == [6 * 3600] * 2
+    assert dispatch.completed(0, 0, 20)
+    assert dispatch.overdue(1800) == []  # a quick task does not make the next one's hang of a slow disk
+    assert [(hang.seat, hang.limit) for hang in dispatch.overdue(1801)] == [(1, 1800)]
+    assert dispatch.completed(1, 1, 1000)
+    now = 1000.0
+    dispatch.assign(now)
+    assert dispatch.overdue(now + 5_000) == []
+    assert [hang.limit for hang in dispatch.overdue(now + 5_001)] == [5_000] * 2
+    while dispatch.left > 20:  # one slow hour is forgotten
+        for seat, task in list(running(dispatch)):
+            now += 1
+            dispatch.completed(seat, task, now)
+        dispatch.assign(now)
+    assert {hang.limit for hang in dispatch.overdue(now + 4_000)} == {1800}
+
+
+def running(dispatch: Dispatcher) -> list[tuple[int, int]]:
+    return [(seat, task) for seat in range(len(dispatch._seats)) for task in running_on(dispatch, seat)]
+
+
+def test_a_copy_that_hangs_is_ended_although_its_task_is_done() -> None:
+    dispatch = ready(2, 2, speculate=2.0, deadline=30)
+    dispatch.assign(0)
+    dispatch.completed(1, 1, 1.0)
+    assert dispatch.assign(3) == [(1, 0)]
+    assert dispatch.completed(1, 0, 4)
+    (hang,) = dispatch.overdue(31)
+    assert (hang.seat, hang.task) == (0, 0)
+    assert dispatch.hung(hang, "hung") is Verdict.REPLACE
+    assert dispatch.finished
+    assert dispatch.failed_tasks == {}
+
+
+def test_what_was_in_a_worker_that_died_is_done_carefully_and_so_is_the_next_on_its_seat() -> None:
+    dispatch = ready(6, 2, in_flight=2)
+    assert dispatch.assign(0) == [(0, 0), (1, 1), (0, 2), (1, 3)]
+    assert not any(dispatch.careful(seat, task) for seat in (0, 1) for task in range(4))
+    dispatch.lost(0, "died")
+    dispatch.loaded(0)
+    assert dispatch.assign(1) == [(0, 0)]
+    assert dispatch.careful(0, 0)
+    dispatch.completed(0, 0, 2)
+    assert dispatch.assign(2) == [(0, 2)]
+    assert dispatch.careful(0, 2)  # it was there too, although the seat has done one since
+    dispatch.completed(0, 2, 3)
+    assert dispatch.assign(3)[0] == (0, 4)
+    assert not dispatch.careful(0, 4)
+    dispatch.lost(1, "preempted", charge=False)
+    dispatch.loaded(1)
+    assert not any(dispatch.careful(1, task) for task in (1, 3))
+
+
+def test_poison_in_every_shard_closes_no_seat() -> None:
+    """Each task ends its worker unless it is done carefully: one attempt each, at most, and all are done."""
+    for in_flight in (1, 2):
+        dispatch = ready(50, 2, in_flight=in_flight)
+        now, deaths = 0.0, 0
+        careful: dict[tuple[int, int], bool] = {}
+        while not dispatch.finished:
+            careful |= {(seat, task): dispatch.careful(seat, task) for seat, task in dispatch.assign(now)}
+            now += 1
+            for seat in (0, 1):
+                here = running_on(dispatch, seat)
+                if any(not careful[seat, task] for task in here):
+                    deaths += 1
+                    assert dispatch.lost(seat, "SIGSEGV") is Verdict.REPLACE
+                    dispatch.loaded(seat)
+                else:
+                    for task in here:
+                        dispatch.completed(seat, task, now)
+        assert dispatch.failed_tasks == {}
+        assert dispatch.done == 50
+        assert deaths <= 50
+
+
 @given(
     tasks=st.integers(1, 40),
     seats=st.integers(1, 6),
@@ -181,7 +307,7 @@ def test_a_seat_that_is_added_takes_part() -> None:
 def test_under_any_faults_the_accounting_closes(
     tasks: int, seats: int, in_flight: int, max_attempts: int, speculate: float | None, seed: int
 ) -> None:
-    """Random orders, poison that raises, poison that kills, broken seats, deaths, preemptions, joins."""
+    """Random orders, poison that raises, that kills, that hangs, broken seats, deaths, preemptions, joins."""
     first = play(tasks, seats, in_flight, max_attempts, speculate, seed)
     assert play(tasks, seats, in_flight, max_attempts, speculate, seed) == first  # the same history, by seed
 
@@ -192,9 +318,12 @@ def play(
     rng = random.Random(seed)
     raises = {t for t in range(tasks) if rng.random() < 0.1}
     kills = {t for t in range(tasks) if rng.random() < 0.05}
+    hangs = {t for t in range(tasks) if rng.random() < 0.05}
     broken = {s for s in range(seats) if rng.random() < 0.15}
     trouble = rng.choice([0.0, 0.05, 0.3])
-    dispatch = Dispatcher(tasks, seats, in_flight=in_flight, max_attempts=max_attempts, speculate=speculate)
+    dispatch = Dispatcher(
+        tasks, seats, in_flight=in_flight, max_attempts=max_attempts, speculate=speculate, deadline=100
+    )
     running: dict[int, set[int]] = defaultdict(set)
     loading, live = set(range(seats)), set()
     done: set[int] = set()
@@ -255,6 +384,15 @@ def play(
             for t in running[seat]:
                 charges[t] += len(running[seat]) == 1
             after(dispatch.lost(seat, "killed"), seat)
+        elif task in hangs:
+            now += 100 * 2**max_attempts + 1  # so all that runs does, by then
+            overdue = dispatch.overdue(now)
+            assert {hang.seat for hang in overdue} == {s for s, _ in busy}
+            for hang in overdue:
+                assert hang.task in running[hang.seat]
+                for t in running[hang.seat]:
+                    charges[t] += len(running[hang.seat]) == 1
+                after(dispatch.hung(hang, "hung"), hang.seat)
         elif task in raises or seat in broken:
             charges[task] += task not in done
             running[seat].discard(task)
@@ -273,6 +411,6 @@ def play(
     assert not undone or not (live | loading), "work was left although a seat was open"
     for task in failed:
         assert charges[task] >= max_attempts, "given up before its attempts were used up"
-    if trouble == 0 and not broken and not kills:
+    if trouble == 0 and not broken and not kills and not hangs:
         assert failed <= raises
     return history

@@ -39,3 +39,26 @@ def test_close_lets_the_queue_run_out() -> None:
     futures = [turns.submit(i, partial(int, i)) for i in range(20)]
     turns.close()
     assert [f.result(timeout=0) for f in futures] == list(range(20))
+
+
+def test_the_next_is_chosen_when_there_is_room_and_not_before() -> None:
+    """One that came late, but is older, goes before those that waited for the device with the thread."""
+    device, waiting = threading.Event(), threading.Event()
+
+    def room() -> None:
+        if made:
+            waiting.set()
+            device.wait(timeout=10)
+
+    made: list[str] = []
+    turns = Turns("t", room)
+    turns.submit(1, partial(made.append, "first")).result(timeout=10)
+    assert waiting.wait(timeout=10)
+    young = turns.submit(9, partial(made.append, "young"))
+    old = turns.submit(1, partial(made.append, "old"))
+    assert made == ["first"]
+    device.set()
+    for future in (young, old):
+        future.result(timeout=10)
+    assert made == ["first", "old", "young"]
+    turns.close()

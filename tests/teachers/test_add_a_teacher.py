@@ -32,6 +32,32 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "add-a-teacher.md"
 FOUR = ["cosmos", "samples", "vggt"]
 TINY_VJEPA2 = "teachers.vjepa2={weights: {random: 0}, network: tiny, size: [96, 48], pools: {grid: [3, 6]}}"
+PHASED_TEST = """
+import numpy as np
+from stripes_phased import PhasedStripes
+from teachers.base import PhasedTeacher
+
+
+class TestPhased(Plain):
+    def _phased(self, teacher):
+        return PhasedStripes(teacher.config)
+
+    def make(self):
+        return self._phased(super().make())
+
+    def make_other_weights(self):
+        return self._phased(super().make_other_weights())
+
+    def make_other_config(self):
+        return self._phased(super().make_other_config())
+
+    def test_it_is_phased_and_computes_what_the_plain_one_does(self):
+        plain = Plain().make()
+        plain.load("cpu")
+        assert isinstance(self.loaded(), PhasedTeacher)
+        for scene, mine in zip(self.scenes(), self.alone()):
+            assert np.array_equal(mine["grid"], plain.compute(self.inputs(plain, [scene]))[0]["grid"])
+"""
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -138,7 +164,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         for block in blocks("toml") + blocks("python")
         if (match := re.match(r"# (my-teachers/\S+)\n", block))
     }
-    assert sorted(files) == ["my-teachers/pyproject.toml", "my-teachers/stripes.py", "my-teachers/test_stripes.py"]
+    assert sorted(files) == [
+        f"my-teachers/{name}" for name in ("pyproject.toml", "stripes.py", "stripes_phased.py", "test_stripes.py")
+    ]
     (folder / "my-teachers").mkdir()
     for name, text in files.items():
         (folder / name).write_text(text)
@@ -169,10 +197,9 @@ def test_a_fourth_column_and_no_other_is_computed(
 ) -> None:
     before = digests(dataset)
     assert sorted({path.split("/")[0] for path in before if "/" in path}) == sorted([*FOUR, layout.ZARR])
-    monkeypatch.setattr(VGGTTeacher, "compute", never)
-    monkeypatch.setattr(CosmosTeacher, "compute", never)
-    monkeypatch.setattr(VGGTTeacher, "preprocess", never)
-    monkeypatch.setattr(CosmosTeacher, "preprocess", never)
+    for teacher in (VGGTTeacher, CosmosTeacher):
+        for member in ("preprocess", "stage", "launch", "compute"):
+            monkeypatch.setattr(teacher, member, never)
     teachers_job.main([str(work / "job.yaml"), TINY_VJEPA2])  # vggt and cosmos still stand in the config
     assert [[column.column for column in receipt.columns] for receipt in in_this_process] == [["vjepa2"]] * 2
     assert {receipt.decodes for receipt in in_this_process} == {6}  # of 3 scenes: their windows of 4 frames, once each
@@ -188,7 +215,12 @@ def test_a_fifth_from_a_package_of_somebody_else(dataset: Path, work: Path, pack
     # its own test file, as its author runs it
     output = ran(["-m", "pytest", "-q", "-p", "no:cacheprovider", package["TESTS"]], work, package)
     count = int(re.findall(r"^(\d+) checks", PAGE.read_text(), re.MULTILINE)[0])
-    assert f"{count} passed" in output
+    assert f"{count} passed, 1 skipped" in output
+    # and with its compute in phases
+    again = "from test_stripes import TestStripes as Plain\nfrom stripes import StripesConfig\n" + PHASED_TEST
+    (Path(package["TESTS"]) / "test_phased.py").write_text(again)
+    output = ran(["-m", "pytest", "-q", "-p", "no:cacheprovider", f"{package['TESTS']}/test_phased.py"], work, package)
+    assert f"{count + 2} passed" in output  # the skipped one, and that below
     # the page's command, in a real Ray: only this teacher is in the config, and only its module is in the worker
     (command,) = (line for line in "".join(blocks("bash")).splitlines() if "jobs.teachers" in line)
     _, *arguments = shlex.split(command)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards_schema.errors import ConfigError, SampleError, WeightsError
+from shards_schema.errors import ConfigError, SampleError, ShardsError, WeightsError
 from shards_schema.records import Scene
 from teachers import cosmos, registry
 from teachers.base import Teacher, TeacherInput, fingerprint
@@ -244,7 +244,7 @@ def test_noise_follows_the_token_whatever_is_beside_it(both: CosmosPredictTeache
 
 def test_compute_needs_load() -> None:
     teacher = make()
-    with pytest.raises(RuntimeError, match="load"):
+    with pytest.raises(ShardsError, match="call load"):
         teacher.compute([item(teacher, synthetic_scene())])
 
 

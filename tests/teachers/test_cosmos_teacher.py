@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from shards_schema.errors import ConfigError, SampleError, WeightsError
+from shards_schema.errors import ConfigError, SampleError, ShardsError, WeightsError
 from teachers import cosmos
 from teachers.base import TeacherInput, fingerprint
 from teachers.cosmos.checkpoint import build_network, describe
@@ -129,7 +129,7 @@ def test_the_history_is_the_same_with_the_future_behind_it() -> None:
 
 def test_compute_needs_load() -> None:
     teacher = make()
-    with pytest.raises(RuntimeError, match="load"):
+    with pytest.raises(ShardsError, match="call load"):
         teacher.compute([item(teacher)])
 
 

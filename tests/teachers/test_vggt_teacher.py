@@ -19,6 +19,7 @@ import teachers.vggt
 from shards_schema.errors import ConfigError, SampleError, ShardsError, WeightsError
 from shards_schema.records import Camera, Frame, Scene
 from shards_schema.specs import TargetSpec
+from shards_schema.storage import decode, encode, stored_specs
 from teachers.base import ImageRequest, Targets, Teacher, TeacherInput, fingerprint
 from teachers.vggt.checkpoint import fill_random
 from teachers.vggt.geometry import PRESETS
@@ -137,6 +138,7 @@ def test_axes_of_one_name_have_one_length() -> None:
         {"heads": ("camera",)},
         {"heads": ("depth",), "depth_cell": 1, "pools": {}},
         {"heads": (), "dtype": "bfloat16"},
+        {"heads": (), "pool_dtype": "float32"},
     ],
 )
 def test_targets_are_as_the_specs_say(changes: dict[str, Any]) -> None:
@@ -199,6 +201,28 @@ def test_what_float16_cannot_hold_is_quarantined(teacher: VGGTTeacher) -> None:
     special = to_targets(teacher.config, output(teacher, tokens=tokens))[0]["l3_special"]
     spec_of(teacher, "l3_special").check(special)
     assert special.max() == np.float32(1e5)
+
+
+def test_float32_pools_leave_the_choice_to_storage(teacher: VGGTTeacher) -> None:
+    wide = build(pool_dtype="float32")
+    tokens = torch.rand(1, 3, 50, 128)
+    tokens[0, 0, 5:, 7] = 1e5
+    targets = to_targets(wide.config, output(wide, tokens=tokens))[0]
+    half = to_targets(teacher.config, output(teacher, tokens=tokens))[0]
+    for spec in wide.specs[:2]:
+        spec.check(targets[spec.name])
+        with np.errstate(over="ignore"):
+            assert np.array_equal(targets[spec.name].astype(np.float16), half[spec.name])
+    specs = {spec.name: spec for spec in stored_specs(wide.specs, {"l3_grid": "bfloat16", "l3_tok12": "float16"})}
+    grid = specs["l3_grid"]
+    read = decode(grid, encode(grid, targets["l3_grid"]))
+    assert read.max() == pytest.approx(1e5, rel=2**-8)
+    with pytest.raises(SampleError, match="beyond what float16 holds"):
+        encode(specs["l3_tok12"], targets["l3_tok12"])
+    with pytest.raises(ConfigError, match="storage only narrows"):
+        stored_specs(teacher.specs, {"l3_grid": "bfloat16"})
+    assert fingerprint(wide) != fingerprint(teacher)
+    assert wide.provenance() == teacher.provenance()  # told by the specs alone, or columns of before it were refused
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

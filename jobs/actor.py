@@ -1,0 +1,44 @@
+"""The process that Ray starts for a worker: it takes the driver's environment and folder, and hosts a `ShardWorker`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from pipeline.worker import ShardReceipt, ShardTask, ShardWorker
+
+
+@ray.remote
+class TeacherActor:
+    """A `ShardWorker` in a process of its own.
+
+    Args:
+        env: reference to the variables to set before anything else is read.
+        folder: the driver's working directory, taken where this machine has it too, so that a relative path means here
+            what it means there.
+        make: reference to what builds the worker. (Both in lists: Ray would read them before the variables are set.)
+    """
+
+    def __init__(self, env: list[Any], folder: str, make: list[Any]) -> None:
+        self._env, self._folder, self._make = env, folder, make
+
+    def node(self) -> str:
+        """Id of the node that it was put on; asked before `load`, which may take minutes and not survive them."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def load(self) -> int:
+        """Build the worker and load the weights (here, since Ray hides what a constructor raises); the process id."""
+        os.environ.update(ray.get(self._env[0]))
+        if os.path.isdir(self._folder):
+            os.chdir(self._folder)
+        make: Callable[[], ShardWorker] = ray.get(self._make[0])
+        self._worker = make()
+        self._worker.load()
+        return os.getpid()
+
+    def process(self, task: ShardTask) -> ShardReceipt:
+        """See `ShardWorker.process`."""
+        return self._worker.process(task)

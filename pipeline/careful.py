@@ -1,0 +1,194 @@
+"""Decoding where a crash costs nothing: each image in a process of its own, for shards at which a worker died or hung.
+
+The decoder is native code that reads what strangers wrote. Where it crashes (SIGSEGV, abort) its process goes with it,
+which is why a shard at which that happened is tried again with this in the place of `decode_jpeg`:
+
+    decode pool --one image at a time--> pipeline.careful_child --forks for each image--> decode_jpeg, and the end
+
+So a crash is the doing of the image that was decoded, whatever was decoded before it. An image that crashes two such
+processes, or uses up the processor time of one, is a `SampleError` and is quarantined like any other bad one, in words
+that say nothing of this run: the dataset is the same bytes as if it had been refused at first. A process that somebody
+else has ended (SIGKILL of the kernel's memory killer, SIGTERM) says nothing of the image, and is tried again.
+
+The price is a fork, a copy of the pixels out of a file in memory that both sides hold, and one image at a time; nobody
+pays it where no worker dies.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from contextlib import suppress
+from typing import IO, Any
+
+import numpy as np
+
+from shards_schema.errors import SampleError, ShardsError
+from shards_schema.records import Image
+
+SECONDS = 30.0
+"""Processor time of one image; the longest that `decode_jpeg` lets through (640 million pixels in scans) takes few."""
+
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS})
+_TIME = signal.SIGPROF
+_PROOF = 2
+"""Processes that an image must crash."""
+_TRIES = 5
+"""Processes that it gets in all, those that somebody else ends included."""
+
+_DYING = 5.0
+"""Seconds for a child that talks no more to have ended."""
+
+_log = logging.getLogger(__name__)
+
+
+class DecoderError(ShardsError, RuntimeError):
+    """The processes that decode do not live long enough to tell anything of an image: the machine's trouble."""
+
+
+class CarefulDecoder:
+    """`decode_jpeg` in processes of their own. Safe to call from many threads; one image is decoded at a time.
+
+    The first call starts the child that forks them; `close` ends it, and it ends by itself with this process.
+
+    Args:
+        seconds: processor time that an image may take.
+    """
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pixels = -1
+        self._closed = False
+
+    def decode(self, data: bytes, where: str) -> Image:
+        """RGB pixels, uint8 [H, W, 3], of a JPEG.
+
+        Raises:
+            SampleError: as `decode_jpeg`; and ``decoder_crash``, ``decoder_timeout``.
+            DecoderError: its processes were ended by somebody else again and again, or this decoder is closed.
+        """
+        with self._lock:
+            ends: Counter[int] = Counter()
+            for _ in range(_TRIES):
+                answer = self._ask(data, where)
+                if isinstance(answer, np.ndarray):
+                    return answer
+                ends[answer] += 1
+                _log.warning("%s: a process that decoded it ended with %s", where, _name(answer))
+                if sum(n for end, n in ends.items() if -end in _CRASHES) >= _PROOF:
+                    raise SampleError(
+                        "decoder_crash",
+                        f"{where}: the JPEG decoder crashes on these {len(data)} bytes (found in a process of its own)",
+                    )
+                if answer == -_TIME:
+                    raise SampleError(
+                        "decoder_timeout",
+                        f"{where}: the JPEG decoder is not done with these {len(data)} bytes after {self._seconds:g} s "
+                        "of processor time",
+                    )
+        names = ", ".join(f"{n} x {_name(end)}" for end, n in sorted(ends.items()))
+        raise DecoderError(
+            f"{where}: {_TRIES} processes that were to decode it have ended ({names}), which no image does; is this "
+            "machine out of memory or of processes, or does somebody end them? mend that and run the same command again"
+        )
+
+    def close(self) -> None:
+        """End the child, now; an image that is being decoded is a `DecoderError`."""
+        self._closed = True
+        _kill(self._child)  # whoever waits for it in `decode` gets an end of file
+        with self._lock:
+            self._end()
+
+    def _ask(self, data: bytes, where: str) -> Image | int:
+        """Pixels, or the return code of the process that was to make them (of the child, where that is gone)."""
+        if self._closed:
+            raise DecoderError(f"{where}: the decoder is closed")
+        child = self._child = self._child or self._start()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(json.dumps({"where": where, "size": len(data)}).encode() + b"\n" + data)
+            child.stdin.flush()
+            answer: dict[str, Any] = json.loads(_line(child.stdout))
+            if "shape" in answer:
+                pixels = np.empty(answer["shape"], np.uint8)
+                _fill(pixels, self._pixels)
+                return pixels
+        except (EOFError, BrokenPipeError):
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_DYING)
+            self._end()
+            return child.returncode
+        if "code" in answer:
+            raise SampleError(answer["code"], answer["reason"])
+        return int(answer["ended"])
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._pixels = os.memfd_create("pixels") if hasattr(os, "memfd_create") else _unnamed()
+        # our code as this process has it, which a cluster may have shipped; one BLAS thread, since the child forks
+        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "pipeline.careful_child", str(self._seconds), str(self._pixels)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(self._pixels,),
+            start_new_session=True,  # to be killed with what it forked, and not by a Ctrl-C that is for the driver
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        _kill(child)
+        for pipe in (child.stdin, child.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # of what it has not read
+                pipe.close()
+        child.wait()
+        os.close(self._pixels)
+
+
+def _kill(child: subprocess.Popen[bytes] | None) -> None:
+    """It, and the process that decodes."""
+    if child is not None and child.returncode is None:  # else its number may be another's by now
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+def _line(pipe: IO[bytes]) -> bytes:
+    line = pipe.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return line
+
+
+def _fill(pixels: Image, descriptor: int) -> None:
+    """Read a whole array from the beginning of a file, and empty that."""
+    view = memoryview(pixels.reshape(-1).data)
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], done)
+        if not count:
+            raise EOFError
+        done += count
+    os.ftruncate(descriptor, 0)
+
+
+def _unnamed() -> int:
+    """A file that nobody else can open, where there are none in memory."""
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _name(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

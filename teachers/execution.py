@@ -1,0 +1,118 @@
+"""How a network is run where that is a choice: which attention kernel, and whether its blocks are compiled.
+
+Either may change the last bits of a target, so what is chosen stands in the provenance, and what is left alone does
+not: `provenance` of the defaults is empty. A kernel that is asked for and cannot run is refused when the teacher is
+loaded, on the machine that lacks it; only ``auto``, which promises no kernel, takes another, and says which.
+
+Measured on a GPU: nothing yet (see docs/teachers.md). CUDA graphs are left out until somebody has one to try them on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from shards_schema.errors import ConfigError
+
+Attention = Literal["auto", "flash", "cudnn", "efficient", "math"]
+"""``auto``: flash for bfloat16 on CUDA, where it can run; elsewhere what torch takes. The others: that kernel."""
+
+_KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+_ELSE = ("efficient", "math")
+"""For the float32 parts of a network in bfloat16, which flash and cuDNN do not take."""
+
+Context = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+def provenance(attention: Attention, compiled: bool) -> dict[str, Any]:
+    """What of the two is not the default, JSON."""
+    return ({} if attention == "auto" else {"attention": attention}) | ({"compile": True} if compiled else {})
+
+
+def attention_context(attention: Attention, device: str, dtype: torch.dtype, head_width: int) -> Context:
+    """Makes the context in which a network is to run, so that its attention takes the chosen kernel.
+
+    The kernel is tried once, here, on a few tokens of the network's dtype and head width.
+
+    Args:
+        attention: the choice.
+        device: where the network is.
+        dtype: of the queries, keys and values.
+        head_width: channels of a head.
+
+    Raises:
+        ConfigError: the chosen kernel cannot run them on this device.
+    """
+    if attention == "auto":
+        if torch.device(device).type != "cuda" or dtype is not torch.bfloat16:
+            return contextlib.nullcontext
+        wanted = "flash"
+        if (why := _refusal(wanted, device, dtype, head_width)) is not None:
+            instead = next(k for k in _ELSE if _refusal(k, device, dtype, head_width) is None)
+            warnings.warn(
+                f"attention: flash does not run {dtype} heads of {head_width} channels on {_name(device)} ({why}); "
+                f"{instead} attention is used, and is slower. Set attention: {instead} to have that in the provenance",
+                stacklevel=2,
+            )
+            wanted = instead
+    else:
+        wanted = attention
+        if (why := _refusal(wanted, device, dtype, head_width)) is not None:
+            can = [kernel for kernel in _KERNELS if _refusal(kernel, device, dtype, head_width) is None]
+            raise ConfigError(
+                f"attention: {wanted} does not run {dtype} heads of {head_width} channels on {_name(device)} ({why}); "
+                f"there it can be {', '.join(can)}, or auto"
+            )
+    order = [_KERNELS[kernel] for kernel in dict.fromkeys((wanted, *(() if wanted == "math" else _ELSE)))]
+    return lambda: sdpa_kernel(order, set_priority=True)
+
+
+def _refusal(kernel: str, device: str, dtype: torch.dtype, head_width: int) -> str | None:
+    """Why `kernel` cannot run; None where it has."""
+    try:
+        with torch.inference_mode(), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            tokens = torch.zeros(1, 2, 16, head_width, dtype=dtype, device=device)
+            with sdpa_kernel([_KERNELS[kernel]]):
+                scaled_dot_product_attention(tokens, tokens, tokens)
+    except RuntimeError as error:
+        reasons = [str(w.message).split(" (Triggered")[0].strip() for w in told]
+        return "; ".join(dict.fromkeys(r for r in reasons if "not used because" not in r)) or str(error).split("\n")[0]
+    return None
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+
+
+def narrow(network: nn.Module) -> None:
+    """Hold the weights of linear maps and convolutions in bfloat16, for a network that autocast runs so anyway.
+
+    The same bits: autocast would cast each of them at each use, since it keeps the casts of none but those that need a
+    gradient. All else (norms, gains, tokens, positions) stays float32.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            module.to(torch.bfloat16)
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Have each block compiled when it is first run; whole, and for the shapes that it meets and no others.
+
+    Blocks of one class share what is compiled. A block with a graph break, or a ninth shape, is an error and does not
+    run uncompiled.
+    """
+    for block in blocks:
+        block.compile(fullgraph=True, dynamic=False)

@@ -1,0 +1,212 @@
+"""The light meter: its baseline is VGGT's mathematics, its sums are right, and it runs where almost nothing is."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks.light import Config, meter, networks, report
+from benchmarks.light.meter import Device, Readings, Row, in_turn, matrix_rate
+from benchmarks.light.upstream import UpstreamStyle
+from shards_schema.errors import ConfigError
+from teachers.vggt.checkpoint import fill_random
+from teachers.vggt.config import VGGTConfig
+from teachers.vggt.network import VGGTNetwork
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["device=cpu", "width=154", "clip.size=[64, 64]", "image=[160, 90]", "repeats=1", "job_repeats=1"]
+QUICK += ["seconds=0.001", "shards=2", "shard_size=4"]
+
+
+def row(name: str = "row", kind: str = "vggt", **fields: Any) -> Row:
+    return Row(**{"name": name, "kind": kind, "dtype": "fp32", "flops": 100, "run": lambda calls: 0.0, **fields})
+
+
+@pytest.mark.parametrize(("network", "width"), [("tiny", 154), ("small", 70), ("tiny", 126)])
+def test_the_upstream_style_loop_is_vggt(network: str, width: int) -> None:
+    config = VGGTConfig.model_validate({"weights": {"random": 3}, "network": network, "width": width, "pools": {}})
+    ours = VGGTNetwork(config.built)
+    fill_random(ours, 3, "cpu")
+    theirs = UpstreamStyle(config, torch.device("cpu"))
+    theirs.load_state_dict(ours.state_dict())
+    pixels = torch.randint(0, 256, (3, config.image_height, width, 3), dtype=torch.uint8)
+    images = pixels.permute(0, 3, 1, 2).float() / 255
+    out = ours(images[None], range(config.network.depth))
+    for layer, tokens in enumerate(theirs.tokens(images)):
+        assert tokens.dtype == torch.float32
+        torch.testing.assert_close(tokens, out.tokens[layer][0], atol=2e-4, rtol=2e-4)
+    (result,) = theirs.teach([pixels.numpy()])
+    torch.testing.assert_close(result["pose"], out.pose_enc, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(result["depth"], out.depth[0].half(), atol=1e-2, rtol=1e-2)
+    assert torch.equal(result["special"], theirs.tokens(images)[-1][:, :5])
+
+
+def test_the_baseline_keeps_every_layer() -> None:
+    config = VGGTConfig.model_validate({"weights": {"random": 0}, "network": "tiny", "width": 154, "pools": {}})
+    tokens = UpstreamStyle(config, torch.device("cpu")).tokens(torch.rand(2, 3, 84, 154))
+    assert [tuple(t.shape) for t in tokens] == [(2, 5 + 66, 128)] * 4
+
+
+def test_rates_of_a_reading() -> None:
+    reading = Readings(row(scenes=4, frames=3, flops=1000), calls=5, wall=[2.0, 4.0], busy=[1.0, 4.0])
+    assert reading.scene_rates() == [10.0, 5.0]
+    assert reading.flop_rates() == [2500.0, 1250.0]
+    assert reading.busy_shares() == [0.5, 1.0]
+
+
+def test_the_matrix_rate_is_the_best_sizes_median() -> None:
+    def matmul(name: str, *wall: float) -> Readings:
+        return Readings(row(name, "matmul"), calls=1, wall=list(wall))
+
+    readings = [matmul("small", 1.0, 0.1, 1.0), matmul("large", 0.5, 0.5, 0.5), Readings(row(), 1, [0.001])]
+    assert matrix_rate(readings, "fp32") == (200.0, "large")
+    assert matrix_rate(readings, "bf16") is None
+
+
+def test_a_measured_product_is_counted_right() -> None:
+    device = Device("cpu")
+    (reading,) = in_turn(device, [meter.matmuls(device)[0]], {}, repeats=2, seconds=0.001)
+    assert reading.row.flops == 2 * 512**3
+    assert len(reading.wall) == 2
+    assert 1e8 < max(reading.flop_rates()) < 1e13, "no CPU core multiplies at such a rate"
+
+
+def test_a_row_that_fails_is_left_out_with_its_reason() -> None:
+    def fail(calls: int) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    missing: dict[str, str] = {}
+    readings = in_turn(Device("cpu"), [row("big", run=fail), row("fits")], missing, repeats=3, seconds=0.001)
+    assert [r.row.name for r in readings] == ["fits"]
+    assert missing == {"big": "OutOfMemoryError: CUDA out of memory."}
+
+
+def test_rows_are_taken_in_turn() -> None:
+    order: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda calls: order.append(name) or 0.0
+
+    in_turn(Device("cpu"), [row("a", run=note("a")), row("b", run=note("b"))], {}, repeats=2, seconds=1e-6)
+    assert order == ["a", "a", "b", "b", "b", "a", "a", "b"]
+
+
+def result(*, cuda: bool, network: str = "1b", job: Any = None, kinds: tuple[str, ...] = ("vggt", "cosmos")) -> Any:
+    rates = {"vggt": 40.0, "cosmos": 80.0}
+    readings = [Readings(row(kind=kind, scenes=1), 1, [1 / rates[kind]], [1 / rates[kind]]) for kind in kinds]
+    device: Any = SimpleNamespace(cuda=cuda, torch=torch.device("cuda" if cuda else "cpu"))
+    plan: Any = SimpleNamespace(full=network == "1b")
+    return report.Result(plan, device, readings, {}, job)
+
+
+def test_the_headline() -> None:
+    line = report.headline(result(cuda=True))
+    hours = 103_288 * (1 / 40 + 1 / 80) / 3600
+    assert hours == pytest.approx(1.076, abs=1e-3)
+    assert f"{hours:.2f} h of teachers (VGGT 0.72, CV8x8x8 0.36)" in line
+    job: Any = SimpleNamespace(columns=("vggt", "cosmos"), job=[20.0, 25.0, 22.0])
+    assert "1.30 h at the job's rate" in report.headline(result(cuda=True, job=job))
+
+
+@pytest.mark.parametrize(
+    "other", [{"cuda": False}, {"cuda": True, "network": "tiny"}, {"cuda": True, "kinds": ("vggt",)}]
+)
+def test_no_headline_without_the_real_thing(other: dict[str, Any]) -> None:
+    line = report.headline(result(**other))
+    assert "not measured" in line
+    assert "h of teachers" not in line
+
+
+def test_a_whole_run_on_the_cpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "light.md"
+    command.main(["light", *QUICK, f"out={page}", "batches=[2]"])
+    said = capsys.readouterr().out
+    for name in ("VGGT tiny, batch 2", "VGGT tiny, upstream-style, 1 scene, tokens only", "CV8x8x8 tiny, 9 frames"):
+        assert re.search(rf"^{name}.*\d fp32 +\d+%", said, re.MULTILINE), name
+    assert "VGGT 1b in batches" in said
+    assert "not measured: it needs CUDA and full-size networks" in said
+    assert re.search(r"^job over bare loop: [\d.]+ .* samples and vggt, cosmos, 8 scenes", said, re.MULTILINE)
+    assert "1.00 JPEG decodes" in said
+    assert page.read_text().startswith("Measured: ")
+    assert page.read_text().strip() in said
+
+
+def test_it_runs_where_ray_and_diffusers_and_the_stores_are_not() -> None:
+    script = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in sys.argv[1].split(','):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from benchmarks.__main__ import main\n"
+        "main(sys.argv[2:])\n"
+    )
+    absent = "ray,diffusers,transformers,simplejpeg,zarr,numcodecs,google_crc32c,fsspec,pyarrow,webdataset,tqdm,pytest"
+    run = subprocess.run(
+        [sys.executable, "-c", script, absent, "light", *QUICK, "batches=[1]"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"^VGGT tiny, batch 1 .*\d fp32", run.stdout, re.MULTILINE)
+    assert "CV8x8x8 tiny, 9 frames, batch 1: not measured: diffusers is not installed" in run.stdout
+    assert re.search(r"^job over bare loop: not measured: \w+ is not installed", run.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_cuda_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="sees no CUDA"):
+        Config(device="cuda").plan()
+
+
+def test_a_lone_measurements_knobs_need_no_name() -> None:
+    assert command.named(["device=cpu", "light.repeats=2"], ["light"]) == ["light.device=cpu", "light.repeats=2"]
+    assert command.named(["job.repeats=2"], ["light", "job"]) == ["job.repeats=2"]
+    with pytest.raises(ConfigError, match="nonsense"):
+        command.main(["light", "nonsense=1"])
+
+
+def test_measurements_are_listed_without_being_imported() -> None:
+    known = command.measurements()
+    assert {"job", "light", "writer", "scoring"} <= set(known)
+    assert {"measure", "workload", "__main__"}.isdisjoint(known)
+    assert all(known.values()), "a measurement without a docstring"
+    with pytest.raises(ConfigError, match=r"light .*against light"):
+        command.main(["no_such_measurement"])
+
+
+def test_ready_batches_are_what_a_teacher_takes() -> None:
+    from teachers import registry
+
+    teacher = registry.build("cosmos", {"weights": {"random": 0}, "network": "tiny", "size": [64, 48], "pool": None})
+    batch = networks.ready(teacher, 0, 2)
+    assert [item.images.shape for item in batch] == [(9, 48, 64, 3)] * 2
+    teacher.load("cpu")
+    assert networks.loop(Device("cpu"), [(teacher, [batch, batch])], 3) > 0
+
+
+@pytest.mark.gpu
+def test_a_whole_run_on_cuda(capsys: pytest.CaptureFixture[str]) -> None:
+    command.main(["light", "device=cuda", "network=small", "batches=[4]", "repeats=1", "seconds=0.05", "job=false"])
+    said = capsys.readouterr().out
+    assert re.search(r"^matrix rate in bf16: [\d.]+ TFLOP/s", said, re.MULTILINE)
+    assert re.search(r"^VGGT small, batch 4 .*\d bf16 .*%", said, re.MULTILINE)
+
+
+def test_a_module_of_ours_that_is_gone_is_a_fault_and_no_reason() -> None:
+    from benchmarks.light import absent
+
+    assert absent(ModuleNotFoundError("No module named 'zarr.codecs'", name="zarr.codecs")) == "zarr is not installed"
+    with pytest.raises(ModuleNotFoundError, match="pipeline"):
+        absent(ModuleNotFoundError("No module named 'pipeline.gone'", name="pipeline.gone"))

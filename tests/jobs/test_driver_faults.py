@@ -1,0 +1,155 @@
+"""The driver on a real Ray, with workers that hang and images that end their decoder; a toy teacher, so that they load
+at once. `python -m chaos jobs only=[hang,poison]` does the same to the whole job."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from chaos.processes import alive
+from chaos.world import World, compare
+from jobs.cluster import ClusterConfig, session
+from jobs.driver import Awake, drive
+from pipeline import run as runs
+from pipeline.worker import ShardReceipt
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterConfig]:
+    """A Ray whose processes meet the fault of `chaos/crash`."""
+    config = ClusterConfig(cpus=2, workers=1)
+    shim = str(ROOT / "chaos" / "crash")
+    with tempfile.TemporaryDirectory(prefix="df", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([shim, str(ROOT)]))
+        patch.setattr(sys, "path", [shim, *sys.path])  # for the children of this process
+        patch.setenv("CHAOS_CRASH", "yes")
+        patch.setenv("RAY_TMPDIR", folder)  # short: Ray's sockets lie in it
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with session(config):
+            yield config
+
+
+def undisturbed(world: World, out: Path) -> None:
+    """In this process, which has no fault, with children that have: all of it carefully."""
+    run = world.begin(out)
+    with world.worker(run) as worker:
+        for task in run.todo():
+            worker.process(replace(task, careful=True))
+    runs.close(run)
+
+
+def test_a_worker_that_hangs_is_replaced_and_nothing_differs(ray: ClusterConfig, tmp_path: Path) -> None:
+    world = World.make(tmp_path / "world", logs=6)
+    undisturbed(world, tmp_path / "clean")
+    run = world.begin(tmp_path / "out")
+    pids: list[int] = []
+    said: list[str] = []
+    receipts: list[ShardReceipt] = []
+
+    def received(receipt: ShardReceipt) -> None:
+        receipts.append(receipt)
+        if len(receipts) == 2:
+            os.kill(pids[0], signal.SIGSTOP)
+
+    drive(
+        run.todo(),
+        functools.partial(world.build, run),
+        config=ray.model_copy(update={"shard_seconds": 8.0}),
+        in_flight=2,
+        on_start=pids.append,
+        on_receipt=received,
+        tell=said.append,
+    )
+    runs.close(run)
+    assert not compare(tmp_path / "out", tmp_path / "clean")
+    assert sorted(r.shard for r in receipts) == list(range(run.plan.shards))
+    hang = rf"a worker hangs: process {pids[0]} on host \S+ has had shard \d for \d+ s, and 8 are given"
+    assert [line for line in said if re.match(hang, line)], said
+    deadline = time.monotonic() + 30
+    while alive(pids[0]) and time.monotonic() < deadline:  # Ray asks it to end for five seconds, and then kills it
+        time.sleep(0.1)
+    assert not alive(pids[0])
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_an_image_that_ends_its_decoder_costs_one_attempt_and_is_quarantined(
+    ray: ClusterConfig, tmp_path: Path, in_flight: int
+) -> None:
+    world = World.make(tmp_path / "world", logs=6)
+    bad = tmp_path / "world" / "log02" / "005.jpg"
+    bad.write_bytes(bad.read_bytes() + b"chaos: crash")
+    undisturbed(world, tmp_path / "clean")
+    run = world.begin(tmp_path / "out")
+    pids: list[int] = []
+    said: list[str] = []
+    receipts: list[ShardReceipt] = []
+    drive(
+        run.todo(),
+        functools.partial(world.build, run),
+        config=ray,
+        in_flight=in_flight,
+        on_start=pids.append,
+        on_receipt=receipts.append,
+        tell=said.append,
+    )
+    totals = {t.column: t for t in runs.close(run)}
+    assert not compare(tmp_path / "out", tmp_path / "clean")
+    assert len(pids) == 2, said
+    assert [line for line in said if line.startswith("a worker is gone: its worker died")] == said
+    assert len(said) == 1
+    assert totals["samples"].quarantined["decoder_crash"] == 1
+    assert totals["toy"].quarantined["decoder_crash"] >= 1
+    shutil.rmtree(tmp_path / "world")
+
+
+def test_a_driver_that_slept_takes_nobody_for_hung() -> None:
+    at = [100.0]
+    now = Awake(lambda: at[0])
+    assert now() == 0
+    at[0] += 3
+    assert now() == 3
+    at[0] += 7200
+    assert now() == 13
+    at[0] += 1
+    assert now() == 14
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_image_that_its_decoder_never_ends_with_is_a_hang_and_then_quarantined(
+    ray: ClusterConfig, tmp_path: Path
+) -> None:
+    """The second attempt has twice the 100 s, and takes 30 s of processor time for the image."""
+    world = World.make(tmp_path / "world", logs=3)
+    bad = tmp_path / "world" / "log01" / "005.jpg"
+    bad.write_bytes(bad.read_bytes() + b"chaos: spin")
+    run = world.begin(tmp_path / "out")
+    said: list[str] = []
+    drive(
+        run.todo(),
+        functools.partial(world.build, run),
+        config=ray.model_copy(update={"shard_seconds": 100.0}),
+        in_flight=2,
+        on_start=lambda pid: None,
+        on_receipt=lambda receipt: None,
+        tell=said.append,
+    )
+    totals = {t.column: t for t in runs.close(run)}
+    assert said, "nobody was taken for hung"
+    assert all(line.startswith("a worker hangs") for line in said), said
+    assert totals["samples"].quarantined["decoder_timeout"] == 1
+    assert sum(totals["samples"].quarantined.values()) + totals["samples"].written == totals["samples"].planned

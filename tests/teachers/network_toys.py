@@ -1,0 +1,71 @@
+"""The network teachers at their smallest, scenes for them, and the same networks on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from teachers import registry
+from teachers.base import Targets, TeacherInput
+from teachers.device import PhasedCompute
+from teachers.testing import synthetic_image, synthetic_scene
+
+SIZE = (480, 270)
+_POOLS = {"grid": {"rows": 3, "cols": 4}, "flat": {"rows": 2, "cols": 2, "flat": True}}
+
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "vggt": ("vggt", {"width": 126, "height": 70, "views": ["CAM_F0", "CAM_L0"], "pools": _POOLS}),
+    "cosmos": ("cosmos", {"size": [96, 64], "pool": 2}),
+    "wan": ("cosmos", {"size": [96, 64], "pool": 2, "model": "wan", "layout": "C"}),
+    "predict": ("cosmos_predict", {"size": [96, 64], "pool": 2}),
+    "vjepa2": ("vjepa2", {"size": [96, 64], "pools": {"grid": [2, 3]}}),
+}
+
+
+def small(name: str, **changes: Any) -> Any:
+    """A teacher of `SMALL` with a batch of 3, not loaded."""
+    kind, fields = SMALL[name]
+    return registry.build(kind, {"weights": {"random": 0}, "network": "tiny", "batch_size": 3, **fields, **changes})
+
+
+def inputs(teacher: Any, seeds: Sequence[int]) -> list[TeacherInput]:
+    out = []
+    for seed in seeds:
+        scene = synthetic_scene(seed, before=1, size=SIZE)
+        images = [teacher.preprocess(synthetic_image(scene, request, SIZE)) for request in teacher.requests(scene)]
+        out.append(TeacherInput(scene, np.stack(images)))
+    return out
+
+
+def same(got: list[Targets], want: list[Targets]) -> bool:
+    return len(got) == len(want) and all(
+        list(a) == list(b) and all(np.array_equal(a[k], b[k], equal_nan=a[k].dtype.kind == "f") for k in b)
+        for a, b in zip(got, want, strict=True)
+    )
+
+
+def to_meta(teacher: PhasedCompute[Any]) -> None:
+    """The loaded networks of `teacher`, without their numbers: every tensor that it holds goes to the meta device."""
+    _walk(teacher.__dict__, set())
+
+
+def _walk(holder: dict[str, Any], seen: set[int]) -> None:
+    for name, value in list(holder.items()):
+        if isinstance(value, torch.Tensor):
+            empty = torch.empty_like(value, device="meta")
+            holder[name] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
+        elif isinstance(value, torch.device):
+            holder[name] = torch.device("meta")
+        elif isinstance(value, nn.Module) and id(value) not in seen:
+            seen.add(id(value))
+            for module in value.modules():
+                _walk(module._parameters, seen)
+                _walk(module._buffers, seen)
+        elif type(value).__module__.startswith("teachers.") and hasattr(value, "__dict__") and id(value) not in seen:
+            seen.add(id(value))
+            if not type(value).__name__.endswith("Config"):
+                _walk(value.__dict__, seen)

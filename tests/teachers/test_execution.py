@@ -1,0 +1,196 @@
+"""Attention kernels and compiled blocks: what is chosen is what runs, or is refused, and stands in the record."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.profiler import ProfilerActivity, profile
+
+from shards_schema.errors import ConfigError
+from teachers import execution
+from teachers.base import Targets, fingerprint
+from teachers.execution import attention_context
+from teachers.vggt.layers import Block
+from tests.teachers.network_toys import inputs, same, small
+
+CHOOSES = ["vggt", "predict", "vjepa2"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Kernels:
+    """Counts the flash kernels that run in the block."""
+
+    def __enter__(self) -> Kernels:
+        self._profile = profile(activities=[ProfilerActivity.CPU])
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        calls = {event.key: event.count for event in self._profile.key_averages()}
+        self.flash = sum(count for key, count in calls.items() if key.startswith("aten::_scaled_dot_product_flash"))
+
+
+def apart(got: list[Targets], want: list[Targets]) -> float:
+    """The largest difference of any target, over its largest magnitude."""
+    worst = 0.0
+    for mine, other in zip(got, want, strict=True):
+        for name, array in other.items():
+            wide = array.astype(np.float64)
+            worst = max(worst, float(np.abs(mine[name] - wide).max() / max(np.abs(wide).max(), 1e-9)))
+    return worst
+
+
+@pytest.mark.parametrize("name", CHOOSES)
+def test_the_default_is_in_no_record_and_every_other_choice_is(name: str) -> None:
+    teacher = small(name)
+    assert not {"attention", "compile"} & teacher.provenance().keys()
+    others = [small(name, attention="flash"), small(name, attention="math"), small(name, compile=True)]
+    assert len({fingerprint(t) for t in (teacher, *others)}) == 4
+    assert fingerprint(small(name, attention="auto", compile=False)) == fingerprint(teacher)
+    assert others[1].provenance() == {**teacher.provenance(), "attention": "math"}
+    assert others[2].provenance() == {**teacher.provenance(), "compile": True}
+
+
+@pytest.mark.parametrize("name", CHOOSES)
+def test_the_chosen_kernel_runs(name: str) -> None:
+    counted, results = {}, {}
+    for attention in ("auto", "flash", "math"):
+        teacher = small(name, attention=attention)
+        teacher.load("cpu")
+        batch = inputs(teacher, [0, 1])
+        with Kernels() as kernels:
+            results[attention] = teacher.compute(batch)
+        counted[attention] = kernels.flash
+    assert counted["flash"] == counted["auto"] > 0
+    # not asked are VGGT's float32 camera head where flash takes it, and the VAE in front of the transformer
+    assert counted["math"] < counted["flash"]
+    assert counted["math"] == (4 if name == "predict" else 0)
+    assert same(results["flash"], results["auto"]), "on the CPU torch takes flash by itself"
+    assert apart(results["math"], results["auto"]) < 2e-3
+
+
+@pytest.mark.parametrize("name", CHOOSES)
+@pytest.mark.parametrize("attention", ["cudnn", "efficient"])
+def test_a_kernel_that_the_machine_lacks_is_refused_at_load(name: str, attention: str) -> None:
+    teacher = small(name, attention=attention)
+    with pytest.raises(ConfigError, match=rf"attention: {attention} does not run .* on cpu .* can be flash, math, or"):
+        teacher.load("cpu")
+
+
+def test_an_unknown_kernel_is_refused() -> None:
+    with pytest.raises(ConfigError, match="attention"):
+        small("vggt", attention="flash3")
+
+
+def test_the_context_ends() -> None:
+    before = _allowed()
+    with attention_context("math", "cpu", torch.float32, 16)():
+        assert _allowed() != before
+    assert _allowed() == before
+
+
+def test_auto_on_a_gpu_prefers_flash_and_says_what_it_takes_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    can = {"flash", "efficient", "math"}
+    monkeypatch.setattr(execution, "_refusal", lambda kernel, *_: None if kernel in can else "too wide")
+    monkeypatch.setattr(execution, "_name", lambda device: "a GPU")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make = attention_context("auto", "cuda:1", torch.bfloat16, 64)
+        assert attention_context("auto", "cuda", torch.float32, 64) is attention_context(
+            "auto", "cpu", torch.bfloat16, 64
+        )
+    with make(), Kernels() as kernels:
+        tokens = torch.zeros(1, 1, 4, 64)
+        scaled_dot_product_attention(tokens, tokens, tokens)
+    assert kernels.flash == 1
+    can.remove("flash")
+    with pytest.warns(UserWarning, match=r"flash does not run .* of 512 channels on a GPU \(too wide\); efficient att"):
+        attention_context("auto", "cuda", torch.bfloat16, 512)
+    can.remove("efficient")
+    with pytest.warns(UserWarning, match=r"\(too wide\); math attention is used") as told:
+        make = attention_context("auto", "cuda", torch.bfloat16, 512)
+    assert len(told) == 1
+    with make(), Kernels() as kernels:
+        scaled_dot_product_attention(tokens, tokens, tokens)
+    assert kernels.flash == 0
+    with pytest.raises(ConfigError, match=r"attention: flash does not run .*; there it can be math, or auto"):
+        attention_context("flash", "cuda", torch.bfloat16, 512)
+
+
+@pytest.mark.parametrize("name", ["vggt", "vjepa2"])
+def test_weights_in_bfloat16_are_autocasts_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, in half the memory: norms, gains and tokens, and VGGT's heads, are float32 as they were."""
+    narrow = small(name, dtype="bfloat16")
+    narrow.load("cpu")
+    monkeypatch.setattr(execution, "narrow", lambda network: None)
+    cast = small(name, dtype="bfloat16")
+    cast.load("cpu")
+    batch = inputs(narrow, [0, 1])
+    assert same(narrow.compute(batch), cast.compute(batch))
+    part, wide = (
+        {n: p.dtype for n, p in (t._network if name == "vggt" else t._encoder).named_parameters()}
+        for t in (narrow, cast)
+    )
+    assert set(wide.values()) == {torch.float32}
+    kept = {n for n, dtype in part.items() if dtype == torch.float32}
+    assert any("norm" in n for n in kept)
+    if name == "vggt":
+        assert {n for n in part if "head" in n} < kept
+        assert {"aggregator.camera_token", "aggregator.frame_blocks.0.ls1.gamma"} < kept
+    assert sum("norm" not in n and "head" not in n for n in part.keys() - kept) > 0
+
+
+def test_only_ours_is_compiled() -> None:
+    with pytest.raises(ConfigError, match="compile: only our implementation"):
+        small("vggt", compile=True, implementation="upstream")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CHOOSES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_blocks_compute_the_same(name: str, dtype: str) -> None:
+    """Within the dtype's rounding; a batch with a hole takes the same compiled code, and its scenes the same bits."""
+    if name == "predict" and dtype == "bfloat16":
+        pytest.skip("bfloat16 needs a GPU there")
+    plain, fast = small(name, dtype=dtype), small(name, dtype=dtype, compile=True)
+    for teacher in (plain, fast):
+        teacher.load("cpu")
+    batch = inputs(plain, [0, 1, 2])
+    got = fast.compute(batch)
+    assert apart(got, plain.compute(batch)) < (2e-3 if dtype == "float32" else 2e-2)
+    assert same(fast.compute(batch), got)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    assert same(fast.compute(batch[1:2]), got[1:2])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "a hole is another shape"
+
+
+@pytest.mark.slow
+def test_one_shape_too_many_is_an_error() -> None:
+    block = Block(8, 2)
+    execution.compile_blocks([block])
+    with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=2):
+        block(torch.zeros(1, 2, 8))
+        block(torch.zeros(1, 3, 8))
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit, match="fullgraph"):
+            block(torch.zeros(1, 4, 8))
+
+
+def _allowed() -> tuple[bool, ...]:
+    backend = torch.backends.cuda
+    return backend.flash_sdp_enabled(), backend.mem_efficient_sdp_enabled(), backend.math_sdp_enabled()
