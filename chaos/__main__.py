@@ -3,7 +3,7 @@
 A part is a module of this folder with a pydantic `Config` and `run(config) -> int`, or with a `main(settings) -> int`:
 
 faults   every call of the write path fails in turn, or is where the process dies; then resume, verify, compare
-jobs     the real job on a real local Ray: kill -9, SIGTERM, hangs, full and read-only disks, clocks, a second driver
+jobs     the real job on a real local Ray: kill -9, SIGTERM, hangs, poison, full disks, clocks, a second driver
 soak     half an hour of small shards in one process
 report   docs/reliability.md from what the others wrote into out/chaos/
 

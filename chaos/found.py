@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 POINTS = "tests/chaos/test_fault_points.py"
+DRIVER = "tests/jobs/test_driver_faults.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,5 +53,16 @@ BUGS = (
         "folder of files under way, a new file appeared in it, and `Directory not empty` was an error",
         "the sweep goes over it again, and leaves what is begun even then to the next one",
         (f"{POINTS}::test_a_sweep_bears_the_last_breaths_of_a_killed_run",),
+    ),
+    Bug(
+        "A worker that hung (SIGSTOP, a GPU that stopped) kept its shards for ever, and the run never ended",
+        "a shard has a deadline; a worker beyond it is named, killed and replaced",
+        (f"{DRIVER}::test_a_worker_that_hangs_is_replaced_and_nothing_differs",),
+    ),
+    Bug(
+        "An image that crashes the decoder natively ended three workers one after the other; then its whole shard was "
+        "given up, good samples and all, and the run ended with 1",
+        "the second attempt decodes each image in a process of its own, and the one at fault is quarantined",
+        (f"{DRIVER}::test_an_image_that_ends_its_decoder_costs_one_attempt_and_is_quarantined",),
     ),
 )

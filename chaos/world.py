@@ -52,10 +52,9 @@ class World:
         manifests = [self._samples().manifest({}), column_manifest(ToyTeacher())]
         return runs.begin(self.source, str(out), manifests, plan_config=PlanConfig(shard_size=self.shard_size))
 
-    @contextmanager
-    def worker(self, run: runs.Run) -> Iterator[ShardWorker]:
-        """A worker, loaded; its threads end with the block."""
-        made = ShardWorker(
+    def build(self, run: runs.Run) -> ShardWorker:
+        """A worker, not loaded."""
+        return ShardWorker(
             source=self.source,
             volume=run.volume,
             teachers=[ToyTeacher()],
@@ -66,6 +65,11 @@ class World:
             zarr=run.manifest.zarr,
             config=WorkerConfig(device="cpu", decode_threads=1),
         )
+
+    @contextmanager
+    def worker(self, run: runs.Run) -> Iterator[ShardWorker]:
+        """A worker, loaded; its threads end with the block."""
+        made = self.build(run)
         try:
             made.load()
             yield made

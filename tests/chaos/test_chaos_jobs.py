@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from chaos import jobs, report
-from chaos.jobs import SCENARIOS, Config, Outcome, Room, strike
+from chaos.harms import SCENARIOS, Outcome, Scenario, begun
+from chaos.jobs import strike
+from chaos.processes import records
 from chaos.report import page
+from chaos.room import Room
 from tests.test_house import ROOMS, imports
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +27,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def room() -> Iterator[Room]:
     with tempfile.TemporaryDirectory(prefix="cj", dir="/tmp") as folder:  # Ray's sockets want a short path
-        yield Room(Path(folder), Config(logs=2))
+        yield Room(Path(folder), logs=2)
 
 
-def by_name(name: str) -> jobs.Scenario:
+def by_name(name: str) -> Scenario:
     return next(s for s in SCENARIOS if s.name == name)
 
 
@@ -48,7 +51,7 @@ def test_the_judge_sees_what_is_wrong(room: Room) -> None:
     out = room.folder / "bad"
     shutil.copytree(room.clean, out)
     assert jobs._untrue(out, room) == []
-    names = sorted(jobs.records(out))
+    names = sorted(records(out))
     (out / names[0].replace(".json", ".tar")).unlink()
     (out / names[-1]).unlink()
     (out / ".tmp").mkdir()
@@ -58,7 +61,7 @@ def test_the_judge_sees_what_is_wrong(room: Room) -> None:
     assert (outcome.lost, outcome.junk) == (1, 2)
     assert any("verify" in wrong for wrong in outcome.wrong)
     assert jobs._untrue(out, room) == [f"{names[0]} vouches for {names[0].replace('.json', '.tar')}"]
-    assert len(jobs._begun(out)) == 1
+    assert len(begun(out)) == 1
 
 
 def test_the_report_is_made_of_results_only() -> None:
