@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+import torch
 
 from pipeline.worker import ShardReceipt, ShardTask, ShardWorker
+from shards_schema.errors import ConfigError
 
 
 @ray.remote
@@ -20,10 +22,11 @@ class TeacherActor:
         folder: the driver's working directory, taken where this machine has it too, so that a relative path means here
             what it means there.
         make: reference to what builds the worker. (Both in lists: Ray would read them before the variables are set.)
+        alone: whether the run has this worker alone.
     """
 
-    def __init__(self, env: list[Any], folder: str, make: list[Any]) -> None:
-        self._env, self._folder, self._make = env, folder, make
+    def __init__(self, env: list[Any], folder: str, make: list[Any], alone: bool) -> None:
+        self._env, self._folder, self._make, self._alone = env, folder, make, alone
 
     def node(self) -> str:
         """Id of the node that it was put on; asked before `load`, which may take minutes and not survive them."""
@@ -36,9 +39,29 @@ class TeacherActor:
             os.chdir(self._folder)
         make: Callable[[], ShardWorker] = ray.get(self._make[0])
         self._worker = make()
+        if not self._alone:
+            refuse_unreserved(self._worker.device, ray.get_gpu_ids(), torch.cuda.device_count())
         self._worker.load()
         return os.getpid()
 
     def process(self, task: ShardTask) -> ShardReceipt:
         """See `ShardWorker.process`."""
         return self._worker.process(task)
+
+
+def refuse_unreserved(device: str, reserved: Sequence[Any], there: int) -> None:
+    """Workers that reserved no GPU see them all, and would all take the first.
+
+    Args:
+        device: as configured.
+        reserved: the GPUs that Ray has given to this worker.
+        there: GPUs that this process sees.
+
+    Raises:
+        ConfigError: the device is left open, there are GPUs, and none is reserved.
+    """
+    if device == "auto" and there and not reserved:
+        raise ConfigError(
+            f"worker.device is auto, and each of several workers sees {there} GPUs and has reserved none, so all of "
+            "them would take the first: set cluster.gpus_per_worker (1: a GPU each), or worker.device: cpu"
+        )

@@ -190,7 +190,9 @@ class _Driver:
         return sum(task >= 0 for _, task in self._asked.values())
 
     def _start(self, seat: int) -> None:
-        actor = TeacherActor.options(**self._options).remote([self._env], os.getcwd(), [self._make])  # type: ignore[attr-defined]
+        actor = TeacherActor.options(**self._options).remote(  # type: ignore[attr-defined]
+            [self._env], os.getcwd(), [self._make], self._begun == 1
+        )
         self._actors[seat] = actor
         self._nodes.pop(seat, None)
         self._asked[actor.node.remote()] = (seat, _NODE)

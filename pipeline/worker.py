@@ -159,6 +159,11 @@ class ShardWorker:
         self._tickets = itertools.count()
         self._pool = ThreadPoolExecutor(config.decode_threads, "decode")
 
+    @property
+    def device(self) -> str:
+        """As configured."""
+        return self._config.device
+
     def load(self) -> None:
         """Build the networks and read the weights.
 

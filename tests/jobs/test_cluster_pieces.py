@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cluster, preemption, shipping, sight
+from jobs.actor import refuse_unreserved
 from jobs.cluster import ClusterConfig
 from jobs.dispatch import Dispatcher, Verdict
 from jobs.timings import Timings
@@ -23,7 +24,7 @@ from pipeline.plan import PlannedScene
 from pipeline.stores.volume import Volume
 from pipeline.worker import ShardReceipt
 from shards_schema import layout
-from shards_schema.errors import MismatchError, StoreError
+from shards_schema.errors import ConfigError, MismatchError, StoreError
 from tests.toys import ToySource, write_images
 
 ROOT = Path(__file__).parents[2]
@@ -217,6 +218,13 @@ def test_uneven_nodes_hold_what_each_has_room_for(monkeypatch: pytest.MonkeyPatc
     assert cluster.room(ClusterConfig(gpus_per_worker=2, cpus_per_worker=0)) == {"head": 0, "big": 4, "few-cpus": 4}
     assert cluster.worker_count(ClusterConfig()) == 1
     assert cluster.worker_count(ClusterConfig(workers=3)) == 3
+
+
+def test_workers_that_reserved_no_gpu_do_not_all_take_the_first() -> None:
+    with pytest.raises(ConfigError, match=r"sees 8 GPUs and has reserved none.*gpus_per_worker"):
+        refuse_unreserved("auto", [], 8)
+    for device, reserved, there in (("auto", [3], 1), ("auto", [], 0), ("cpu", [], 8), ("cuda:1", [], 8)):
+        refuse_unreserved(device, reserved, there)
 
 
 def test_a_seat_that_is_away_gets_nothing_and_one_that_is_closed_gives_back() -> None:
