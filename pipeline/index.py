@@ -28,9 +28,13 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("offset", pa.int64()),
         ("size", pa.int64()),
+        ("crc32c", pa.uint32()),
     ]
 )
-"""One row a tar member: the bytes of `<token>.<member>` are [offset, offset + size) of `<column>/<shard>.tar`."""
+"""One row a tar member: the bytes of `<token>.<member>` are [offset, offset + size) of `<column>/<shard>.tar`.
+
+`crc32c` is null where the record has none. Tables made before records had any lack the column.
+"""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -84,7 +88,7 @@ def _rows(record: CommitRecord) -> pa.Table | None:
     if not members or not record.tokens:
         return None
     n, all_of = record.written, record.written * len(members)
-    places = np.array([m for _, m in members], np.int64).reshape(all_of, 2)
+    places = [m for _, each in members for m in each]
     names = pa.array([name for name, _ in members])
     return pa.table(
         {
@@ -93,8 +97,9 @@ def _rows(record: CommitRecord) -> pa.Table | None:
             "member": names.take(pa.array(np.repeat(np.arange(len(members)), n))),
             "shard": pa.repeat(pa.scalar(record.shard, pa.int32()), all_of),
             "row": np.tile(np.array(record.rows, np.int64), len(members)),
-            "offset": np.ascontiguousarray(places[:, 0]),
-            "size": np.ascontiguousarray(places[:, 1]),
+            "offset": np.array([m.offset for m in places], np.int64),
+            "size": np.array([m.size for m in places], np.int64),
+            "crc32c": pa.array([m.crc32c for m in places], pa.uint32()),
         }
     )
 

@@ -129,7 +129,7 @@ def recomputed(record: CommitRecord, manifest: ColumnManifest, tar: bytes) -> St
         values = {}
         for spec in wanted:
             places = {part: record.members[f"{part}.npy"][i] for part in parts(spec)}
-            stored = {part: load_npy(data[at : at + size], part) for part, (at, size) in places.items()}
+            stored = {part: load_npy(data[m.offset : m.offset + m.size], part) for part, m in places.items()}
             values[spec.name] = decode(spec, stored)
         collector.add(values)
     return collector.statistics

@@ -1,9 +1,9 @@
 """Re-read everything and name each fault.
 
 From the top down, each level vouching for the next: `dataset.json` and `plan.parquet`, `column.json`, the commit
-records, then size and sha256 of every file that a record names, every tar member against its spec, every Zarr row
-against the tar, the statistics against the values, and the counts against the plan. Files that no document accounts
-for are faults as well. A fault never stops the search for the next one.
+records, then size and sha256 of every file that a record names, every tar member against its checksum and its spec,
+every Zarr row against the tar, the statistics against the values, and the counts against the plan. Files that no
+document accounts for are faults as well. A fault never stops the search for the next one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from pipeline import index, statistics
 from pipeline.decode import decode_jpeg
 from pipeline.plan import Plan, PlanConfig, ShardPlan
 from pipeline.records import columns_of, committed, read_record
+from pipeline.stores.checksum import crc32c
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import array_documents, root_document
 from pipeline.tables import from_parquet
 from shards_schema import layout
 from shards_schema.codecs import TAR_END, load_npy, seal_of
-from shards_schema.commit import CommitRecord
+from shards_schema.commit import CommitRecord, Member
 from shards_schema.errors import DatasetError, SampleError, ShardsError, SpecError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.specs import TargetSpec
@@ -189,9 +190,10 @@ class _Verifier:
         faults = [Fault(path, what) for what in self._record_faults(record, manifest, shard)]
         planned = not faults  # the rows of a record that is not the plan's lead anywhere
         damaged = {fault.path for fault in self._digest_faults(record, faults)}
-        if planned and layout.tar(manifest.column, shard) not in damaged:
+        tar = layout.tar(manifest.column, shard)
+        if planned and tar not in damaged:
             arrays = None if damaged else self._zarr_rows(manifest, shard, faults)
-            data = self._volume.read(layout.tar(manifest.column, shard))
+            data = self._volume.read(tar)
             faults += self._member_faults(record, manifest, data, arrays)
         if damaged or faults or layout.shard_statistics(manifest.column, shard) not in record.files:
             return record, faults, None
@@ -238,7 +240,8 @@ class _Verifier:
             if size != expected.size:
                 found.append(Fault(path, f"{size} bytes, committed were {expected.size}"))
             elif sha256 != expected.sha256:
-                found.append(Fault(path, f"sha256 {sha256[:12]}, committed was {expected.sha256[:12]}"))
+                what = f"sha256 {sha256[:12]}, committed was {expected.sha256[:12]}"
+                found.append(Fault(path, what + self._changed_members(record, path)))
         faults += found
         return found
 
@@ -249,6 +252,20 @@ class _Verifier:
                 digest.update(block)
                 size += len(block)
         return size, digest.hexdigest()
+
+    def _changed_members(self, record: CommitRecord, path: str) -> str:
+        """Which members of a changed tar the reader refuses, as words for its fault; "" for none, or another file."""
+        if path != layout.tar(record.column, record.shard):
+            return ""
+        data = self._volume.read(path)
+        changed = [
+            f"{token}.{ext}"
+            for i, token in enumerate(record.tokens)
+            for ext, members in record.members.items()
+            if _changed(data, members[i])
+        ]
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        return f"; changed in {', '.join(changed[:3])}{more}" if changed else ""
 
     def _zarr_rows(self, manifest: ColumnManifest, shard: int, faults: list[Fault]) -> dict[str, NDArray[Any]] | None:
         """The rows of this shard of every Zarr array, as zarr-python reads them; None where one cannot be read."""
@@ -283,16 +300,18 @@ class _Verifier:
             return [*faults, Fault(path, f"no tar reader can read it ({type(error).__name__}: {error})")]
         extensions = list(record.members)
         expected = {
-            f"{token}.{ext}": record.members[ext][i] for i, token in enumerate(record.tokens) for ext in extensions
+            f"{token}.{ext}": record.members[ext][i][:2] for i, token in enumerate(record.tokens) for ext in extensions
         }
         if {name: (offset, size) for name, offset, size in found} != expected or len(found) != len(expected):
             return [*faults, Fault(path, "members are not those that the commit record names")]
         for i, (token, row) in enumerate(zip(record.tokens, record.rows, strict=True)):
             for ext in extensions:
-                offset, size = record.members[ext][i]
-                member = memoryview(data)[offset : offset + size]
-                spec = specs.get(ext)
-                what = _member_fault(f"{token}.{ext}", member, spec, arrays, row - first_row)
+                place = record.members[ext][i]
+                if _changed(data, place):
+                    faults.append(Fault(path, f"{token}.{ext}: has another CRC-32C than its commit record says"))
+                    continue
+                member = memoryview(data)[place.offset : place.offset + place.size]
+                what = _member_fault(f"{token}.{ext}", member, specs.get(ext), arrays, row - first_row)
                 if what:
                     faults.append(Fault(path, f"{token}.{ext}: {what}"))
         if arrays is not None:
@@ -326,6 +345,12 @@ class _Verifier:
         except Exception as error:  # pyarrow raises many kinds; each of them is this fault
             self._fault(path, f"cannot be read ({error}); run the job again to rebuild it")
             return
+        if (
+            path == layout.INDEX
+            and "crc32c" not in found.column_names
+            and expected["crc32c"].null_count == len(expected)
+        ):
+            expected = expected.drop_columns(["crc32c"])  # the index of a dataset that was finished before version 3
         if not found.equals(expected):
             self._fault(path, "is not what the commit records say; run the job again to rebuild it")
 
@@ -334,6 +359,12 @@ class _Verifier:
             top = path.split("/", 1)[0]
             if path not in self._known and top not in (layout.LOGS, layout.TEMP, layout.LOCK):
                 self._fault(path, "no document accounts for this file")
+
+
+def _changed(tar: bytes | memoryview, place: Member) -> bool:
+    """Whether a member has another checksum than its record says; False where that has none."""
+    data = memoryview(tar)[place.offset : place.offset + place.size]
+    return place.crc32c is not None and crc32c(data) != place.crc32c
 
 
 def _member_fault(

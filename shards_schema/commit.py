@@ -1,28 +1,31 @@
 """The commit record: one sealed JSON a (shard, column), written last.
 
 A shard exists when, and only when, its record does; a record names every file of the shard with size and digest, and
-every member of its tar with offset and size, so that a reader needs neither a directory listing nor a tar parser.
+every member of its tar with offset, size and checksum, so that a reader needs neither a directory listing nor a tar
+parser, and sees a changed bit in what it hands out without reading the rest of the file.
 
-    {"schema_version": 2, "column": "vggt", "shard": 0,
+    {"schema_version": 3, "column": "vggt", "shard": 0,
      "dataset": "<seal of dataset.json>", "fingerprint": "<of column.json>",
      "planned": 64, "written": 63,
      "quarantined": [{"token": ..., "row": 17, "code": "image_truncated", "reason": "..."}],
      "files": {"vggt/000000.tar": {"size": 158720, "sha256": "..."}, "targets.zarr/vggt/l23_grid/c/0/0/0/0/0": {...},
                "vggt/000000.stats.parquet": {...}},
      "tokens": [...], "rows": [...],                                  # the written ones, in order
-     "members": {"l23_grid.npy": [[offset, size], ...], ...},         # offset and size of the data, aligned with tokens
+     "members": {"l23_grid.npy": [[offset, size, crc32c], ...], ...}, # of the data, aligned with tokens
      "sha256": "..."}
+
+Records of schema versions 1 and 2 have ``[offset, size]``: their members are read unchecked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards_schema.codecs import seal, unseal
 from shards_schema.errors import DatasetError
-from shards_schema.layout import READABLE, SCHEMA_VERSION
+from shards_schema.layout import CHECKSUMS, READABLE, SCHEMA_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,17 @@ class Quarantined:
     reason: str
 
 
+class Member(NamedTuple):
+    """The data of one member of a tar: its first byte there, its bytes, and their CRC-32C as an unsigned number.
+
+    `crc32c` is None in records of versions before `layout.CHECKSUMS`, which have none.
+    """
+
+    offset: int
+    size: int
+    crc32c: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitRecord:
     """What one shard of one column holds; see the module for the form on disk.
@@ -53,7 +67,7 @@ class CommitRecord:
         files: path in the dataset -> size and digest.
         tokens: tokens written, in the order of the tar.
         rows: their rows in the Zarr arrays.
-        members: member extension (``l23_grid.npy``) -> (offset, size) of the data in the tar, aligned with `tokens`.
+        members: member extension (``l23_grid.npy``) -> where its data lies in the tar, aligned with `tokens`.
         version: of the schema that it was written under.
     """
 
@@ -66,7 +80,7 @@ class CommitRecord:
     files: Mapping[str, FileDigest]
     tokens: tuple[str, ...]
     rows: tuple[int, ...]
-    members: Mapping[str, tuple[tuple[int, int], ...]]
+    members: Mapping[str, tuple[Member, ...]]
     version: int = SCHEMA_VERSION
 
     @property
@@ -80,7 +94,7 @@ class CommitRecord:
         return sum(file.size for file in self.files.values())
 
     def check(self) -> None:
-        """Closed accounting: planned = written + quarantined, no token twice, every member for every token.
+        """Closed accounting: planned = written + quarantined, no token twice, each member and its checksum for each.
 
         Raises:
             DatasetError: the record contradicts itself.
@@ -95,6 +109,11 @@ class CommitRecord:
             raise DatasetError(f"{where}: a token stands in it twice")
         if len(self.rows) != self.written or any(len(m) != self.written for m in self.members.values()):
             raise DatasetError(f"{where}: rows or members are not one for each of the {self.written} tokens")
+        checked = self.version >= CHECKSUMS
+        if any((m.crc32c is not None) != checked for members in self.members.values() for m in members):
+            raise DatasetError(
+                f"{where}: members should have {'a' if checked else 'no'} CRC-32C in a record of version {self.version}"
+            )
 
     def to_bytes(self) -> bytes:
         """The sealed document."""
@@ -114,7 +133,10 @@ class CommitRecord:
                 "files": {path: {"size": f.size, "sha256": f.sha256} for path, f in sorted(self.files.items())},
                 "tokens": list(self.tokens),
                 "rows": list(self.rows),
-                "members": {name: [list(m) for m in members] for name, members in sorted(self.members.items())},
+                "members": {
+                    name: [[n for n in m if n is not None] for m in members]
+                    for name, members in sorted(self.members.items())
+                },
             },
             compact=True,
         )
@@ -139,12 +161,12 @@ class CommitRecord:
                 files={path: FileDigest(**f) for path, f in document["files"].items()},
                 tokens=tuple(document["tokens"]),
                 rows=tuple(document["rows"]),
-                members={k: tuple((o, n) for o, n in v) for k, v in document["members"].items()},
+                members={k: tuple(Member(*m) for m in v) for k, v in document["members"].items()},
                 version=document["schema_version"],
             )
             record.check()
-        except DatasetError:
-            raise
+        except DatasetError as error:
+            raise DatasetError(f"{where}: {error}") from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{where}: not a commit record ({type(error).__name__}: {error})") from error
         return record

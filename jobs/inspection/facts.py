@@ -161,7 +161,7 @@ def _members(records: Sequence[CommitRecord]) -> dict[str, float]:
     sizes: dict[str, list[int]] = {}
     for record in records:
         for member, places in record.members.items():
-            sizes.setdefault(member, []).extend(size for _, size in places)
+            sizes.setdefault(member, []).extend(place.size for place in places)
     return {member: float(np.mean(found)) for member, found in sizes.items() if found}
 
 

@@ -1,7 +1,8 @@
 """Byte ranges of committed files: memory-mapped on a local disk, range requests or a local cache for any other store.
 
 A file is held against its commit record when it is first touched: size always (local), sha256 on demand. So a file
-that is gone, cut or changed is an error that names shard and file. Local ranges are views of the map, with no copy; a
+that is gone or cut is an error that names shard and file; whether the bytes of a range are those of the member that was
+committed, the caller can tell by its checksum. Local ranges are views of the map, with no copy; a
 view keeps its map alive, so the oldest of too many maps can be let go at any time. (A file that is cut after it was
 mapped kills the process that reads it, as with every memory map; committed files are never edited.)
 """

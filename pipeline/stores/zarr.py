@@ -23,7 +23,6 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import VLenUTF8
@@ -33,6 +32,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
+from pipeline.stores.checksum import crc32c
 from pipeline.stores.volume import FileWriter
 from shards_schema import layout
 from shards_schema.specs import TEXT, TargetSpec
@@ -138,9 +138,7 @@ def _fill(spec: TargetSpec) -> Any:
 
 
 def _crc32c(data: bytes | memoryview) -> bytes:
-    view = np.frombuffer(data, np.uint8)
-    view.flags.writeable = False  # google_crc32c takes no writable buffer
-    return struct.pack("<I", google_crc32c.value(view))
+    return struct.pack("<I", crc32c(data))
 
 
 def _sample_bytes(spec: TargetSpec) -> int:

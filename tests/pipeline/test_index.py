@@ -16,7 +16,7 @@ from pipeline.records import read_records
 from pipeline.sources.base import SceneRef
 from pipeline.stores.volume import Volume
 from shards_schema import layout
-from shards_schema.commit import CommitRecord, Quarantined
+from shards_schema.commit import CommitRecord, Member, Quarantined
 from shards_schema.errors import DatasetError, MissingFileError
 
 SIZE = 4
@@ -40,7 +40,10 @@ def record(plan: Plan, column: str, shard: int, members: tuple[str, ...], bad: i
         files={},
         tokens=tuple(p.ref.token for p in good),
         rows=tuple(p.row for p in good),
-        members={m: tuple((1000 * i + 512 * k, 100 + k) for i in range(len(good))) for k, m in enumerate(members)},
+        members={
+            m: tuple(Member(1000 * i + 512 * k, 100 + k, (1 << 32) - 1 - i) for i in range(len(good)))
+            for k, m in enumerate(members)
+        },
     )
 
 
@@ -60,7 +63,8 @@ def test_a_row_a_member_in_order(tmp_path: Path) -> None:
     assert len(rows) == 5 * SIZE * 2 + (5 * SIZE - 1 - SIZE) * 3
     assert rows == sorted(rows, key=lambda r: (r["column"], r["shard"], r["member"], r["row"]))
     first = next(r for r in rows if r["column"] == "vggt" and r["member"] == "pose.npy" and r["shard"] == 1)
-    assert (first["token"], first["offset"], first["size"]) == (plan.shard(1).scenes[1].ref.token, 512, 101)
+    assert first["token"] == plan.shard(1).scenes[1].ref.token
+    assert (first["offset"], first["size"], first["crc32c"]) == (512, 101, 4294967295)
     quarantined = tables.from_parquet((tmp_path / layout.QUARANTINE).read_bytes()).to_pylist()
     assert [(q["shard"], q["row"]) for q in quarantined] == [(1, 4), (2, 8), (2, 9), (2, 10), (2, 11)]
     logs = dict(zip(plan.table["token"].to_pylist(), plan.table["log"].to_pylist(), strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
@@ -263,7 +264,7 @@ def test_a_dataset_of_version_1_is_read_and_gone_on_with(source: ToySource, tmp_
     for path in sorted(out.rglob("*.parquet")):
         if "stat" in path.name:
             path.unlink()
-    one = {"schema_version": 1}
+    one: dict[str, Any] = {"schema_version": 1}
     root = out / layout.DATASET
     root.write_bytes(seal(unseal(root.read_bytes(), "") | one))
     for path in out.glob("*/*.json"):
@@ -272,7 +273,9 @@ def test_a_dataset_of_version_1_is_read_and_gone_on_with(source: ToySource, tmp_
         elif layout.shard_of_record(path.name) is not None:
             record = unseal(path.read_bytes(), "") | one | {"dataset": seal_of(root.read_bytes())}
             record["files"] = {k: v for k, v in record["files"].items() if "stats" not in k}
+            record["members"] = {k: [m[:2] for m in v] for k, v in record["members"].items()}
             path.write_bytes(seal(record, compact=True))
+    pq.write_table(pq.read_table(out / layout.INDEX).drop_columns(["crc32c"]), out / layout.INDEX)
     assert verify(str(out)).faults == ()
     dataset = Dataset(str(out))
     assert len(dataset.read(dataset.tokens()[0])["tokens"]) == 3

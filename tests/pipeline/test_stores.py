@@ -16,6 +16,7 @@ import webdataset
 import zarr
 from zarr.storage import LocalStore
 
+from pipeline.stores.checksum import crc32c
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import ZarrShardWriter, array_documents, create_array, is_sharded, root_document
@@ -92,6 +93,19 @@ def test_sweep_removes_what_a_killed_run_left(tmp_path: Path) -> None:
     assert volume.walk() == []
 
 
+def test_crc32c_is_that_of_the_standard() -> None:
+    """The test vectors of RFC 3720, appendix B.4, and the check value of the CRC catalogues."""
+    for data, expected in (
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (b"123456789", 0xE3069283),
+        (b"", 0),
+    ):
+        for form in (data, memoryview(data), memoryview(bytearray(data))):
+            assert crc32c(form) == expected
+
+
 def test_tar_is_deterministic_and_plain(tmp_path: Path) -> None:
     volume = Volume(str(tmp_path))
     samples = [(f"{i:016x}", {"json": b'{"i": %d}' % i, "cam_f0.jpg": bytes(range(i, i + 200)) * 7}) for i in range(5)]
@@ -108,8 +122,9 @@ def test_tar_is_deterministic_and_plain(tmp_path: Path) -> None:
     assert places["a.tar"] == places["b.tar"]
     for i, (_, members) in enumerate(samples):
         for extension, content in members.items():
-            offset, size = places["a.tar"][extension][i]
+            offset, size, checksum = places["a.tar"][extension][i]
             assert data[offset : offset + size] == content
+            assert checksum == crc32c(content)
     with tarfile.open(tmp_path / "a.tar") as archive:
         assert {(m.mtime, m.uid, m.gid, m.mode, m.uname) for m in archive} == {(0, 0, 0, 0o644, "")}
     read = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))

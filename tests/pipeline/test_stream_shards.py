@@ -28,6 +28,7 @@ from shards_schema.errors import (
     AbsentError,
     ConfigError,
     DatasetError,
+    DigestError,
     IncompleteError,
     MismatchError,
     MissingFileError,
@@ -262,22 +263,29 @@ def test_ranks_come_from_the_environment(dataset: Dataset, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("threads", [0, 1, 3])
 @pytest.mark.parametrize("batched", [False, True])
-def test_a_damaged_sample_names_shard_and_token(out: str, threads: int, batched: bool) -> None:
-    copy = Path(out).parent / "damaged"
-    shutil.copytree(out, copy)
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_damaged_sample_names_shard_and_token(
+    out: str, tmp_path: Path, threads: int, batched: bool, checked: bool
+) -> None:
+    """One bit in the middle of an image, or half of it gone where nobody compares checksums: the decoder sees that."""
+    copy = Path(shutil.copytree(out, tmp_path / "damaged"))
     token = Dataset(str(copy)).tokens("samples")[7]
     record = json.loads((copy / layout.record("samples", 1)).read_text())
-    offset, size = record["members"]["cam_f0.jpg"][record["tokens"].index(token)]
+    offset, size, _ = record["members"]["cam_f0.jpg"][record["tokens"].index(token)]
     with open(copy / layout.tar("samples", 1), "r+b") as file:
         file.seek(offset + size // 2)
-        file.write(bytes(size - size // 2))
-    made = stream(Dataset(str(copy)), targets=TARGETS, threads=threads, shuffle="none", batch_size=2)
+        (middle,) = file.read(1)
+        file.seek(offset + size // 2)
+        file.write(bytes([middle ^ 8]) if checked else bytes(size - size // 2))
+    made = stream(
+        Dataset(str(copy), check_members=checked), targets=TARGETS, threads=threads, shuffle="none", batch_size=2
+    )
     got: list[str] = []
-    with pytest.raises(DatasetError, match=f"samples/{token}.cam_f0.jpg") as caught:
+    said = f"samples/000001.tar: {token}.cam_f0.jpg: CRC-32C" if checked else f"samples/{token}.cam_f0.jpg"
+    with pytest.raises(DigestError if checked else DatasetError, match=said) as caught:
         got.extend(t for item in (made.batches() if batched else made) for t in tokens([item]))
     assert f"shard 1, token {token}" in caught.value.__notes__[0]
     assert got == list(made.tokens[:6] if batched else made.tokens[:7])  # all before it, none after
-    shutil.rmtree(copy)
 
 
 def _fail(sample: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from shards_schema import layout
 from shards_schema.codecs import TAR_END, load_npy, npy_bytes, seal, tar_header, tar_padding, unseal
-from shards_schema.commit import CommitRecord, FileDigest, Quarantined
+from shards_schema.commit import CommitRecord, FileDigest, Member, Quarantined
 from shards_schema.errors import ConfigError, DatasetError, DigestError, MismatchError, SampleError, SpecError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.poses import heading_from_quaternion, to_global, to_local
@@ -155,7 +155,7 @@ def record(**changes: object) -> CommitRecord:
         "files": {"vggt/000003.tar": FileDigest(10, "ab")},
         "tokens": ("a", "b"),
         "rows": (24, 25),
-        "members": {"depth.npy": ((512, 4), (1536, 4))},
+        "members": {"depth.npy": (Member(512, 4, 7), Member(1536, 4, 0))},
     }
     return CommitRecord(**{**base, **changes})  # type: ignore[arg-type]
 
@@ -165,11 +165,35 @@ def test_record_round_trip() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"planned": 4}, {"tokens": ("a", "a")}, {"tokens": ("a", "c")}, {"rows": (1,)}, {"members": {"x": ()}}]
+    "change",
+    [
+        {"planned": 4},
+        {"tokens": ("a", "a")},
+        {"tokens": ("a", "c")},
+        {"rows": (1,)},
+        {"members": {"x": ()}},
+        {"members": {"x": (Member(512, 4, 7), Member(1536, 4))}},
+        {"version": 2},
+    ],
 )
 def test_record_must_close(change: dict[str, object]) -> None:
     with pytest.raises(DatasetError):
         record(**change).to_bytes()
+
+
+def test_records_before_checksums_come_back_as_they_were() -> None:
+    places = {"depth.npy": (Member(512, 4), Member(1536, 4))}
+    for version in (1, 2):
+        old = record(version=version, members=places)
+        assert unseal(old.to_bytes(), "r")["members"] == {"depth.npy": [[512, 4], [1536, 4]]}
+        assert CommitRecord.from_bytes(old.to_bytes(), "r") == old
+    assert unseal(record().to_bytes(), "r")["members"] == {"depth.npy": [[512, 4, 7], [1536, 4, 0]]}
+    document = unseal(record(version=2, members=places).to_bytes(), "r") | {"schema_version": 3}
+    with pytest.raises(DatasetError, match=r"^r: .*members should have a CRC-32C in a record of version 3"):
+        CommitRecord.from_bytes(seal(document), "r")
+    document = unseal(record().to_bytes(), "r") | {"schema_version": 2}
+    with pytest.raises(DatasetError, match=r"members should have no CRC-32C in a record of version 2"):
+        CommitRecord.from_bytes(seal(document), "r")
 
 
 def test_record_of_another_version() -> None:
