@@ -1,4 +1,4 @@
-"""`python -m jobs.experiments CONFIG [seeds=[0,1,2]] [minutes=30] [key=value ...]`: which parts of the recipe matter?
+"""`python -m jobs.experiments CONFIG [seeds=[0,1,2]] [minutes=120] [key=value ...]`: which parts of the recipe matter?
 
 Trains the recipe of `jobs.sft` over several seeds, and each control with the same seeds, samples and steps:
 
@@ -85,7 +85,7 @@ class ExperimentsConfig(BaseModel):
 
     recipe: SFTConfig
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2, max_length=10)
-    minutes: float = Field(default=30, gt=0)
+    minutes: float = Field(default=120, gt=0)
 
 
 Results = dict[str, dict[int, dict[str, float]]]
