@@ -150,7 +150,10 @@ def test_large_files_go_in_parts_and_leave_none_behind(s3: FaultyS3) -> None:
     volume = Volume("s3://bucket/large")
     data = os.urandom((12 << 20) + 7)
     s3.reset(Faults({"500": 0.3, "lost": 0.2}, seed=3, only="partNumber"))
-    assert volume.put("x", data).size == len(data)
+    for _ in range(20):  # which requests fail follows from the upload's id, which is the server's to choose
+        assert volume.put("x", data).size == len(data)
+        if s3.met():
+            break
     assert s3.met()
     asked = [a for a in s3.log if "partNumber" in a.query]
     assert 3 < len(asked) < 12  # parts are made again one by one

@@ -110,14 +110,14 @@ def test_a_vaes_encoder(model: str, layout: str, network: Any, tera: float | Non
     config = CosmosConfig.model_validate(
         {"weights": RANDOM, "model": model, "layout": layout, "network": network, "size": size, "pool": None}
     )
-    with torch.device("meta"):
-        built = getattr(diffusers, config.vae.class_name)(**describe(config).arguments)
-    video = meta(1, 3, len(config.frame_layout.steps), size[1], size[0])
-    if tera is not None and model == "wan":  # seconds even on the meta device; its structure is the tiny one's
+    if tera is not None and model == "wan":  # seconds even without any numbers; its structure is the tiny one's
         assert cosmos(config) / 1e12 == pytest.approx(tera, abs=0.005)
-    else:
-        assert counted(lambda: built.encode(video)) == cosmos(config)
-        assert tera is None or cosmos(config) / 1e12 == pytest.approx(tera, abs=0.005)
+        return
+    # moved there, and not made there: diffusers keeps the first model's wavelets for all that come after it
+    built = getattr(diffusers, config.vae.class_name)(**describe(config).arguments).to("meta")
+    video = meta(1, 3, len(config.frame_layout.steps), size[1], size[0])
+    assert counted(lambda: built.encode(video)) == cosmos(config)
+    assert tera is None or cosmos(config) / 1e12 == pytest.approx(tera, abs=0.005)
 
 
 @pytest.mark.parametrize(
