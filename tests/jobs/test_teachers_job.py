@@ -220,8 +220,9 @@ def test_interrupt_and_resume(undisturbed: Path, work: Path) -> None:
     process = start(work, out)
     wait_for(out, process, 1)
     process.send_signal(signal.SIGINT)
+    there = committed(out)
     code, output = finish(process)
-    assert code == 130, output
+    assert code == 130, f"{there} records at the signal, {committed(out)} at the end\n{output}"
     assert "run the same command again" in output
     assert committed(out) < 12
     assert run(work, out)[0] == 0
