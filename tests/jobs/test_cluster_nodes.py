@@ -144,18 +144,18 @@ def closed(output: str) -> bool:
 def test_a_node_is_killed_another_joins_and_one_is_terminated(
     undisturbed: Path, work: Path, start_cluster: Callable[[int], Cluster]
 ) -> None:
-    """Three nodes; one is killed and one added while shards are under way, then the last old one gets its SIGTERM: the
-    one that joined is the only one that can finish."""
+    """Three nodes; while shards are under way one is killed, and the other gets its SIGTERM: the one that then joins is
+    the only one that can finish."""
     cluster = start_cluster(2)
     first, second = list(cluster.worker_nodes)
     out = work / "disturbed"
     process = start(cluster, work, out)
     wait_for(out, process, 1)
     cluster.remove_node(first, allow_graceful=False)
-    cluster.add_node(**NODE)
     cluster.remove_node(second, allow_graceful=True)
     done = committed(out)
     assert done < 22, "nothing was left to disturb"
+    cluster.add_node(**NODE)
     code, output = finish(process)
     assert code == 0, output
     assert "joined the Ray" in output

@@ -85,7 +85,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_differs(ray: ClusterConfig,
     assert not alive(pids[0])
 
 
-@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("in_flight", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_image_that_ends_its_decoder_costs_one_attempt_and_is_quarantined(
     ray: ClusterConfig, tmp_path: Path, in_flight: int
 ) -> None:

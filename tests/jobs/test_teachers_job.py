@@ -63,8 +63,14 @@ def start(work: Path, out: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "jobs.teachers", str(work / "job.yaml"), f"out={out}", *overrides]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=_heed_ctrl_c,
+    )  # fmt: skip
+
+
+def _heed_ctrl_c() -> None:
+    """A shell that puts the tests into the background has them, and all that they start, pass over SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -204,6 +210,7 @@ def test_kill_the_driver_and_resume(undisturbed: Path, work: Path) -> None:
     assert digests(out) == digests(undisturbed)
 
 
+@pytest.mark.slow
 def test_kill_a_worker(undisturbed: Path, work: Path) -> None:
     out = work / "worker"
     process = start(work, out)
