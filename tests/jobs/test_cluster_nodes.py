@@ -165,6 +165,7 @@ def test_a_node_is_killed_another_joins_and_one_is_terminated(
     assert verify(str(out)).faults == ()
 
 
+@pytest.mark.slow
 def test_sigterm_ends_what_is_under_way_and_the_same_command_the_rest(
     undisturbed: Path, work: Path, start_cluster: Callable[[int], Cluster]
 ) -> None:
