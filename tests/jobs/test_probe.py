@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,13 @@ from pipeline.plan import PlanConfig
 from pipeline.run import begin
 from pipeline.stores.volume import Volume
 from pipeline.verify import verify
-from pipeline.worker import ShardTask, ShardWorker
 from shards_schema.errors import ConfigError
 from shards_schema.manifests import ColumnManifest
 from teachers.base import column_manifest
 from teachers.registry import parse_config
 from teachers.vggt.config import VGGTConfig
 from teachers.vggt.teacher import VGGTTeacher
+from tests.inline_job import run_inline
 from tests.toys import ToySource, ToyTeacher
 
 VGGT: dict[str, Any] = {
@@ -71,28 +69,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(config))
 
-    @contextmanager
-    def session(config: Any) -> Iterator[None]:
-        yield
-
-    def drive(
-        tasks: Sequence[ShardTask],
-        make: Callable[[], ShardWorker],
-        *,
-        on_start: Callable[[int], None],
-        on_receipt: Callable[[Any], None],
-        **_: Any,
-    ) -> None:
-        worker = make()
-        worker.load()
-        on_start(os.getpid())
-        for task in tasks:
-            on_receipt(worker.process(task))
-        worker.close()
-
-    monkeypatch.setattr(teachers_job, "session", session)
-    monkeypatch.setattr(teachers_job, "drive", drive)
-    monkeypatch.setattr(teachers_job, "worker_count", lambda config: 1)
+    run_inline(monkeypatch)
     return path
 
 

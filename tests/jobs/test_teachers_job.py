@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
+from chaos.processes import descendants
 from jobs import teachers as teachers_job
 from pipeline.lease import hold
 from pipeline.stores.volume import Volume
@@ -113,21 +114,6 @@ def wait_for(out: Path, process: subprocess.Popen[str], records: int) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def descendants(pid: int) -> list[int]:
-    """Every process below `pid`, by /proc."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    below = list(parents.get(pid, []))
-    for child in below:
-        below += parents.get(child, [])
-    return below
 
 
 def actor_of(pid: int) -> int:

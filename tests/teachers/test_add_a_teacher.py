@@ -12,8 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,10 +22,11 @@ import zarr
 
 from jobs import teachers as teachers_job
 from pipeline.verify import verify
-from pipeline.worker import ShardReceipt, ShardTask, ShardWorker
+from pipeline.worker import ShardReceipt
 from shards_schema import layout
 from teachers.cosmos.teacher import CosmosTeacher
 from teachers.vggt.teacher import VGGTTeacher
+from tests.inline_job import run_inline
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "add-a-teacher.md"
@@ -88,32 +88,7 @@ def gained(before: dict[str, str], out: Path, column: str) -> None:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[ShardReceipt]:
     """The job as it is, but its shards are made here and not in Ray's actors, where a test cannot look."""
-    receipts: list[ShardReceipt] = []
-
-    @contextmanager
-    def session(config: Any) -> Iterator[None]:
-        yield
-
-    def drive(
-        tasks: Sequence[ShardTask],
-        make: Callable[[], ShardWorker],
-        *,
-        on_start: Callable[[int], None],
-        on_receipt: Callable[[ShardReceipt], None],
-        **_: Any,
-    ) -> None:
-        worker = make()
-        worker.load()
-        on_start(os.getpid())
-        for task in tasks:
-            receipts.append(worker.process(task))
-            on_receipt(receipts[-1])
-        worker.close()
-
-    monkeypatch.setattr(teachers_job, "session", session)
-    monkeypatch.setattr(teachers_job, "drive", drive)
-    monkeypatch.setattr(teachers_job, "worker_count", lambda config: 1)
-    return receipts
+    return run_inline(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,43 @@
+"""`jobs.teachers` without Ray: its shards are made in this process, where a test can look."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from jobs import teachers as teachers_job
+from pipeline.worker import ShardReceipt, ShardTask, ShardWorker
+
+
+def run_inline(monkeypatch: pytest.MonkeyPatch) -> list[ShardReceipt]:
+    """From now on the job is as it is, but for Ray's session and actors; gives the receipts, as they come."""
+    receipts: list[ShardReceipt] = []
+
+    @contextmanager
+    def session(config: Any) -> Iterator[None]:
+        yield
+
+    def drive(
+        tasks: Sequence[ShardTask],
+        make: Callable[[], ShardWorker],
+        *,
+        on_start: Callable[[int], None],
+        on_receipt: Callable[[ShardReceipt], None],
+        **_: Any,
+    ) -> None:
+        worker = make()
+        worker.load()
+        on_start(os.getpid())
+        for task in tasks:
+            receipts.append(worker.process(task))
+            on_receipt(receipts[-1])
+        worker.close()
+
+    monkeypatch.setattr(teachers_job, "session", session)
+    monkeypatch.setattr(teachers_job, "drive", drive)
+    monkeypatch.setattr(teachers_job, "worker_count", lambda config: 1)
+    return receipts
