@@ -196,11 +196,8 @@ class MotionAnswers:
         """Every answer parses."""
         motions_BK3 = self._motions(status_BH7)
         rows = torch.arange(len(answers_BA), device=answers_BA.device)
-        pose, poses = motions_BK3.new_zeros(len(answers_BA), 3), []
-        for step in range(answers_BA.shape[1]):
-            pose = compose(pose, motions_BK3[rows, answers_BA[:, step]])
-            poses.append(pose)
-        return torch.stack(poses, 1), torch.ones(len(answers_BA), dtype=torch.bool, device=answers_BA.device)
+        poses_BS3 = _path(motions_BK3[rows.unsqueeze(1), answers_BA])
+        return poses_BS3, torch.ones(len(answers_BA), dtype=torch.bool, device=answers_BA.device)
 
     def expectation(self, status_BH7: Tensor) -> Expectation | None:
         """With `expected`."""
@@ -211,11 +208,7 @@ class MotionAnswers:
         if not self.regression:
             return None
         motion_BS3 = logits_BAV.float().softmax(-1) @ self._motions(status_BH7)
-        pose_B3, poses = torch.zeros_like(motion_BS3[:, 0]), []
-        for motion_B3 in motion_BS3.unbind(1):
-            pose_B3 = compose(pose_B3, motion_B3)
-            poses.append(pose_B3)
-        error_BS3 = torch.stack(poses, 1) - future_BS3.float()
+        error_BS3 = _path(motion_BS3) - future_BS3.float()
         error_BS3 = torch.cat((error_BS3[..., :2], wrap(error_BS3[..., 2:])), -1)
         return self.regression * error_BS3.abs().mean()
 
@@ -260,6 +253,15 @@ class Expectation:
     def trajectory(self) -> Tensor:
         """Float32 [B, S, 3], of the steps so far."""
         return torch.stack(self._poses, 1)
+
+
+def _path(motion_BS3: Tensor) -> Tensor:
+    """The poses [B, S, 3] that motions, one after the other, lead to from the origin: the inverse of `motions_of`."""
+    pose_B3, poses = torch.zeros_like(motion_BS3[:, 0]), []
+    for motion_B3 in motion_BS3.unbind(1):
+        pose_B3 = compose(pose_B3, motion_B3)
+        poses.append(pose_B3)
+    return torch.stack(poses, 1)
 
 
 def _nearest(motions_BK3: Tensor, pose_B3: Tensor, wanted_B3: Tensor) -> tuple[Tensor, Tensor]:
