@@ -26,6 +26,7 @@ from jobs import config as job_config
 from jobs.report import bytes_text, table
 from jobs.teachers import TeachersConfig
 from pipeline.stores.volume import Volume
+from pipeline.worker import resolved
 from shards_schema.errors import ConfigError, SampleError
 from teachers import registry
 from teachers.base import PhasedTeacher, Teacher, TeacherInput
@@ -112,9 +113,7 @@ def main(arguments: list[str]) -> None:
         )
     if recipe.worker.torch_threads is not None:
         torch.set_num_threads(recipe.worker.torch_threads)
-    device = recipe.worker.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolved(recipe.worker.device)
     found: dict[str, int] = {}
     for column in wanted:
         if (size := batch_sizes.recorded(volume, column)) is not None:

@@ -170,9 +170,7 @@ class ShardWorker:
         Raises:
             MismatchError: a teacher here is not the one that the driver wrote down (other weights on this machine).
         """
-        device = self._config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = resolved(self._config.device)
         if self._config.torch_threads is not None:
             torch.set_num_threads(self._config.torch_threads)
         for name, teacher in self._teachers.items():
@@ -325,6 +323,11 @@ class ShardWorker:
 
 _Collect = Callable[[], tuple[list[Targets], float]]
 """Waits for the targets of a batch; gives them, and the teacher's seconds."""
+
+
+def resolved(device: str) -> str:
+    """A `WorkerConfig.device`, with ``auto`` as this machine has it."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _compute(teacher: Teacher, inputs: Sequence[TeacherInput]) -> _Collect:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from shards_schema.specs import TargetSpec
-from teachers.base import Targets
 from teachers.vggt.camera_head import POSE
 from teachers.vggt.config import VGGTConfig
 from teachers.vggt.geometry import PATCH_START
@@ -105,13 +104,6 @@ def to_tensors(config: VGGTConfig, out: VGGTOutput) -> dict[str, Tensor]:
         conf = (out.depth_conf - 1).clamp(min=CONF_FLOOR).log()
         batched["depth_conf"] = _cell_median(conf, config.depth_cell).half()
     return batched
-
-
-def to_targets(config: VGGTConfig, out: VGGTOutput) -> list[Targets]:
-    """The targets of each of the B windows in `out`, on the host."""
-    arrays = {name: value.contiguous().cpu().numpy() for name, value in to_tensors(config, out).items()}
-    scenes = len(next(iter(arrays.values())))
-    return [{name: array[i] for name, array in arrays.items()} for i in range(scenes)]
 
 
 def _pooled(patches_BSLC: Tensor, grid: tuple[int, int], cells: tuple[int, int], flat: bool) -> Tensor:

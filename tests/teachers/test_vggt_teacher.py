@@ -24,7 +24,7 @@ from teachers.base import ImageRequest, Targets, Teacher, TeacherInput, fingerpr
 from teachers.vggt.checkpoint import fill_random
 from teachers.vggt.geometry import PRESETS
 from teachers.vggt.network import VGGTNetwork, VGGTOutput
-from teachers.vggt.targets import target_specs, to_targets
+from teachers.vggt.targets import target_specs, to_tensors
 from teachers.vggt.teacher import VGGTTeacher
 
 VIEWS = ("CAM_F0", "CAM_L0", "CAM_R0")
@@ -176,6 +176,11 @@ def test_targets_are_the_networks_outputs_reduced(teacher: VGGTTeacher) -> None:
     assert targets["depth_conf"][2, 9, 17] == pytest.approx(np.median(conf[2, 63:70, 119:126]), rel=1e-3)
 
 
+def targets_of(teacher: VGGTTeacher, out: VGGTOutput) -> list[Targets]:
+    """As the teacher makes them of what a network gave."""
+    return teacher.scatter({name: tensor.numpy() for name, tensor in to_tensors(teacher.config, out).items()}, None)
+
+
 def output(teacher: VGGTTeacher, **changes: torch.Tensor) -> VGGTOutput:
     fields = {
         "tokens": torch.zeros(1, 3, 50, 128),
@@ -193,12 +198,12 @@ def spec_of(teacher: VGGTTeacher, name: str) -> TargetSpec:
 def test_what_float16_cannot_hold_is_quarantined(teacher: VGGTTeacher) -> None:
     tokens = torch.zeros(1, 3, 50, 128)
     tokens[0, 0, 5:, 7] = 1e5
-    targets = to_targets(teacher.config, output(teacher, tokens=tokens))[0]
+    targets = targets_of(teacher, output(teacher, tokens=tokens))[0]
     with pytest.raises(SampleError, match="infinite"):
         spec_of(teacher, "l3_grid").check(targets["l3_grid"])
     tokens = torch.zeros(1, 3, 50, 128)
     tokens[0, 0, :5, 7] = 1e5
-    special = to_targets(teacher.config, output(teacher, tokens=tokens))[0]["l3_special"]
+    special = targets_of(teacher, output(teacher, tokens=tokens))[0]["l3_special"]
     spec_of(teacher, "l3_special").check(special)
     assert special.max() == np.float32(1e5)
 
@@ -207,8 +212,8 @@ def test_float32_pools_leave_the_choice_to_storage(teacher: VGGTTeacher) -> None
     wide = build(pool_dtype="float32")
     tokens = torch.rand(1, 3, 50, 128)
     tokens[0, 0, 5:, 7] = 1e5
-    targets = to_targets(wide.config, output(wide, tokens=tokens))[0]
-    half = to_targets(teacher.config, output(teacher, tokens=tokens))[0]
+    targets = targets_of(wide, output(wide, tokens=tokens))[0]
+    half = targets_of(teacher, output(teacher, tokens=tokens))[0]
     for spec in wide.specs[:2]:
         spec.check(targets[spec.name])
         with np.errstate(over="ignore"):
@@ -229,14 +234,14 @@ def test_float32_pools_leave_the_choice_to_storage(teacher: VGGTTeacher) -> None
 def test_non_finite_maps_stay_so(teacher: VGGTTeacher, bad: float) -> None:
     cell = torch.ones(1, 3, 70, 126)
     cell[0, 0, :7, :7] = bad
-    targets = to_targets(teacher.config, output(teacher, depth=cell, depth_conf=cell + 1))[0]
+    targets = targets_of(teacher, output(teacher, depth=cell, depth_conf=cell + 1))[0]
     for name in ("depth", "depth_conf"):
         assert not np.isfinite(targets[name][0, 0, 0])
         assert np.isfinite(targets[name][1]).all()
 
 
 def test_confidence_of_one_is_stored_at_the_floor(teacher: VGGTTeacher) -> None:
-    targets = to_targets(teacher.config, output(teacher, depth_conf=torch.ones(1, 3, 70, 126)))[0]
+    targets = targets_of(teacher, output(teacher, depth_conf=torch.ones(1, 3, 70, 126)))[0]
     assert np.all(targets["depth_conf"] == np.float16(np.log(2.0**-23)))
 
 
