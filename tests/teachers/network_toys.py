@@ -1,4 +1,4 @@
-"""The network teachers at their smallest, scenes for them, and the same networks on torch's meta device."""
+"""The network teachers at their smallest, and scenes for them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from teachers import registry
 from teachers.base import Targets, TeacherInput
-from teachers.device import PhasedCompute
 from teachers.testing import synthetic_image, synthetic_scene
 
 SIZE = (480, 270)
@@ -46,26 +43,3 @@ def same(got: list[Targets], want: list[Targets]) -> bool:
         list(a) == list(b) and all(np.array_equal(a[k], b[k], equal_nan=a[k].dtype.kind == "f") for k in b)
         for a, b in zip(got, want, strict=True)
     )
-
-
-def to_meta(teacher: PhasedCompute[Any]) -> None:
-    """The loaded networks of `teacher`, without their numbers: every tensor that it holds goes to the meta device."""
-    _walk(teacher.__dict__, set())
-
-
-def _walk(holder: dict[str, Any], seen: set[int]) -> None:
-    for name, value in list(holder.items()):
-        if isinstance(value, torch.Tensor):
-            empty = torch.empty_like(value, device="meta")
-            holder[name] = nn.Parameter(empty, requires_grad=False) if isinstance(value, nn.Parameter) else empty
-        elif isinstance(value, torch.device):
-            holder[name] = torch.device("meta")
-        elif isinstance(value, nn.Module) and id(value) not in seen:
-            seen.add(id(value))
-            for module in value.modules():
-                _walk(module._parameters, seen)
-                _walk(module._buffers, seen)
-        elif type(value).__module__.startswith("teachers.") and hasattr(value, "__dict__") and id(value) not in seen:
-            seen.add(id(value))
-            if not type(value).__name__.endswith("Config"):
-                _walk(value.__dict__, seen)

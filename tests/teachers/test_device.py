@@ -19,7 +19,7 @@ from shards_schema.errors import ShardsError
 from teachers.base import Launch, PhasedTeacher, Targets, Teacher, TeacherInput
 from teachers.device import Lane, PhasedCompute, constant
 from teachers.testing import synthetic_scene
-from tests.teachers.network_toys import SMALL, inputs, same, small, to_meta
+from tests.teachers.network_toys import SMALL, inputs, same, small
 
 
 @pytest.fixture(autouse=True)
@@ -193,10 +193,11 @@ def test_a_launch_asks_the_device_for_nothing(name: str, monkeypatch: pytest.Mon
         key: (value.shape, value.dtype)
         for key, value in teacher.forward({k: torch.from_numpy(np.stack(v)) for k, v in arrays.items()}).items()
     }
-    to_meta(teacher)
+    there = small(name)
+    there.load("meta")  # itself: what it forgot to send stayed on the CPU, and is found below
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no meta device
     with Asks() as asks, torch.inference_mode():
-        out = teacher.forward(on_meta)
+        out = there.forward(on_meta)
     assert asks.found == []
     assert {value.device.type for value in out.values()} == {"meta"}
     assert {key: (value.shape, value.dtype) for key, value in out.items()} == want
