@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.report import table
+from maps.folder import INDEX
 from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from scoring import ContextBatch, Polygons, RewardContext, Version, collate, complete, score
 from shards_schema.records import Scene
 from teachers.base import TeacherInput
 from teachers.pdm import build, context_from_cache, find_caches
-from teachers.pdm.nuplan_map import INDEX
 
 DATA = Path(__file__).parent.parent / "tests" / "data" / "pdm"
 DEVKIT_MS = {"v1": "29-110", "v2": "150-270"}

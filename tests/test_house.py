@@ -11,15 +11,17 @@ ROOT = Path(__file__).parents[1]
 
 ROOMS: dict[str, set[str]] = {
     "shards_schema": set(),
+    "maps": {"shards_schema"},
     "scoring": {"shards_schema"},
-    "teachers": {"shards_schema", "scoring"},
-    "pipeline": {"shards_schema", "teachers.base"},
+    "teachers": {"shards_schema", "maps", "scoring"},
+    "pipeline": {"shards_schema", "maps", "teachers.base"},
     "trainer": {"shards_schema", "scoring", "pipeline"},
     "jobs": {"shards_schema", "scoring", "teachers", "pipeline", "trainer"},
     "navsim_agent": {"shards_schema", "pipeline", "trainer"},
 }
 FORBIDDEN: dict[str, set[str]] = {
     "shards_schema": {"torch", "ray", "webdataset", "zarr", "diffusers", "fsspec", "pydantic"},
+    "maps": {"torch", "ray", "webdataset", "zarr", "diffusers", "fsspec", "pydantic"},
     "scoring": {"ray", "webdataset", "zarr", "diffusers", "pipeline"},
     "teachers": {"ray", "webdataset", "zarr", "torchvision"},
     "pipeline": {"ray", "argparse", "torchvision", "diffusers"},

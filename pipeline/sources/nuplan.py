@@ -22,11 +22,14 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from fsspec.core import url_to_fs
 from pydantic import Field, field_validator
 
+from maps.folder import MapFolder
+from maps.nuplan_map import load_map
 from pipeline.sources.base import Scan, SceneRef
 from pipeline.sources.navsim import MAP_NAMES
 from pipeline.sources.navsim_frame import FrameReader
@@ -34,10 +37,9 @@ from pipeline.sources.nuplan_command import driving_command
 from pipeline.sources.nuplan_db import open_log, unreadable
 from pipeline.sources.nuplan_frame import Extrinsics, LogFrames
 from pipeline.sources.nuplan_log import NuplanLog
-from pipeline.sources.nuplan_roads import load_roads, map_path
 from pipeline.sources.nuplan_windows import Files, cut_windows, file_names, missing
 from pipeline.sources.scan import LogScan, LogsConfig, PathText, scan_logs, shown_url, wanted_logs
-from shards_schema.errors import SampleError
+from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import CHANNELS, Frame, Scene
 
 
@@ -78,6 +80,11 @@ class NuplanConfig(LogsConfig):
     def blobs(self) -> str:
         """What the logs' file names are relative to."""
         return (self.sensor_root or f"{self.root.rstrip('/')}/sensor_blobs").rstrip("/")
+
+    @property
+    def maps(self) -> MapFolder:
+        """The maps; one that is not there is a `ConfigError`."""
+        return MapFolder(Path(self.maps_root), "source.maps_root", ConfigError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +147,7 @@ class NuplanSource:
             step = found.step
             windows = [[ref.start + step * i for i in range(-config.context_frames, length)] for ref in refs]
             indices = {i for window in windows for i in window if i in found.frames_at}
-            commander = functools.partial(driving_command, load_roads(map_path(config.maps_root, found.map_name)))
+            commander = functools.partial(driving_command, load_map(config.maps.file(found.map_name)).roads)
             frames = LogFrames(found, indices, commander, config.extrinsics, config.lidar)
         reader = FrameReader(frames, config.blobs)
         return [self._scene(found, reader, log, ref) for ref in refs]
@@ -217,7 +224,7 @@ def _scan_log(source: NuplanSource, tokens: frozenset[str] | None, log: str) -> 
         with source._open(log) as found:
             lacks = functools.partial(missing, found, Files(config.blobs), lidar=config.lidar)
             windows = cut_windows(found, log, config.filter, tokens, lacks)
-            map_path(config.maps_root, found.map_name)
+            config.maps.file(found.map_name)
             return windows
     except SampleError as error:
         return error.reason

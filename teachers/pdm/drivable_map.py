@@ -12,8 +12,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from maps.nuplan_map import NuplanMap
 from scoring.context import Layer
-from teachers.pdm.nuplan_map import Block, NuplanMap
 
 RADIUS_M = 100.0
 _NODE_CAPACITY = 10
@@ -46,14 +46,13 @@ def drivable_map(world: NuplanMap, centre: NDArray[np.float64], radius: float) -
     x, y = centre
     square = shapely.box(x - radius, y - radius, x + radius, y + radius)
     rows: list[tuple[int, Layer, shapely.Geometry]] = []
-    near = [Block(i, connector=False) for i in world.blocks.meeting(square)]
-    rows += [(block.id, Layer.ROADBLOCK, world.area(block)) for block in near]
-    near += [Block(i, connector=True) for i in world.block_connectors.meeting(square)]
+    near = world.roads.meeting(square)
+    rows += [(block.id, Layer.ROADBLOCK, block.area) for block in near if not block.connector]
     for block in near:
         layer = Layer.LANE_CONNECTOR if block.connector else Layer.LANE
-        rows += [(lane.id, layer, world.polygon(lane)) for lane in world.interior(block)]
+        rows += [(lane.id, layer, lane.polygon) for lane in block.lanes]
     for layer, areas in ((Layer.INTERSECTION, world.intersections), (Layer.CARPARK, world.carparks)):
-        rows += [(i, layer, areas.geometries[areas.row[i]]) for i in areas.meeting(square)]
+        rows += [(int(areas.ids[n]), layer, areas.shapes[n]) for n in areas.meeting(square)]
     geometries = np.empty(len(rows), dtype=object)
     geometries[:] = [geometry for _, _, geometry in rows]
     return DrivableMap(

@@ -112,7 +112,7 @@ def forecast(prepared: Prepared) -> Forecast:
     speed = np.hypot(velocity[:, 0], velocity[:, 1])
     backwards = np.cos(heading - np.arctan2(velocity[:, 1], velocity[:, 0])) <= 0
     course = np.where(backwards, heading + np.pi, heading)
-    red = [prepared.world.polygon(prepared.route.lanes[i]) for i in red_connectors(frame, prepared.route)]
+    red = [prepared.route.lanes[i].polygon for i in red_connectors(frame, prepared.route)]
     lights = np.empty(len(red), dtype=object)
     lights[:] = red
     moving = np.isin(now.kind[places], list(MOVING))

@@ -20,7 +20,6 @@ from scoring.vehicle import STEPS
 from shards_schema.errors import SampleError
 from shards_schema.poses import to_local
 from shards_schema.records import Frame, Scene
-from teachers.pdm.nuplan_map import NuplanMap
 from teachers.pdm.route import Route
 
 Float64 = NDArray[np.float64]
@@ -124,7 +123,7 @@ def agents(scene: Scene, version: Version) -> dict[str, Any]:
     }
 
 
-def red_lights(scene: Scene, world: NuplanMap, route: Route) -> tuple[list[shapely.Geometry], NDArray[np.bool_]]:
+def red_lights(scene: Scene, route: Route) -> tuple[list[shapely.Geometry], NDArray[np.bool_]]:
     """Areas of lane connectors that are red at some step of v2, and bool [R, 41] when.
 
     The route is the *logged* one, not the corrected: so the devkit has it. A light holds its state for 0.5 s.
@@ -133,7 +132,7 @@ def red_lights(scene: Scene, world: NuplanMap, route: Route) -> tuple[list[shape
     red: list[tuple[int, int]] = []
     for step in range(STEPS):
         for connector in red_connectors(scene.at(step // _STEPS_A_FRAME), route):
-            areas.setdefault(connector, world.polygon(route.lanes[connector]))
+            areas.setdefault(connector, route.lanes[connector].polygon)
             red.append((list(areas).index(connector), step))
     active = np.zeros((len(areas), STEPS), dtype=np.bool_)
     for area, step in red:

@@ -15,6 +15,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from maps.lanes import Lane
+from maps.nuplan_map import NuplanMap
 from scoring.context import FILTERED, Polygons, RewardContext, Version
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, REAR_AXLE_TO_CENTRE, STATE_SIZE, STEPS
 from shards_schema.errors import SampleError
@@ -23,7 +25,6 @@ from shards_schema.records import Scene
 from teachers.pdm.drivable_map import RADIUS_M, DrivableMap, drivable_map
 from teachers.pdm.ego import ego_state, human_poses, past_states
 from teachers.pdm.frames import local_polygons
-from teachers.pdm.nuplan_map import Lane, NuplanMap
 from teachers.pdm.observation import agents, red_lights
 from teachers.pdm.route import Route, centerline, corrected_route, logged_route, starting_lane
 
@@ -40,7 +41,6 @@ class Prepared:
     Attributes:
         scene: the records.
         radius: metres around the ego that count.
-        world: the map of its location.
         route: corrected.
         lane: the one that the ego starts in.
         centerline: float64 [P, 3], global poses.
@@ -49,7 +49,6 @@ class Prepared:
 
     scene: Scene
     radius: float
-    world: NuplanMap
     route: Route
     lane: Lane
     centerline: Float64
@@ -81,14 +80,14 @@ def _prepare(scene: Scene, world: NuplanMap, versions: Sequence[Version], radius
         )
     pose = scene.current.ego_pose
     centre = ego_centre(pose)
-    logged = logged_route(world, scene.current.roadblock_ids)
-    route = corrected_route(world, logged, pose)
+    logged = logged_route(world.roads, scene.current.roadblock_ids)
+    route = corrected_route(world.roads, logged, pose)
     around = drivable_map(world, centre, radius)
-    lane = starting_lane(world, route, around.holding(pose[0], pose[1]), pose, centre, ego_outlines(pose[None])[0])
-    line = centerline(world, route, lane)
+    lane = starting_lane(route, around.holding(pose[0], pose[1]), pose, centre, ego_outlines(pose[None])[0])
+    line = centerline(route, lane)
     shared = _shared(scene, around, route, line)
-    contexts = tuple(_context(scene, world, logged, version, shared) for version in versions)
-    return Prepared(scene, radius, world, route, lane, line, contexts)
+    contexts = tuple(_context(scene, logged, version, shared) for version in versions)
+    return Prepared(scene, radius, route, lane, line, contexts)
 
 
 def ego_centre(pose: Float64) -> Float64:
@@ -125,12 +124,12 @@ def _shared(scene: Scene, around: DrivableMap, route: Route, line: Float64) -> d
     }
 
 
-def _context(scene: Scene, world: NuplanMap, logged: Route, version: Version, shared: dict[str, Any]) -> RewardContext:
+def _context(scene: Scene, logged: Route, version: Version, shared: dict[str, Any]) -> RewardContext:
     known = {**shared, **agents(scene, version)}
     if version == "v1":
         lights, active, past, human = Polygons.of([]), np.zeros((0, STEPS), np.bool_), np.zeros((0, STATE_SIZE)), None
     else:
-        areas, active = red_lights(scene, world, logged)
+        areas, active = red_lights(scene, logged)
         lights, past, human = local_polygons(areas, scene.current.ego_pose), past_states(scene), human_poses(scene)
     return RewardContext(
         version=version,

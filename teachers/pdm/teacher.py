@@ -7,7 +7,6 @@ there is kept for `compute`, a bounded number of scenes.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from maps.folder import INDEX, MapFolder
+from maps.nuplan_map import load_map
 from scoring.context import RewardContext, Version
 from scoring.references import complete
 from shards_schema.errors import SampleError, ShardsError, WeightsError
@@ -24,7 +25,6 @@ from shards_schema.specs import NAME, TargetSpec
 from teachers.base import ImageRequest, Targets, TeacherInput
 from teachers.pdm.closed import with_closed
 from teachers.pdm.drivable_map import RADIUS_M
-from teachers.pdm.nuplan_map import INDEX, find_map, load_map
 from teachers.pdm.scene_context import Prepared, prepare
 from teachers.pdm.targets import Precision, target_specs, to_targets
 from teachers.registry import parse_config
@@ -90,9 +90,12 @@ def build(config: Mapping[str, Any]) -> PDMTeacher:
 class PDMTeacher:
     """A `teachers.base.Teacher`."""
 
+    reads_images = False
+    """So what decodes JPEGs is no part of its columns' identity (`teachers.base.column_manifest`)."""
+
     def __init__(self, config: PDMConfig) -> None:
         self.config = config
-        self._root = Path(config.maps_root).expanduser()
+        self._maps = MapFolder(Path(config.maps_root).expanduser(), f"teachers.{config.name}.maps_root", WeightsError)
         self._specs = target_specs(config.versions, config.precision)
         self._device: str | None = None
         self._prepared: OrderedDict[int, Prepared] = OrderedDict()
@@ -129,7 +132,7 @@ class PDMTeacher:
         """
         return {
             "revision": REVISION,
-            "maps": {location: file_digest(find_map(self._root, location)) for location in self._locations()},
+            "maps": {location: file_digest(self._maps.file(location)) for location in self._maps.locations()},
             "versions": list(self.config.versions),
             "radius": self.config.radius,
             "precision": self.config.precision,
@@ -160,7 +163,7 @@ class PDMTeacher:
         Raises:
             WeightsError: there are no maps.
         """
-        self._locations()
+        self._maps.locations()
         self._device = device
 
     def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
@@ -183,21 +186,12 @@ class PDMTeacher:
         return self._prepare(scene) if known is None else known
 
     def _prepare(self, scene: Scene) -> Prepared:
-        if scene.map_name not in self._locations():
+        if scene.map_name not in self._maps.locations():
             raise SampleError(
-                "no_map", f"scene {scene.token} of log {scene.log}: {self._root / INDEX} has no {scene.map_name!r}"
+                "no_map", f"scene {scene.token} of log {scene.log}: {self._maps.root / INDEX} has no {scene.map_name!r}"
             )
-        world = load_map(find_map(self._root, scene.map_name))
+        world = load_map(self._maps.file(scene.map_name))
         return prepare(scene, world, self.config.versions, self.config.radius)
-
-    def _locations(self) -> list[str]:
-        try:
-            index = json.loads((self._root / INDEX).read_text())
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"no maps at {self._root}: {INDEX}: {error}; set maps_root") from error
-        if not isinstance(index, dict) or not index:
-            raise WeightsError(f"{self._root / INDEX} should map locations to versions, holds {index!r:.80}")
-        return sorted(index)
 
 
 def reward_contexts(prepared: Sequence[Prepared], device: str = "cpu") -> list[list[RewardContext]]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import sqlite3
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyogrio
 import pytest
 
+from maps.nuplan_map import load_map
+from maps.roads import Roads
 from pipeline.sources.nuplan_command import driving_command
-from pipeline.sources.nuplan_roads import INDEX, Roads, map_path
-from shards_schema.errors import ConfigError, SampleError
+from shards_schema.errors import SampleError
 from shards_schema.records import COMMANDS
 
 DATA = Path(__file__).parents[1] / "data" / "nuplan"
@@ -31,7 +32,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def roads(town: Path) -> Roads:
-    return Roads(town)
+    return load_map(town).roads
 
 
 def test_as_openscene_has_it(roads: Roads) -> None:
@@ -48,27 +49,17 @@ def test_no_route_or_one_that_the_map_lacks_is_unknown(roads: Roads, route: tupl
     assert COMMANDS[driving_command(roads, np.array(known["pose"]), route)] == "unknown"
 
 
-def test_a_map_that_is_none(town: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.gpkg"
-    text.write_text("no map")
-    with pytest.raises(SampleError, match="not a nuPlan map") as error:
-        Roads(text)
-    assert error.value.code == "bad_map"
-    bare = tmp_path / "bare.gpkg"
-    columns = [np.array(["projectedCoordSystem"], object), np.array(["EPSG:32619"], object)]
-    pyogrio.raw.write(str(bare), None, columns, ["key", "value"], layer="meta", driver="GPKG", geometry_type=None)
-    with pytest.raises(SampleError, match="lane_groups_polygons"):
-        Roads(bare)
-
-
-def test_where_maps_lie(town: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Set maps_root"):
-        map_path(str(tmp_path), "us-ma-boston")
-    (tmp_path / INDEX).write_text(json.dumps({"us-ma-boston": {"version": "9"}}))
-    with pytest.raises(ConfigError, match="no map of us-ma-boston"):
-        map_path(str(tmp_path), "us-ma-boston")
-    (tmp_path / "us-ma-boston" / "9").mkdir(parents=True)
-    shutil.copy(town, tmp_path / "us-ma-boston" / "9" / "map.gpkg")
-    assert map_path(str(tmp_path), "us-ma-boston").is_file()
-    with pytest.raises(ConfigError, match="sg-one-north"):
-        map_path(str(tmp_path), "sg-one-north")
+def test_a_lane_without_a_baseline_is_refused_where_it_counts(town: Path, roads: Roads, tmp_path: Path) -> None:
+    """Left out, it would change the command of those about it in silence; far from it nothing changes."""
+    straight = [case for case in CASES if case["command"] == 1]
+    here, block = next((case, b) for case in straight for b in roads.at(*case["pose"][:2]) if not b.connector)
+    away = next(case for case in straight if np.hypot(*np.subtract(case["pose"], here["pose"])[:2]) > 200.0)
+    assert str(block.id) not in away["route"]
+    broken = Path(shutil.copy(town, tmp_path / "broken.gpkg"))
+    with sqlite3.connect(broken) as db:
+        db.execute("DELETE FROM baseline_paths WHERE lane_fid = ?", (block.lanes[0].id,))
+    hurt = load_map(broken).roads
+    with pytest.raises(SampleError, match=f"lane {block.lanes[0].id} should have one baseline, has 0") as refused:
+        driving_command(hurt, np.array(here["pose"]), here["route"])
+    assert refused.value.code == "bad_map"
+    assert driving_command(hurt, np.array(away["pose"]), away["route"]) == 1

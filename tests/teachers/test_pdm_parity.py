@@ -18,13 +18,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from maps.folder import MapFolder
+from maps.nuplan_map import NuplanMap, load_map
 from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from scoring import collate, complete, score
 from scoring.context import Polygons, RewardContext, Version
+from shards_schema.errors import WeightsError
 from shards_schema.records import Scene
 from teachers.pdm import context_from_cache, find_caches
-from teachers.pdm.nuplan_map import INDEX, NuplanMap, find_map, load_map
 from teachers.pdm.scene_context import prepare
 from teachers.pdm.teacher import reward_contexts
 
@@ -76,8 +78,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> NuplanMap:
     (maps / LOCATION / "1").mkdir(parents=True)
     packed = (DATA / "maps" / "two_logs.gpkg.gz").read_bytes()
     (maps / LOCATION / "1" / "map.gpkg").write_bytes(gzip.decompress(packed))
-    (maps / INDEX).write_text(json.dumps({LOCATION: {"version": "1"}}))
-    return load_map(find_map(maps, LOCATION))
+    return load_map(maps / LOCATION / "1" / "map.gpkg")
 
 
 def close(mine: NDArray[Any], theirs: NDArray[Any], what: str, tolerance: float = FLAT_M) -> None:
@@ -180,9 +181,8 @@ def test_all_reference_scenes() -> None:
     root = Path(folder)
     tokens = set(find_caches(root / "metric_cache_v2"))
     scenes = scenes_of(root / "navsim_mini", tokens)
-    prepared = [
-        prepare(scene, load_map(find_map(root / "navsim_mini" / "maps", scene.map_name)), VERSIONS) for scene in scenes
-    ]
+    maps = MapFolder(root / "navsim_mini" / "maps", "maps", WeightsError)
+    prepared = [prepare(scene, load_map(maps.file(scene.map_name)), VERSIONS) for scene in scenes]
     rows, bad = compare(reward_contexts(prepared), root, root / "pdms_golden")
     assert rows == len(tokens) * 13 * 2
     assert len(bad) <= 0.01 * rows, bad[:20]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maps.folder import INDEX
 from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from scoring.context import Polygons, RewardContext, Version, collate
@@ -21,7 +22,6 @@ from shards_schema.records import Scene
 from shards_schema.specs import TargetSpec
 from teachers.base import Targets, Teacher, TeacherInput, fingerprint
 from teachers.pdm import build, context_from_targets
-from teachers.pdm.nuplan_map import INDEX
 from teachers.registry import build as build_any
 from teachers.testing import TeacherConformance
 
@@ -142,13 +142,13 @@ def through_npy(specs: Sequence[TargetSpec], targets: Targets) -> Targets:
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_contexts_come_back_bit_for_bit(root: Path, scenes: list[Scene], precision: str) -> None:
-    from teachers.pdm.nuplan_map import find_map, load_map
+    from maps.nuplan_map import load_map
     from teachers.pdm.scene_context import prepare
     from teachers.pdm.teacher import reward_contexts
 
     teacher = build({"maps_root": root / "maps", "precision": precision})
     teacher.load("cpu")
-    world = load_map(find_map(root / "maps", LOCATION))
+    world = load_map(root / "maps" / LOCATION / "1" / "map.gpkg")
     two = scenes[1:3]
     want = reward_contexts([prepare(scene, world, VERSIONS) for scene in two])
     for scene, targets, contexts in zip(two, run(teacher, two), want, strict=True):

@@ -15,9 +15,9 @@ import numpy as np
 import simplejpeg
 import torch
 
+from maps.folder import INDEX
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from teachers.pdm import build
-from teachers.pdm.nuplan_map import INDEX
 from tests.committed import commit
 from tests.toys import ToyTeacher
 from trainer.config import SFTConfig
