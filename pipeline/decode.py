@@ -12,11 +12,17 @@ with checksums should be checked by them before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import simplejpeg
 
 from shards_schema.errors import SampleError
 from shards_schema.records import Image
+
+Decode = Callable[[bytes, str], Image]
+"""A file's bytes and its name -> RGB pixels, uint8 [H, W, 3]; raises `SampleError`; called from many threads."""
 
 MAX_PIXELS = 64_000_000
 """A 1920x1080 camera has 2 million; more than this is a decompression bomb."""
@@ -27,20 +33,37 @@ _SCAN = b"\xff\xda"
 """Start of scan: entropy-coded data never holds these two bytes (a 0xff there is followed by 0 or a restart)."""
 
 
-def decode_jpeg(data: bytes, where: str) -> Image:
-    """RGB pixels, uint8 [H, W, 3], of a JPEG.
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """What a JPEG says of itself.
+
+    Attributes:
+        height: pixels.
+        width: pixels.
+        colorspace: ``YCbCr``, ``RGB`` or ``Gray``.
+        subsampling: of the chroma: ``420``, ``422``, ``444``, ...; ``Gray`` where there is none.
+    """
+
+    height: int
+    width: int
+    colorspace: str
+    subsampling: str
+
+
+def read_header(data: bytes, where: str) -> JpegHeader:
+    """The header of a JPEG that may be decoded.
 
     Raises:
         SampleError: codes ``image_empty``, ``image_not_jpeg``, ``image_too_large``, ``image_colorspace``,
-            ``image_damaged`` (truncated or corrupt).
+            ``image_damaged`` (cut within the header).
     """
     if not data:
         raise SampleError("image_empty", f"{where}: the file has 0 bytes")
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colorspace, subsampling = simplejpeg.decode_jpeg_header(data)
     except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg has no name for
         if data[:2] == b"\xff\xd8":  # begins as a JPEG does: cut within its header
-            raise SampleError("image_damaged", f"{where}: {len(data)} bytes, truncated or corrupt ({error})") from error
+            raise _damaged(data, where, error) from error
         raise SampleError("image_not_jpeg", f"{where}: no JPEG in {len(data)} bytes ({error})") from error
     if height * width > MAX_PIXELS:
         raise SampleError("image_too_large", f"{where}: {width}x{height} pixels, at most {MAX_PIXELS} are decoded")
@@ -51,11 +74,41 @@ def decode_jpeg(data: bytes, where: str) -> Image:
         )
     if colorspace in ("CMYK", "YCCK"):
         raise SampleError("image_colorspace", f"{where}: colour space {colorspace}, expected YCbCr, RGB or grey")
+    return JpegHeader(height, width, colorspace, subsampling)
+
+
+def decode_jpeg(data: bytes, where: str) -> Image:
+    """RGB pixels, uint8 [H, W, 3], of a JPEG.
+
+    Raises:
+        SampleError: as `read_header`; and ``image_damaged`` (truncated or corrupt).
+    """
+    read_header(data, where)
     try:
         image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
     except (ValueError, KeyError) as error:
-        raise SampleError("image_damaged", f"{where}: {len(data)} bytes, truncated or corrupt ({error})") from error
+        raise _damaged(data, where, error) from error
     return image
+
+
+def skim_jpeg(data: bytes, where: str) -> Image:
+    """Mean brightness of each 8x8 block, uint8 [ceil(H/8), ceil(W/8)], of a JPEG whose header was read.
+
+    It reads every bit of the entropy-coded data, so it refuses what `decode_jpeg` refuses, in the same words, at half
+    the price: only the inverse transform, the upsampling and the colours are left out.
+
+    Raises:
+        SampleError: code ``image_damaged`` (truncated or corrupt).
+    """
+    try:
+        grey: Image = simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)
+    except (ValueError, KeyError) as error:
+        raise _damaged(data, where, error) from error
+    return grey[:, :, 0]
+
+
+def _damaged(data: bytes, where: str, error: Exception) -> SampleError:
+    return SampleError("image_damaged", f"{where}: {len(data)} bytes, truncated or corrupt ({error})")
 
 
 def encode_jpeg(image: Image, quality: int) -> bytes:

@@ -23,7 +23,7 @@ from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecu
 from typing import Any
 
 from pipeline.careful import CarefulDecoder
-from pipeline.decode import decode_jpeg
+from pipeline.decode import Decode, decode_jpeg
 from pipeline.stores.remote import is_local, store_of
 from pipeline.stores.retry import store_config
 from shards_schema.errors import SampleError, StoreError
@@ -42,13 +42,22 @@ class ShardImages:
     Args:
         read: path or URL -> bytes; raises `SampleError`.
         consumers: name -> `Make`.
-        careful: decode where a crash of the decoder ends no more than its image (`pipeline.careful`).
+        careful: decode where a crash of libjpeg ends no more than its image (`pipeline.careful`).
+        decode: by what else than `decode_jpeg`. Where `careful` too, after libjpeg has survived the image: what uses a
+            GPU cannot run in a process that was forked, so an image that crashes it alone is not found.
     """
 
-    def __init__(self, read: Callable[[str], bytes], consumers: Mapping[str, Make], *, careful: bool = False) -> None:
+    def __init__(
+        self,
+        read: Callable[[str], bytes],
+        consumers: Mapping[str, Make],
+        *,
+        careful: bool = False,
+        decode: Decode | None = None,
+    ) -> None:
         self._read = read
         self._careful = CarefulDecoder() if careful else None
-        self._decode = self._careful.decode if self._careful else decode_jpeg
+        self._decoder = decode
         self._consumers = consumers
         self._uses: dict[str, Counter[str]] = {}
         self._made: dict[str, Future[dict[str, Any]]] = {}
@@ -102,7 +111,7 @@ class ShardImages:
     def _make(self, path: str, consumers: tuple[str, ...], fetched: Future[bytes] | None) -> dict[str, Any]:
         data = self._bytes(path, fetched)
         del fetched  # the bytes go with this task
-        image = self._decode(data, path)
+        image = self._pixels(data, path)
         self._decoded[path] += 1
         made: dict[str, Any] = {}
         for name in consumers:
@@ -111,6 +120,12 @@ class ShardImages:
             except SampleError as error:  # this consumer cannot have the image; the others can
                 made[name] = SampleError(error.code, f"{path}: {error.reason}")
         return made
+
+    def _pixels(self, data: bytes, path: str) -> Image:
+        if self._careful is None:
+            return (self._decoder or decode_jpeg)(data, path)
+        image = self._careful.decode(data, path)
+        return image if self._decoder is None else self._decoder(data, path)
 
     def take(self, consumer: str, path: str) -> Any:
         """What `consumer` made of the file; waits for it. The last taker frees it.
