@@ -28,9 +28,9 @@ class TeacherActor:
     def __init__(self, env: list[Any], folder: str, make: list[Any], alone: bool) -> None:
         self._env, self._folder, self._make, self._alone = env, folder, make, alone
 
-    def node(self) -> str:
-        """Id of the node that it was put on; asked before `load`, which may take minutes and not survive them."""
-        return str(ray.get_runtime_context().get_node_id())
+    def place(self) -> tuple[str, int]:
+        """Id of the node that it was put on, and of its process there; asked before `load`, which may never end."""
+        return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     def load(self) -> int:
         """Build the worker and load the weights (here, since Ray hides what a constructor raises); the process id."""
@@ -39,8 +39,7 @@ class TeacherActor:
             os.chdir(self._folder)
         make: Callable[[], ShardWorker] = ray.get(self._make[0])
         self._worker = make()
-        if not self._alone:
-            refuse_unreserved(self._worker.device, ray.get_gpu_ids(), torch.cuda.device_count())
+        refuse_doubt(self._worker.device, ray.get_gpu_ids(), torch.cuda.device_count(), self._alone)
         self._worker.load()
         return os.getpid()
 
@@ -49,18 +48,30 @@ class TeacherActor:
         return self._worker.process(task)
 
 
-def refuse_unreserved(device: str, reserved: Sequence[Any], there: int) -> None:
-    """Workers that reserved no GPU see them all, and would all take the first.
+def refuse_doubt(device: str, reserved: Sequence[Any], there: int, alone: bool) -> None:
+    """Where the device is left open, Ray and torch must agree on whether there is a GPU.
+
+    Workers that reserved none and see some would all take the first. One that reserved some and sees none would
+    compute on its CPU, into the columns of the others' GPUs.
 
     Args:
         device: as configured.
         reserved: the GPUs that Ray has given to this worker.
-        there: GPUs that this process sees.
+        there: GPUs that torch sees in this process.
+        alone: whether the run has this worker alone.
 
     Raises:
-        ConfigError: the device is left open, there are GPUs, and none is reserved.
+        ConfigError: they do not agree.
     """
-    if device == "auto" and there and not reserved:
+    if device != "auto":
+        return
+    if reserved and not there:
+        raise ConfigError(
+            f"worker.device is auto, and this worker has reserved {len(reserved)} GPU, of which torch "
+            f"{torch.__version__} (CUDA {torch.version.cuda or 'not built in'}) sees none: is the node's driver too "
+            "old for it? See nvidia-smi there; or set cluster.gpus_per_worker: 0 and worker.device: cpu"
+        )
+    if there and not reserved and not alone:
         raise ConfigError(
             f"worker.device is auto, and each of several workers sees {there} GPUs and has reserved none, so all of "
             "them would take the first: set cluster.gpus_per_worker (1: a GPU each), or worker.device: cpu"

@@ -42,7 +42,9 @@ class ClusterConfig(BaseModel):
             other bytes under the first one's record where they differ. None makes no copies.
         shard_seconds: how long a worker may have a shard, waiting for its other shards included, before it is taken for
             hung, killed and replaced. None goes by what the shards took: five times the longest of late, never less
-            than half an hour (six hours until one is done). A shard that ran out of it has twice as long the next time.
+            than half an hour (six hours until one is done). What ran out of it has twice as long the next time.
+        load_seconds: how long a worker may load its teachers before it is taken for hung, killed and replaced. None
+            goes by what the loads took, likewise: never less than two hours (six until one is done).
         env: names (with wildcards) of the environment variables that workers of a joined cluster get from the driver.
         wait_seconds: how long to wait at the start for a node that has room for a worker.
         grace_seconds: after SIGTERM, how long shards under way may take to end before they are given up.
@@ -58,6 +60,7 @@ class ClusterConfig(BaseModel):
     max_attempts: int = Field(default=3, ge=1)
     speculate: float | None = Field(default=None, gt=1)
     shard_seconds: float | None = Field(default=None, gt=0)
+    load_seconds: float | None = Field(default=None, gt=0)
     env: tuple[str, ...] = shipping.ENVIRONMENT
     wait_seconds: float = Field(default=0, ge=0)
     grace_seconds: float = Field(default=20, ge=0)

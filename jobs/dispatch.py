@@ -7,7 +7,7 @@ seat whose worker dies gets a new one. The caller reports what happened and does
 1. A task is *charged* an attempt when it raises, and when its worker dies while it is alone in it; `max_attempts`
    charges and it has failed. Where several were in a worker that died, none is charged and each is tried alone next,
    so that a task which kills its worker is found and its neighbours do not fail with it. A preemption or a node's
-   death charges nobody, until one task has been there `_EXCUSED` times.
+   death charges nobody, until one task has been there 30 times.
 2. A task is not tried again on a seat where it was charged while another seat may have it; on the last one it comes
    after all fresh work. So one broken GPU cannot use up the attempts of every shard that it is given.
 3. A worker whose tasks raised `max_attempts` times in a row is replaced. A seat that lost as many workers in a row
@@ -16,9 +16,8 @@ seat whose worker dies gets a new one. The caller reports what happened and does
    spread over all workers and no slow one holds two of them.
 5. With `speculate`, a seat that has nothing left to do takes a copy of the task that has run longest, once it has run
    `speculate` times the usual. At most two copies run, and the first that ends counts.
-6. A worker *hangs* when it has had a task for longer than `deadline`; it is then as good as dead (rule 1). Without one
-   given, that is five times as long as any of the last tasks took, never less than half an hour: to wait for a slow
-   disk costs less than to kill what would have ended. A task that overran has twice as long the next time.
+6. A worker *hangs* when it has had a task, or has been loading, for longer than `jobs.patience` allows; it is then as
+   good as dead (rules 1 and 3).
 7. After a worker died or hung, its tasks, and the next one on its seat, are done *carefully*: in a mode in which an
    image that ends its decoder ends nothing else. So poison costs one attempt, and no seat is closed for it.
 
@@ -27,22 +26,13 @@ Every decision costs O(1) while fresh work is left (a retry that waits for its s
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from statistics import median
 
-_DURATIONS = 255
-"""How many of the last tasks say what is usual."""
-_HANGS = 5.0
-"""How many times the longest of those a task may take before its worker hangs."""
-_PATIENCE = 1800.0
-"""Seconds below which no worker is said to hang; a store may be asked again for eight minutes (`StoreConfig`)."""
-_BLIND = 6 * 3600.0
-"""The same while no task was done yet, so that nothing is known of how long one takes."""
-_EXCUSED = 30
-"""How many workers may go with their nodes under one task before it is suspected of taking the nodes with it."""
+from jobs.attempts import Attempts
+from jobs.patience import LOAD_FLOOR, SHARD_FLOOR, Hang, Patience
 
 
 class Verdict(Enum):
@@ -62,6 +52,7 @@ class _Seat:
     Attributes:
         ready: a worker sits there and has loaded.
         closed: it gets no more workers.
+        loading: since when its worker has been loading.
         running: task -> when it was given.
         errors: tasks that raised since the last that was done by this worker.
         strikes: workers lost since the last task that was done on this seat.
@@ -69,19 +60,10 @@ class _Seat:
 
     ready: bool = False
     closed: bool = False
+    loading: float | None = None
     running: dict[int, float] = field(default_factory=dict)
     errors: int = 0
     strikes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Hang:
-    """A worker that has had a task for `seconds`, of which `limit` are given."""
-
-    seat: int
-    task: int
-    seconds: float
-    limit: float
 
 
 class Dispatcher:
@@ -96,7 +78,8 @@ class Dispatcher:
         in_flight: tasks a worker holds at once.
         max_attempts: see rules 1 and 3.
         speculate: see rule 5; None makes no copies.
-        deadline: seconds, see rule 6; None goes by what the tasks took.
+        deadline: seconds that a worker may have a task, see rule 6; None goes by what the tasks took.
+        load_deadline: the same for loading.
     """
 
     def __init__(
@@ -108,20 +91,16 @@ class Dispatcher:
         max_attempts: int,
         speculate: float | None = None,
         deadline: float | None = None,
+        load_deadline: float | None = None,
     ) -> None:
         self._tasks, self._in_flight, self._max_attempts, self._speculate = tasks, in_flight, max_attempts, speculate
-        self._deadline = deadline
-        self._overran: Counter[int] = Counter()
-        self._careful: set[int] = set()
+        self._work = Patience(deadline, SHARD_FLOOR)
+        self._load = Patience(load_deadline, LOAD_FLOOR)
+        self._book = Attempts(max_attempts)
         self._seats = [_Seat() for _ in range(seats)]
         self._fresh = 0
         self._retries: deque[int] = deque()
         self._runners: dict[int, list[int]] = {}
-        self._charges: Counter[int] = Counter()
-        self._excused: Counter[int] = Counter()
-        self._reasons: dict[int, str] = {}
-        self._alone: set[int] = set()
-        self._tried: dict[int, set[int]] = {}
         self._done = bytearray(tasks)
         self._done_count = 0
         self._failed: dict[int, str] = {}
@@ -130,7 +109,6 @@ class Dispatcher:
         """Seat -> a task that must be alone, which waits there until nothing else runs."""
         self._open = seats
         self._ready = 0
-        self._durations: deque[float] = deque(maxlen=_DURATIONS)
 
     @property
     def finished(self) -> bool:
@@ -166,7 +144,7 @@ class Dispatcher:
     def undone(self) -> dict[int, str]:
         """Task -> why, for those that are neither done nor failed; empty when `finished`, unless all seats closed."""
         left = (t for t in range(self._tasks) if not self._done[t] and t not in self._failed)
-        return {t: self._reasons.get(t, "no worker was left to do it") for t in left}
+        return {t: self._book.reasons.get(t, "no worker was left to do it") for t in left}
 
     def add_seat(self) -> int:
         """One more seat, e.g. for a node that joined; a worker is to be started there."""
@@ -174,9 +152,20 @@ class Dispatcher:
         self._open += 1
         return len(self._seats) - 1
 
-    def loaded(self, seat: int) -> None:
-        """The worker on a seat is ready for tasks."""
-        self._seats[seat].ready = True
+    def placed(self, seat: int, now: float) -> None:
+        """The worker on a seat has a machine, and loads; for a caller that wants to know of hangs there."""
+        self._seats[seat].loading = None if self._seats[seat].ready else now
+
+    def loading(self, now: float) -> dict[int, float]:
+        """Seat -> seconds for which its worker has been loading."""
+        return {seat: now - at.loading for seat, at in enumerate(self._seats) if at.loading is not None}
+
+    def loaded(self, seat: int, now: float | None = None) -> None:
+        """The worker on a seat is ready for tasks; `now` where the caller told when it was `placed`."""
+        at = self._seats[seat]
+        if now is not None and at.loading is not None:
+            self._load.took(now - at.loading)
+        at.ready, at.loading = True, None
         self._ready += 1
         self._update_free(seat)
 
@@ -188,10 +177,7 @@ class Dispatcher:
         """
         at = self._seats[seat]
         running = list(at.running)
-        if not charge:
-            self._excused.update(running)
-        suspects = [task for task in running if charge or self._excused[task] > _EXCUSED]
-        self._careful.update(suspects)
+        suspects = self._book.suspects(running, charge=charge)
         self._empty(seat)
         for task in reversed(running):  # each goes to the head: the one given first ends up there
             if task not in suspects or self._done[task]:
@@ -199,40 +185,40 @@ class Dispatcher:
             elif len(suspects) == 1:
                 self._charge(task, seat, reason)
             else:
-                self._reasons[task] = reason
-                self._alone.add(task)
+                self._book.doubt(task, reason)
                 self._again(task)
         at.strikes += charge
         return self._strike_out(seat)
 
     def overdue(self, now: float) -> list[Hang]:
         """The workers that hang, by the task that is over its time by most; each is then told to `hung`."""
-        limit = self._limit()
-        out = []
+        limit = self._load.limit
+        out = [Hang(seat, None, took, limit * self._load.factor(seat)) for seat, took in self.loading(now).items()]
+        limit = self._work.limit
         for seat, at in enumerate(self._seats):
             if at.ready and at.running:
-                hangs = [
-                    Hang(seat, task, now - given, limit * 2 ** self._overran[task])
-                    for task, given in at.running.items()
-                ]
-                worst = max(hangs, key=lambda hang: hang.seconds - hang.limit)
-                if worst.seconds > worst.limit:
-                    out.append(worst)
-        return out
+                hangs = (
+                    Hang(seat, task, now - given, limit * self._work.factor(task)) for task, given in at.running.items()
+                )
+                out.append(max(hangs, key=lambda hang: hang.seconds - hang.limit))
+        return [hang for hang in out if hang.seconds > hang.limit]
 
     def hung(self, hang: Hang, reason: str) -> Verdict:
         """A worker hangs: as if it had died."""
-        self._overran[hang.task] += 1
+        if hang.task is None:
+            self._load.overran(hang.seat)
+        else:
+            self._work.overran(hang.task)
         return self.lost(hang.seat, reason)
 
     def careful(self, seat: int, task: int) -> bool:
         """Whether a task that is given to this seat now is to be done carefully (rule 7)."""
-        return task in self._careful or self._seats[seat].strikes > 0
+        return task in self._book.careful or self._seats[seat].strikes > 0
 
     def away(self, seat: int) -> None:
         """The worker on a seat does not answer: it gets nothing more, until the caller says what became of it."""
         self._ready -= self._seats[seat].ready
-        self._seats[seat].ready = False
+        self._seats[seat].ready, self._seats[seat].loading = False, None
         self._update_free(seat)
 
     def close(self, seat: int) -> Verdict:
@@ -248,16 +234,14 @@ class Dispatcher:
     def completed(self, seat: int, task: int, now: float) -> bool:
         """A task was done. False where another copy was done before, so that it must not be counted."""
         at = self._seats[seat]
-        self._durations.append(now - at.running[task])
+        self._work.took(now - at.running[task])
         self._end(seat, task)
         at.errors = at.strikes = 0
         if self._done[task]:
             return False
         self._done[task] = 1
         self._done_count += 1
-        self._tried.pop(task, None)
-        self._alone.discard(task)
-        self._careful.discard(task)
+        self._book.done(task)
         return True
 
     def failed(self, seat: int, task: int, reason: str) -> Verdict:
@@ -289,13 +273,13 @@ class Dispatcher:
                     given.append(self._give(seat, task, now))
                 elif not self._waiting + len(self._claims):
                     break
-        if self._speculate and not self._waiting and self._durations:
+        if self._speculate and not self._waiting and self._work.known:
             given += self._copies(now)
         return given
 
     def wake(self, now: float) -> float | None:
         """When `assign` will have more to give although nothing happens until then: a copy falls due. None: never."""
-        if not self._speculate or self._waiting or not self._durations or not self._idle():
+        if not self._speculate or self._waiting or not self._work.known or not self._idle():
             return None
         late = self._late()
         return min((given + late for _, given in self._single() if given + late > now), default=None)
@@ -314,7 +298,7 @@ class Dispatcher:
         for task in self._retries:
             if self._may(task, seat):
                 self._retries.remove(task)
-                if not level or task not in self._alone:
+                if not level or task not in self._book.alone:
                     return task
                 self._claims[seat] = task  # it waits until the others have ended, and no more are begun here
                 self._update_free(seat)
@@ -331,7 +315,7 @@ class Dispatcher:
 
     def _may(self, task: int, seat: int) -> bool:
         """Whether a retry may go to a seat: not where it was charged, unless there is no other and nothing fresh."""
-        tried = self._tried.get(task)
+        tried = self._book.tried.get(task)
         if not tried or seat not in tried:
             return True
         return self._fresh == self._tasks and sum(self._seats[s].ready for s in tried) == self._ready
@@ -343,20 +327,14 @@ class Dispatcher:
         due = sorted((given, task) for task, given in self._single() if now - given >= late) if idle else []
         out: list[tuple[int, int]] = []
         for _, task in due:
-            seat = next((s for s in idle if s not in self._tried.get(task, ())), None)
+            seat = next((s for s in idle if s not in self._book.tried.get(task, ())), None)
             if seat is not None:
                 idle.remove(seat)
                 out.append(self._give(seat, task, now))
         return out
 
-    def _limit(self) -> float:
-        """Seconds that a task may take the first time."""
-        if self._deadline is not None:
-            return self._deadline
-        return max(_PATIENCE, _HANGS * max(self._durations)) if self._durations else _BLIND
-
     def _late(self) -> float:
-        return (self._speculate or 0.0) * median(self._durations)
+        return (self._speculate or 0.0) * self._work.usual
 
     def _idle(self) -> list[int]:
         return [s for s in self._free if not self._seats[s].running and s not in self._claims]
@@ -364,7 +342,7 @@ class Dispatcher:
     def _single(self) -> Iterator[tuple[int, float]]:
         """Tasks that run in one copy, and since when."""
         for task, seats in self._runners.items():
-            if len(seats) == 1 and task not in self._alone and not self._done[task]:
+            if len(seats) == 1 and task not in self._book.alone and not self._done[task]:
                 yield task, self._seats[seats[0]].running[task]
 
     def _give(self, seat: int, task: int, now: float) -> tuple[int, int]:
@@ -385,7 +363,7 @@ class Dispatcher:
         """Nobody sits on a seat, and nothing runs there."""
         at = self._seats[seat]
         self._ready -= at.ready
-        at.ready, at.errors = False, 0
+        at.ready, at.loading, at.errors = False, None, 0
         for task in list(at.running):
             self._end(seat, task)
         if seat in self._claims:
@@ -408,13 +386,10 @@ class Dispatcher:
 
     def _charge(self, task: int, seat: int, reason: str) -> None:
         """Count an attempt against a task, and try it again or let it fail."""
-        self._charges[task] += 1
-        self._reasons[task] = reason
-        self._tried.setdefault(task, set()).add(seat)
-        if self._charges[task] < self._max_attempts or task in self._runners:
-            self._again(task)
-        else:
+        if self._book.charge(task, seat, reason) and task not in self._runners:
             self._failed[task] = reason
+        else:
+            self._again(task)
 
     def _again(self, task: int) -> None:
         """Back to the head of the queue, unless it is done or another copy is running."""
@@ -423,7 +398,7 @@ class Dispatcher:
 
     def _update_free(self, seat: int) -> None:
         at = self._seats[seat]
-        alone = any(task in self._alone for task in at.running)
+        alone = any(task in self._book.alone for task in at.running)
         room = len(at.running) < self._in_flight and not alone and (seat not in self._claims or not at.running)
         if at.ready and room:
             self._free[seat] = None

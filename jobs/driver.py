@@ -2,8 +2,8 @@
 
 It does what `jobs.dispatch` decides. Each actor hosts one `ShardWorker` and holds `shards_in_flight` tasks at once (so
 that decoding, teaching and writing overlap); only tasks and receipts, some kilobytes, cross the wire. An actor that
-dies, or hangs beyond its deadline and is killed for it, is replaced and its shards are tried again; that is safe
-because a shard done twice writes the same bytes to the same names.
+dies, or hangs, loading or at work, beyond its deadline and is killed for it, is replaced and its shards are tried
+again; that is safe because a shard done twice writes the same bytes to the same names.
 
 Nodes come and go. A worker that went with its node is nobody's fault: its shards are not charged, and its replacement
 waits until some node has room. A node that joins gets workers where the config leaves their number open.
@@ -40,7 +40,11 @@ _NOTICE = 60.0
 """Seconds without any worker after which a person is told."""
 _AWAKE = 10.0
 """Seconds between two looks at the clock that count; what is more, this process has slept."""
-_NODE, _LOAD = -2, -1
+_SLOW = 300.0
+"""Seconds of loading after which a person is told, and again."""
+_NAMED = 5
+"""How many of the workers that are slow to load are named."""
+_PLACE, _LOAD = -2, -1
 """What a new worker is asked; tasks are 0 and up."""
 
 
@@ -141,6 +145,7 @@ class _Driver:
             max_attempts=config.max_attempts,
             speculate=config.speculate,
             deadline=config.shard_seconds,
+            load_deadline=config.load_seconds,
         )
         self._actors: dict[int, Any] = {}
         self._parked: list[Any] = []
@@ -148,15 +153,16 @@ class _Driver:
         self._nodes: dict[int, str] = {}
         """Seat -> the node of its worker, once it is there."""
         self._pids: dict[int, int] = {}
-        """Seat -> the process of its worker, once it has loaded."""
+        """Seat -> the process of its worker, likewise."""
         self._asked: dict[Any, tuple[int, int]] = {}
-        """Reference -> seat and task; `_NODE` and `_LOAD` for what a new worker is asked."""
+        """Reference -> seat and task; `_PLACE` and `_LOAD` for what a new worker is asked."""
         self._dying: dict[int, tuple[float, str]] = {}
         """Seat -> until when its dead worker's node may turn out dead too, and how the worker died."""
         self._cause: Exception | None = None
         self._now = Awake()
         self._last_ready = time.monotonic()
         self._next_look = self._last_ready + _LOOK
+        self._next_notice = self._last_ready + _SLOW
         self._stopping = False
 
     def run(self) -> None:
@@ -195,7 +201,8 @@ class _Driver:
         )
         self._actors[seat] = actor
         self._nodes.pop(seat, None)
-        self._asked[actor.node.remote()] = (seat, _NODE)
+        self._pids.pop(seat, None)
+        self._asked[actor.place.remote()] = (seat, _PLACE)
         self._asked[actor.load.remote()] = (seat, _LOAD)
 
     def _look(self, now: float) -> None:
@@ -221,6 +228,20 @@ class _Driver:
         elif now - self._last_ready > _NOTICE:
             self._last_ready = now
             self._tell(f"no worker for a minute: {self._dispatch.open} load, or wait for a node that has room for them")
+        if now >= self._next_notice:
+            self._next_notice = now + _SLOW
+            self._tell_of_slow_loads()
+
+    def _tell_of_slow_loads(self) -> None:
+        """Who has been loading for long: the one sign of a disk that does not answer, until `load_seconds` are over."""
+        slow = {seat: seconds for seat, seconds in self._dispatch.loading(self._now()).items() if seconds > _SLOW}
+        if slow:
+            longest = sorted(slow, key=lambda seat: -slow[seat])[:_NAMED]
+            named = ", ".join(f"{self._where(seat)} for {slow[seat] / 60:.0f} min" for seat in longest)
+            self._tell(
+                f"workers that still load their teachers: {named}"
+                + (f", and {len(slow) - _NAMED} more" if len(slow) > _NAMED else "")
+            )
 
     def _take_ended(self) -> None:
         for reference in self._ended():
@@ -264,23 +285,32 @@ class _Driver:
         except _LOST as error:
             self._lost(seat, task, error)
         else:
-            if task == _NODE:
-                self._nodes[seat] = answer
+            if task == _PLACE:
+                self._nodes[seat], self._pids[seat] = answer
+                self._dispatch.placed(seat, self._now())
             elif task == _LOAD:
-                self._dispatch.loaded(seat)
+                self._dispatch.loaded(seat, self._now())
                 self._pids[seat] = answer
                 self._on_start(answer)
             elif self._dispatch.completed(seat, task, self._now()):
                 self._on_receipt(answer)
 
     def _end_hangs(self) -> None:
-        """Kill and replace the workers that have had a shard for too long."""
+        """Kill and replace the workers that have had a shard, or have been loading, for too long."""
         for hang in self._dispatch.overdue(self._now()):
-            shard = f"shard {self._tasks[hang.task].shard}"
-            how = f"has had {shard} for {hang.seconds:.0f} s, and {hang.limit:.0f} are given (cluster.shard_seconds)"
-            where = f"process {self._pids[hang.seat]} on host {host(self._nodes.get(hang.seat, 'unknown'))}"
-            self._tell(f"a worker hangs: {where} {how}; it is killed, and what it had is tried again")
+            where, time_given = self._where(hang.seat), f"{hang.seconds:.0f} s, and {hang.limit:.0f} are given"
+            if hang.task is None:
+                how = f"has been loading its teachers for {time_given} (cluster.load_seconds)"
+                self._cause = IncompleteError(f"workers hung while they loaded the teachers: {where} {how}")
+                self._tell(f"a worker hangs: {where} {how}; it is killed")
+            else:
+                how = f"has had shard {self._tasks[hang.task].shard} for {time_given} (cluster.shard_seconds)"
+                self._tell(f"a worker hangs: {where} {how}; it is killed, and what it had is tried again")
             self._act(self._dispatch.hung(hang, f"its worker hung: {where} {how}"), hang.seat)
+
+    def _where(self, seat: int) -> str:
+        """The worker of a seat, for a person to find."""
+        return f"process {self._pids.get(seat, 'unknown')} on host {host(self._nodes.get(seat, 'unknown'))}"
 
     def _lost(self, seat: int, task: int, error: Exception) -> None:
         """A worker is gone. Whose fault that is may take Ray some seconds to know; nothing more comes of it anyhow."""

@@ -185,10 +185,18 @@ def _measured(make: Callable[[], Teacher], size: int, device: str, seconds: floa
         began = time.perf_counter()
         while len(taken) < 2 or time.perf_counter() - began < seconds:
             taken.append(_busy(teacher, batch))
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
         return Figure(size, None, None)
     peak = torch.cuda.max_memory_reserved(device) if device.startswith("cuda") else None
     return Figure(size, size / float(np.median(taken)), peak)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Whether it is the device's memory, or the host's pinned one; cuDNN and cuBLAS have errors of their own for it."""
+    told = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in told or "ALLOC_FAILED" in told
 
 
 def _batch(teacher: Teacher, size: int) -> list[TeacherInput]:

@@ -20,22 +20,24 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("shards_schema", "scoring", "teachers", "pipeline", "jobs")
+PACKAGES = ("shards_schema", "maps", "scoring", "teachers", "pipeline", "jobs")
 """What a worker may import of ours."""
 
 ENVIRONMENT = (
     "AWS_*",
+    "CUBLAS_WORKSPACE_CONFIG",
     "GOOGLE_APPLICATION_CREDENTIALS",
     "HF_*",
     "HUGGING_FACE_HUB_TOKEN",
     "FSSPEC_*",
     "LAST_SHARDS_STORE",
     "OMP_NUM_THREADS",
+    "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
 """Names (`fnmatch` patterns) of the variables that go with a worker unless the config says otherwise."""
 
-_AT_START = ("OMP_*", "MKL_*", "OPENBLAS_*", "PYTORCH_*", "MALLOC_*", "LD_PRELOAD")
+_AT_START = ("OMP_*", "MKL_*", "OPENBLAS_*", "CUBLAS_*", "PYTORCH_*", "MALLOC_*", "LD_PRELOAD")
 _LEFT_OUT = ("__pycache__", "*.pyc")
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's own: the runtime_env of the ``ray job submit`` that started this driver."""

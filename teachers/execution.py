@@ -1,8 +1,9 @@
-"""How a network is run where that is a choice: which attention kernel, and whether its blocks are compiled.
+"""How a network is run: float32 that is float32; and, by choice, which attention kernel, and compiled blocks or not.
 
-Either may change the last bits of a target, so what is chosen stands in the provenance, and what is left alone does
-not: `provenance` of the defaults is empty. A kernel that is asked for and cannot run is refused when the teacher is
-loaded, on the machine that lacks it; only ``auto``, which promises no kernel, takes another, and says which.
+A choice may change the last bits of a target, so what is chosen stands in the provenance, and what is left alone does
+not: `provenance` of the defaults is empty. What an environment variable or somebody's global flag would choose is
+chosen here (`exact`), so that it changes no bit. A kernel that is asked for and cannot run is refused when the teacher
+is loaded, on the machine that lacks it; only ``auto``, which promises no kernel, takes another, and says which.
 
 Measured on a GPU: nothing yet (see docs/teachers.md). CUDA graphs are left out until somebody has one to try them on.
 """
@@ -10,8 +11,10 @@ Measured on a GPU: nothing yet (see docs/teachers.md). CUDA graphs are left out 
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -32,6 +35,9 @@ _KERNELS = {
 }
 _ELSE = ("efficient", "math")
 """For the float32 parts of a network in bfloat16, which flash and cuDNN do not take."""
+
+Precision = Literal["ieee", "tf32"]
+"""Of float32 products: all 24 bits of a factor, or 11 of them by Ampere's and later tensor cores (torch's names)."""
 
 Context = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -79,6 +85,13 @@ def attention_context(attention: Attention, device: str, dtype: torch.dtype, hea
     return lambda: sdpa_kernel(order, set_priority=True)
 
 
+def steady_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """For small attention that no config speaks of: on CUDA the same kernels always, whatever torch would prefer."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return sdpa_kernel([_KERNELS[kernel] for kernel in _ELSE], set_priority=True)
+
+
 def _refusal(kernel: str, device: str, dtype: torch.dtype, head_width: int) -> str | None:
     """Why `kernel` cannot run; None where it has."""
     try:
@@ -87,6 +100,8 @@ def _refusal(kernel: str, device: str, dtype: torch.dtype, head_width: int) -> s
             tokens = torch.zeros(1, 2, 16, head_width, dtype=dtype, device=device)
             with sdpa_kernel([_KERNELS[kernel]]):
                 scaled_dot_product_attention(tokens, tokens, tokens)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reasons = [str(w.message).split(" (Triggered")[0].strip() for w in told]
         return "; ".join(dict.fromkeys(r for r in reasons if "not used because" not in r)) or str(error).split("\n")[0]
@@ -95,6 +110,48 @@ def _refusal(kernel: str, device: str, dtype: torch.dtype, head_width: int) -> s
 
 def _name(device: str) -> str:
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+
+
+@contextlib.contextmanager
+def exact(device: torch.device, convolutions: Precision = "ieee") -> Iterator[None]:
+    """For the time of the block: products of float32 in float32, by the same algorithm every time.
+
+    torch allows TF32 in convolutions unless told otherwise, and in matrix products where somebody said so, be it by
+    the environment (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE) or by one of two sets of global flags, which must not contradict
+    each other; so both are set, and put back. They hold for the whole process: one thread at a time.
+
+    Args:
+        device: of the network; on the CPU nothing is done.
+        convolutions: what is allowed to convolutions of float32.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    backends: Any = torch.backends  # its modules make their flags when asked, so a type checker does not see them
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    legacy = [_legacy(flags) for flags in (matmul, cudnn)]
+    now = [flags.fp32_precision for flags in (matmul, cudnn.conv, cudnn.rnn)]
+    steady = cudnn.deterministic, cudnn.benchmark
+    try:
+        matmul.allow_tf32, cudnn.allow_tf32 = False, convolutions == "tf32"
+        matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = "ieee", convolutions, convolutions
+        cudnn.deterministic, cudnn.benchmark = True, False
+        yield
+    finally:
+        for flags, before in zip((matmul, cudnn), legacy, strict=True):
+            if before is not None:
+                flags.allow_tf32 = before
+        for flags, precision in zip((matmul, cudnn.conv, cudnn.rnn), now, strict=True):
+            flags.fp32_precision = precision
+        cudnn.deterministic, cudnn.benchmark = steady
+
+
+def _legacy(flags: Any) -> bool | None:
+    """The older flag; None where the newer ones were set to what it cannot say, and torch refuses to read it."""
+    try:
+        return bool(flags.allow_tf32)
+    except RuntimeError:
+        return None
 
 
 def narrow(network: nn.Module) -> None:
@@ -113,6 +170,14 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
 
     Blocks of one class share what is compiled. A block with a graph break, or a ninth shape, is an error and does not
     run uncompiled.
+
+    Raises:
+        ConfigError: this machine has no C compiler.
     """
+    if not any(shutil.which(name) for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name):
+        raise ConfigError(
+            "compile: true builds code where a teacher is loaded, and this machine has no C compiler (cc, gcc, clang, "
+            "CC); install one there (Debian: gcc libc6-dev), or set compile: false"
+        )
     for block in blocks:
         block.compile(fullgraph=True, dynamic=False)

@@ -4,6 +4,11 @@ A network is a folder as ``save_pretrained`` of diffusers or transformers writes
 repository: ``config.json`` and a safetensors file, perhaps split in parts that an ``.index.json`` lists. Strictly: no
 tensor is missing, unknown or of another shape. Those that the caller names as spare are checked, and never read.
 
+A network is built on the meta device, which holds no values, and filled tensor by tensor on the device where it will
+run, in the dtype in which it will: a file is mapped, so this process has one tensor of it at a time in memory of its
+own, and the workers of a node share the pages. (8 workers that filled 14 B parameters in bfloat16 on the host first
+would need 224 GB of it.) What a constructor computes and no file holds would be lost so, and is refused.
+
 Random weights are drawn by a generator of our own, uniformly (torch's uniform floats are exact multiples of 2^-24, the
 same on every instruction set, which its normal ones are not) and scaled by fan-in; norm gains are one.
 """
@@ -15,11 +20,13 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from shards_schema.errors import WeightsError
-from teachers.weights import WeightsConfig, file_digest
+from teachers.digests import file_digest
+from teachers.weights import WeightsConfig
 
 if TYPE_CHECKING:
     import torch
@@ -87,17 +94,20 @@ def load(
     files: Iterable[Path],
     dtype: torch.dtype,
     spare: Mapping[str, tuple[int, ...]] | None = None,
+    device: str | torch.device = "cpu",
 ) -> None:
-    """Fill `network`, which may be on the meta device, with the tensors of `files`, as `dtype` on the CPU.
+    """Fill `network`, which may be on the meta device, with the tensors of `files`, as `dtype` on `device`.
 
     Args:
         network: what is filled.
         files: safetensors files, which together hold each tensor once.
         dtype: of every tensor.
         spare: shapes of tensors that the files hold and the network does not; their data are not read.
+        device: of every tensor, also of those buffers that no file holds.
 
     Raises:
-        WeightsError: tensors are missing, unexpected or of another shape, or a file is not readable.
+        WeightsError: tensors are missing, unexpected or of another shape, or a file is not readable; or the network was
+            built on the meta device and has a buffer that no file holds.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -110,10 +120,25 @@ def load(
             at = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
             got = {name: tuple(file.get_slice(name).get_shape()) for name, file in at.items()}
             _check_fit(type(network).__name__, files, want, got)
-            tensors = {name: at[name].get_tensor(name).to(dtype, copy=True) for name in needed}
+            tensors = {name: at[name].get_tensor(name).to(device, dtype, copy=True) for name in needed}
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{_names(files)} is not a readable safetensors file: {error}") from error
+    _take(network, tensors, device)
+
+
+def _take(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], device: str | torch.device) -> None:
+    """Put all tensors of a network's state in place, and see to it that it is whole and on one device."""
+    import torch
+
     network.load_state_dict(tensors, strict=True, assign=True)
+    named = chain(network.named_parameters(), network.named_buffers())
+    empty = [name for name, tensor in named if tensor.is_meta]
+    if empty and torch.device(device).type != "meta":
+        raise WeightsError(
+            f"{type(network).__name__} as installed computes {_some(empty)} when it is built: no checkpoint holds it, "
+            "and a network built on the meta device lacks it; install the version that is pinned"
+        )
+    torch.nn.Module.to(network, device=device)  # ModelMixin.to logs a warning at every cast
 
 
 def _check_fit(
@@ -137,26 +162,38 @@ def _some(names: Iterable[str]) -> str:
     return f"{first} and {len(found) - 5} more" if len(found) > 5 else first
 
 
-def draw(network: torch.nn.Module, seed: int, *, by_name: bool = False) -> None:
-    """Fill `network` with random weights.
+def draw(
+    network: torch.nn.Module,
+    seed: int,
+    *,
+    by_name: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> None:
+    """Fill `network`, which may be on the meta device, with random weights: drawn on the CPU, the same on any device.
 
     Args:
         network: what is filled.
         seed: of the generator.
         by_name: one generator a parameter, seeded by its name too, so that a part of a network is drawn as the whole.
+        dtype: to which the float32 values are rounded; None leaves each as the network has it.
+        device: where they go, one at a time.
+
+    Raises:
+        WeightsError: the network was built on the meta device, and has a buffer.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in sorted(network.named_parameters()):
-            if by_name:
-                generator.manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-            if name.endswith("bias"):
-                scale = 0.1
-            elif name.endswith("weight") and parameter.ndim > 1:
-                scale = math.sqrt(12.0 / parameter[0].numel())  # unit variance out, for unit variance in
-            else:
-                parameter.fill_(1.0)
-                continue
-            parameter.uniform_(0.0, 1.0, generator=generator).sub_(0.5).mul_(scale)
+    state = network.state_dict()
+    for name, parameter in sorted(network.named_parameters()):
+        if by_name:
+            generator.manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+        drawn = torch.ones(parameter.shape, dtype=parameter.dtype)
+        if name.endswith("bias"):
+            drawn.uniform_(0.0, 1.0, generator=generator).sub_(0.5).mul_(0.1)
+        elif name.endswith("weight") and parameter.ndim > 1:
+            scale = math.sqrt(12.0 / parameter[0].numel())  # unit variance out, for unit variance in
+            drawn.uniform_(0.0, 1.0, generator=generator).sub_(0.5).mul_(scale)
+        state[name] = drawn.to(device, dtype)
+    _take(network, state, device)

@@ -36,7 +36,7 @@ from teachers.device import PhasedCompute, constant
 from teachers.registry import parse_config
 from teachers.weights import WeightsConfig
 
-REVISION = 1
+REVISION = 2
 """Raised whenever the same config and weights give other targets."""
 
 PATCH, TUBELET = 16, 2
@@ -233,7 +233,7 @@ class VJEPA2Teacher(PhasedCompute[None]):
         return images.fit(image, self.config.size)
 
     def load(self, device: str) -> None:
-        """Build the encoder and fill it; a second call only moves it."""
+        """Build the encoder on `device` and fill it; a second call only moves it."""
         config = self.config
         dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         width = config.encoder.width // config.encoder.heads
@@ -242,7 +242,7 @@ class VJEPA2Teacher(PhasedCompute[None]):
             recorded = self.provenance()["weights"]
             if (found := files.identity(self.config.weights, *TENSORS)) != recorded:
                 raise WeightsError(f"the weights have changed since they were identified: {recorded}, now {found}")
-            self._encoder = _filled(config)
+            self._encoder = _filled(config, device)
             if config.dtype == "bfloat16":
                 execution.narrow(self._encoder)
             if config.compile:
@@ -270,7 +270,7 @@ class VJEPA2Teacher(PhasedCompute[None]):
         with (
             self._attention(),
             torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
+            execution.exact(device),
         ):
             tokens_CND = encode(self._encoder, video_CT3HW, config.encoder.crop // PATCH).float()
         made = {"mean": tokens_CND.mean(1).reshape(batch, views, -1)}
@@ -298,7 +298,7 @@ def encode(encoder: Any, video_CT3HW: torch.Tensor, side: int) -> torch.Tensor:
     counts = (frames // TUBELET, height // PATCH, width // PATCH)
     times, rows, columns = (torch.arange(n, device=video_CT3HW.device) for n in counts)
     places_1N = (times[:, None, None] * side**2 + rows[:, None] * side + columns).reshape(1, -1)
-    tokens_CND = encoder.embeddings(video_CT3HW)
+    tokens_CND = encoder.embeddings(video_CT3HW).float()  # the sums of the blocks then stay float32 under autocast
     for block in encoder.layer:
         tokens_CND, _ = block(tokens_CND, places_1N)
     normalised: torch.Tensor = encoder.layernorm(tokens_CND)
@@ -363,8 +363,8 @@ def _check_pixels(path: Path) -> None:
             raise WeightsError(f"{path}: this teacher normalises with {name} {want}, the checkpoint's is {got}")
 
 
-def _filled(config: VJEPA2Config) -> Any:
-    """The float32 encoder on the CPU; the predictor's tensors are checked by name and shape, and not read."""
+def _filled(config: VJEPA2Config, device: str) -> Any:
+    """The float32 encoder on `device`; the predictor's tensors are checked by name and shape, and not read."""
     import transformers
 
     arguments = _checked_arguments(config)
@@ -373,9 +373,8 @@ def _filled(config: VJEPA2Config) -> Any:
     spare = {name: tuple(t.shape) for name, t in network.state_dict().items() if name.startswith("predictor.")}
     network.predictor = None
     if config.weights.random is not None:
-        network.to_empty(device="cpu")
-        files.draw(network, config.weights.random, by_name=True)
+        files.draw(network, config.weights.random, by_name=True, device=device)
     else:
         file = config.weights.locate(*TENSORS)
-        files.load(network, files.parts(config.weights, file, TENSORS), torch.float32, spare)
+        files.load(network, files.parts(config.weights, file, TENSORS), torch.float32, spare, device)
     return network.encoder.eval().requires_grad_(False)

@@ -7,16 +7,13 @@ file's bytes is part of the teacher's fingerprint, so the same weights by hub or
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from shards_schema.errors import WeightsError
-
-_BLOCK = 1 << 22
+from teachers.digests import file_digest as file_digest  # and for those who ask here for it
 
 
 class WeightsConfig(BaseModel):
@@ -89,18 +86,3 @@ class WeightsConfig(BaseModel):
             return {"random": True, "seed": self.random}
         path = self.locate(*candidates)
         return {"random": False, "file": path.name, "sha256": file_digest(path)}
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, remembered in this process until its size or mtime changes."""
-    stat = path.stat()
-    return _file_digest(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _file_digest(path: str, size: int, mtime_ns: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -100,10 +100,26 @@ def _checkpoint_statistics(config: CosmosConfig, arguments: dict[str, Any], path
         raise WeightsError(f"{path}: {error}") from error
 
 
-def build_network(config: CosmosConfig, description: Description) -> tuple[Any, Statistics | None]:
-    """The float32 VAE on the CPU, and its statistics with their values.
+def build_network(
+    config: CosmosConfig,
+    description: Description,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    decoder: bool = True,
+) -> tuple[Any, Statistics | None]:
+    """The VAE, and its statistics with their values.
 
-    Torch's global random state is as it was.
+    Torch's global random state is as it was. The module is made on the CPU, never on the meta device: diffusers keeps
+    the wavelets of the first AutoencoderKLCosmos for all later ones. So it takes some 0.5 GB of the host for a moment;
+    a checkpoint's tensors then go straight to `device`.
+
+    Args:
+        config: the VAE, and its weights.
+        description: what `describe` says of it.
+        dtype: of every tensor; None is float32.
+        device: where it goes.
+        decoder: whether the half that makes pixels is kept; where not, its tensors are checked and not read.
 
     Raises:
         WeightsError: tensors are missing, unexpected or of another shape; config.json names an unknown argument.
@@ -128,11 +144,16 @@ def build_network(config: CosmosConfig, description: Description) -> tuple[Any, 
             if description.file is not None:
                 raise WeightsError(f"config.json beside {description.file}: {message}") from error
             raise ConfigError(f"network: {message}") from error
+    dtype = dtype or torch.float32
     if description.file is None:
         assert config.weights.random is not None
-        files.draw(network, config.weights.random)
-    else:
-        files.load(network, [description.file], torch.float32)
+        files.draw(network, config.weights.random)  # one sequence of numbers: the decoder's come before the encoder's
+    whole = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    if not decoder:
+        network.decoder = network.post_quant_conv = None  # type: ignore[assignment]
+    if description.file is not None:
+        files.load(network, [description.file], dtype, whole, device)
+    torch.nn.Module.to(network, device=device, dtype=dtype)  # ModelMixin.to logs a warning at every cast
     return network.eval().requires_grad_(False), statistics
 
 

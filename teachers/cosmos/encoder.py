@@ -1,4 +1,4 @@
-"""A frozen video VAE's encoder: clips in, normalised latents out. The decoder is dropped after loading.
+"""A frozen video VAE's encoder: clips in, normalised latents out. The decoder is not read.
 
 This is all of a Cosmos model that turns pixels into latents, apart from the teacher that stores them, so that a
 teacher which runs the diffusion transformer on these latents can share it.
@@ -6,11 +6,10 @@ teacher which runs the diffusion transformer on these latents can share it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from shards_schema.errors import ConfigError, SpecError
+from teachers import execution
 from teachers.cosmos.checkpoint import Description, build_network
 from teachers.cosmos.config import CHANNELS_OUT, SPATIAL, CosmosConfig
 
@@ -38,11 +37,8 @@ class VideoEncoder:
                 "dtype: bfloat16 does not run on the CPU: torch has no avg_pool3d for it, which AutoencoderKLCosmos "
                 "needs; use float32, or a GPU"
             )
-        network, statistics = build_network(config, description)
+        self._vae, statistics = build_network(config, description, self.dtype, self.device, decoder=False)
         self._temporal = config.vae.temporal
-        network.decoder = network.post_quant_conv = None
-        torch.nn.Module.to(network, device=self.device, dtype=self.dtype)  # ModelMixin.to logs a warning at every cast
-        self._vae: Any = network
         self._mean_CT: torch.Tensor | None = None
         self._std_CT: torch.Tensor | None = None
         if statistics is not None:
@@ -60,10 +56,7 @@ class VideoEncoder:
         """
         batch, _, frames, height, width = video_B3THW.shape
         # The same arithmetic on every GPU and in every run; TF32 would cost three digits of what float32 promises.
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-        ):
+        with torch.inference_mode(), execution.exact(self.device), execution.steady_attention(self.device):
             latents: torch.Tensor = self._vae.encode(video_B3THW.to(self.device, self.dtype)).latent_dist.mode().float()
         want = (batch, CHANNELS_OUT, 1 + (frames - 1) // self._temporal, height // SPATIAL, width // SPATIAL)
         if tuple(latents.shape) != want or (frames - 1) % self._temporal:

@@ -16,6 +16,7 @@ Letters: B scenes, C latent channels, T latents (given + horizon), H W latent ce
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,11 +54,13 @@ class Foresight:
     """
 
     def __init__(self, config: CosmosPredictConfig, description: TransformerDescription, device: str) -> None:
+        import diffusers
+
+        self._attention: Any = diffusers.attention_backend
         self.config = config
         self.device = torch.device(device)
         self.dtype = DTYPES[config.dtype]
-        self.network = build_transformer(config, description, self.dtype)
-        torch.nn.Module.to(self.network, device=self.device)  # ModelMixin.to logs a warning at every cast
+        self.network = build_transformer(config, description, self.dtype, self.device)
         projected = self.network.config.use_crossattn_projection
         self._text_width = self.network.config["crossattn_proj_in_channels" if projected else "text_embed_dim"]
 
@@ -78,7 +81,8 @@ class Foresight:
         masks_B2THW[:, 0, :given] = 1.0
         clock_B1T11 = x_BCTHW.new_full((batch, 1, times, 1, 1), self.config.time)
         clock_B1T11[:, :, :given] = self.config.given_time
-        with torch.inference_mode():
+        # torch's own attention, whatever DIFFUSERS_ATTN_BACKEND says: which of its kernels is the config's to choose
+        with torch.inference_mode(), self._attention("native"):
             sample_BETHW = self.network(
                 hidden_states=x_BCTHW.to(self.dtype),
                 timestep=clock_B1T11,  # float32: bfloat16 would round t = 0.98765 to 0.98828

@@ -91,8 +91,13 @@ def _check_config(config: CosmosPredictConfig, arguments: dict[str, Any], path: 
             raise WeightsError(f"{path}: {name} is {arguments[name]!r}: this is no Video2World transformer")
 
 
-def build_transformer(config: CosmosPredictConfig, description: TransformerDescription, dtype: torch.dtype) -> Any:
-    """The transformer up to the block that is read, `dtype` on the CPU; torch's global random state is as it was.
+def build_transformer(
+    config: CosmosPredictConfig,
+    description: TransformerDescription,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """The transformer up to the block that is read, `dtype` on `device`; torch's global random state is as it was.
 
     Raises:
         WeightsError: tensors are missing, unexpected or of another shape; config.json makes no network.
@@ -101,12 +106,10 @@ def build_transformer(config: CosmosPredictConfig, description: TransformerDescr
     if description.files:
         whole = make_transformer(description, None).state_dict()
         spare = {name: tuple(tensor.shape) for name, tensor in whole.items()}
-        files.load(network, description.files, dtype, spare)
+        files.load(network, description.files, dtype, spare, device)
     else:
         assert config.weights.random is not None
-        network.to_empty(device="cpu")
-        files.draw(network, config.weights.random, by_name=True)
-        nn.Module.to(network, dtype=dtype)
+        files.draw(network, config.weights.random, by_name=True, dtype=dtype, device=device)
     return network.eval().requires_grad_(False)
 
 

@@ -396,12 +396,16 @@ def _strings(value: Any) -> Iterator[str]:
 def _global_state() -> tuple[bytes, ...]:
     import torch
 
+    backends: Any = torch.backends
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else torch.zeros(0)
     flags = (
         torch.get_default_dtype(),
         torch.is_grad_enabled(),
         torch.get_num_threads(),
-        torch.backends.cudnn.benchmark,
+        backends.cudnn.benchmark,
+        backends.cudnn.deterministic,
+        backends.cudnn.conv.fp32_precision,
+        backends.cuda.matmul.fp32_precision,
     )
     numpy_state = np.random.get_state()  # noqa: NPY002
     values = (random.getstate(), [str(flag) for flag in flags], [np.asarray(part).tolist() for part in numpy_state])

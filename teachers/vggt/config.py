@@ -46,6 +46,8 @@ class VGGTConfig(BaseModel):
             float32 leaves the choice of what is stored to the column's `storage`.
         heads: which heads are run and stored.
         depth_cell: pixels a side of the cells whose median depth is stored; odd, so that a median is a value.
+        depth_precision: tf32 lets the tensor cores round the factors of the depth head's convolutions to 11 bits, as
+            torch does unless told otherwise; with `dtype` bfloat16 only.
         batch_size: scenes run together.
         dtype: float32, or bfloat16: the aggregator under autocast, with float32 residuals, and float32 heads.
         attention: the kernel of the aggregator's attention; see `teachers.execution`.
@@ -70,6 +72,7 @@ class VGGTConfig(BaseModel):
     pool_dtype: Literal["float16", "float32"] = "float16"
     heads: tuple[Head, ...] = ("camera", "depth")
     depth_cell: Literal[1, 7] = 7
+    depth_precision: Literal["float32", "tf32"] = "float32"
     batch_size: PositiveInt = 4
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Attention = "auto"
@@ -111,6 +114,8 @@ class VGGTConfig(BaseModel):
         for head, config in (("camera", self.network.camera), ("depth", self.network.depth_head)):
             if head in self.heads and config is None:
                 raise ValueError(f"heads: {head} is asked for, but the network's geometry has none")
+        if self.depth_precision == "tf32" and self.dtype != "bfloat16":
+            raise ValueError("depth_precision: tf32 is for dtype: bfloat16, where the depth head alone is in float32")
         if self.compile and self.implementation != "ours":
             raise ValueError("compile: only our implementation is compiled; leave it out, or use implementation: ours")
         return self

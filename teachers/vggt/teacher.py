@@ -99,6 +99,7 @@ class VGGTTeacher(PhasedCompute[None]):
             "depth_cell": config.depth_cell,
             "depth_rule": "median of log(depth), of log(max(confidence - 1, 2^-23))",
             "dtype": config.dtype,
+            **({} if config.depth_precision == "float32" else {"depth_precision": config.depth_precision}),
             "batch_size": config.batch_size,
             **execution.provenance(config.attention, config.compile),
         }
@@ -195,7 +196,8 @@ class VGGTTeacher(PhasedCompute[None]):
         images_BSHW3 = inputs["images"]
         images_BS3HW = images_BSHW3.permute(0, 1, 4, 2, 3).float() / 255
         autocast = torch.bfloat16 if self.config.dtype == "bfloat16" else None
-        with _exact_convolutions(images_BSHW3.device), self._attention():
+        convolutions: execution.Precision = "tf32" if self.config.depth_precision == "tf32" else "ieee"
+        with execution.exact(images_BSHW3.device, convolutions), self._attention():
             return to_tensors(self.config, self._network(images_BS3HW, self.config.layer_indices, autocast))
 
     def scatter(self, arrays: Mapping[str, NDArray[Any]], notes: None) -> list[Targets]:
@@ -205,10 +207,3 @@ class VGGTTeacher(PhasedCompute[None]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_network": None, "_attention": contextlib.nullcontext}
-
-
-def _exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """On CUDA: float32 convolutions in float32 (not TF32, PyTorch's default), by the same algorithm every time."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

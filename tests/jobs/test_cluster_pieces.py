@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cluster, preemption, shipping, sight
-from jobs.actor import refuse_unreserved
+from jobs.actor import refuse_doubt
 from jobs.cluster import ClusterConfig
 from jobs.dispatch import Dispatcher, Verdict
 from jobs.timings import Timings
@@ -222,9 +222,17 @@ def test_uneven_nodes_hold_what_each_has_room_for(monkeypatch: pytest.MonkeyPatc
 
 def test_workers_that_reserved_no_gpu_do_not_all_take_the_first() -> None:
     with pytest.raises(ConfigError, match=r"sees 8 GPUs and has reserved none.*gpus_per_worker"):
-        refuse_unreserved("auto", [], 8)
+        refuse_doubt("auto", [], 8, alone=False)
+    refuse_doubt("auto", [], 8, alone=True)
     for device, reserved, there in (("auto", [3], 1), ("auto", [], 0), ("cpu", [], 8), ("cuda:1", [], 8)):
-        refuse_unreserved(device, reserved, there)
+        refuse_doubt(device, reserved, there, alone=False)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_worker_with_a_gpu_that_torch_does_not_see_does_not_compute_on_its_cpu(alone: bool) -> None:
+    with pytest.raises(ConfigError, match=r"has reserved 1 GPU, of which torch .* sees none.*driver too old"):
+        refuse_doubt("auto", [3], 0, alone)
+    refuse_doubt("cpu", [3], 0, alone)
 
 
 def test_a_seat_that_is_away_gets_nothing_and_one_that_is_closed_gives_back() -> None:

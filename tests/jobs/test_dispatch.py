@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.dispatch import Dispatcher, Hang, Verdict
+from jobs.dispatch import Dispatcher, Verdict
+from jobs.patience import Hang
 
 
 def ready(  # type: ignore[no-untyped-def]
@@ -19,9 +20,16 @@ def ready(  # type: ignore[no-untyped-def]
     max_attempts: int = 3,
     speculate: float | None = None,
     deadline: float | None = None,
+    load_deadline: float | None = None,
 ):
     dispatch = Dispatcher(
-        tasks, seats, in_flight=in_flight, max_attempts=max_attempts, speculate=speculate, deadline=deadline
+        tasks,
+        seats,
+        in_flight=in_flight,
+        max_attempts=max_attempts,
+        speculate=speculate,
+        deadline=deadline,
+        load_deadline=load_deadline,
     )
     for seat in range(seats):
         dispatch.loaded(seat)
@@ -240,6 +248,72 @@ def running(dispatch: Dispatcher) -> list[tuple[int, int]]:
     return [(seat, task) for seat in range(len(dispatch._seats)) for task in running_on(dispatch, seat)]
 
 
+def test_a_hang_while_loading_is_a_death_while_loading() -> None:
+    """The seat is struck, nothing is charged, the next load there has twice as long, and the run goes on or ends."""
+    dispatch = Dispatcher(3, 2, in_flight=1, max_attempts=3, load_deadline=60)
+    for seat in (0, 1):
+        dispatch.placed(seat, 5)
+    dispatch.loaded(0, 20)
+    assert dispatch.assign(20) == [(0, 0)]
+    assert dispatch.loading(25) == {1: 20}
+    assert dispatch.overdue(65) == []
+    now = 5.0
+    for limit, verdict in ((60, Verdict.REPLACE), (120, Verdict.REPLACE), (240, Verdict.CLOSE)):
+        now += limit
+        assert dispatch.overdue(now) == []
+        (hang,) = dispatch.overdue(now + 1)
+        assert hang == Hang(seat=1, task=None, seconds=limit + 1, limit=limit)
+        assert dispatch.hung(hang, "hung") is verdict
+        assert dispatch.overdue(now + 1000) == []  # its next worker waits for room, and loads nothing
+        dispatch.placed(1, now)
+    for task in range(3):
+        assert dispatch.completed(0, task, now)
+        dispatch.assign(now)
+    assert dispatch.finished
+    assert dispatch.failed_tasks == {}
+
+
+def test_a_run_whose_workers_hang_while_they_load_ends() -> None:
+    dispatch = Dispatcher(5, 2, in_flight=1, max_attempts=2, load_deadline=10)
+    now = 0.0
+    for seat in (0, 1):
+        dispatch.placed(seat, now)
+    while not dispatch.finished:
+        now += 100
+        for hang in dispatch.overdue(now):
+            if dispatch.hung(hang, "hung") is Verdict.REPLACE:
+                dispatch.placed(hang.seat, now)
+    assert now == 200
+    assert len(dispatch.undone) == 5
+
+
+def test_only_who_has_a_machine_and_has_not_loaded_is_loading() -> None:
+    dispatch = Dispatcher(4, 5, in_flight=1, max_attempts=1, load_deadline=10)
+    for seat in range(4):
+        dispatch.placed(seat, 0)
+    dispatch.loaded(0, 5)
+    dispatch.placed(0, 6)  # an answer that came late
+    dispatch.away(1)
+    dispatch.lost(2, "its node is gone", charge=False)
+    dispatch.close(3)
+    assert dispatch.loading(100) == {}
+    assert dispatch.overdue(100) == []
+
+
+def test_without_a_deadline_what_loads_took_says_what_is_too_long() -> None:
+    dispatch = Dispatcher(9, 3, in_flight=1, max_attempts=3)
+    for seat in range(3):
+        dispatch.placed(seat, 0)
+    assert dispatch.overdue(6 * 3600) == []  # nothing is known yet
+    assert [(hang.seat, hang.limit) for hang in dispatch.overdue(6 * 3600 + 1)] == [(s, 6 * 3600) for s in range(3)]
+    dispatch.loaded(0, 60)
+    assert dispatch.overdue(7200) == []  # another may have to download what this one had on its disk
+    assert [(hang.seat, hang.limit) for hang in dispatch.overdue(7201)] == [(1, 7200), (2, 7200)]
+    dispatch.loaded(1, 3000)
+    assert dispatch.overdue(15_000) == []
+    assert [(hang.seat, hang.limit) for hang in dispatch.overdue(15_001)] == [(2, 15_000)]
+
+
 def test_a_copy_that_hangs_is_ended_although_its_task_is_done() -> None:
     dispatch = ready(2, 2, speculate=2.0, deadline=30)
     dispatch.assign(0)
@@ -307,7 +381,7 @@ def test_poison_in_every_shard_closes_no_seat() -> None:
 def test_under_any_faults_the_accounting_closes(
     tasks: int, seats: int, in_flight: int, max_attempts: int, speculate: float | None, seed: int
 ) -> None:
-    """Random orders, poison that raises, that kills, that hangs, broken seats, deaths, preemptions, joins."""
+    """Random orders, poison that raises, that kills, that hangs, broken seats, deaths and hangs of who loads."""
     first = play(tasks, seats, in_flight, max_attempts, speculate, seed)
     assert play(tasks, seats, in_flight, max_attempts, speculate, seed) == first  # the same history, by seed
 
@@ -322,10 +396,18 @@ def play(
     broken = {s for s in range(seats) if rng.random() < 0.15}
     trouble = rng.choice([0.0, 0.05, 0.3])
     dispatch = Dispatcher(
-        tasks, seats, in_flight=in_flight, max_attempts=max_attempts, speculate=speculate, deadline=100
+        tasks,
+        seats,
+        in_flight=in_flight,
+        max_attempts=max_attempts,
+        speculate=speculate,
+        deadline=100,
+        load_deadline=1e6,
     )
     running: dict[int, set[int]] = defaultdict(set)
     loading, live = set(range(seats)), set()
+    for seat in loading:
+        dispatch.placed(seat, 0.0)
     done: set[int] = set()
     charges: Counter[int] = Counter()
     history: list[tuple[object, ...]] = []
@@ -339,6 +421,7 @@ def play(
             loading.discard(seat)
             if verdict is Verdict.REPLACE:
                 loading.add(seat)
+                dispatch.placed(seat, now)
 
     for _ in range(20_000):
         for seat, task in dispatch.assign(now):
@@ -365,11 +448,18 @@ def play(
         if loading and (not busy or rng.random() < 0.5):
             seat = rng.choice(sorted(loading))
             if rng.random() < trouble:
-                after(dispatch.lost(seat, "died loading"), seat)
+                if not busy and rng.random() < 0.5:
+                    now += 1e6 * 2**max_attempts
+                    overdue = dispatch.overdue(now)
+                    assert {(hang.seat, hang.task) for hang in overdue} == {(s, None) for s in loading}
+                    for hang in overdue:
+                        after(dispatch.hung(hang, "hung loading"), hang.seat)
+                else:
+                    after(dispatch.lost(seat, "died loading"), seat)
             else:
                 loading.discard(seat)
                 live.add(seat)
-                dispatch.loaded(seat)
+                dispatch.loaded(seat, now)
             continue
         assert busy, "nothing runs, nothing loads, and it is not finished"
         seat, task = rng.choice(busy)

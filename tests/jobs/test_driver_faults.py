@@ -19,10 +19,11 @@ import pytest
 
 from chaos.processes import alive
 from chaos.world import World, compare
+from jobs import driver
 from jobs.cluster import ClusterConfig, session
 from jobs.driver import Awake, drive
 from pipeline import run as runs
-from pipeline.worker import ShardReceipt
+from pipeline.worker import ShardReceipt, ShardWorker
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(300)
@@ -83,6 +84,48 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_differs(ray: ClusterConfig,
     while alive(pids[0]) and time.monotonic() < deadline:  # Ray asks it to end for five seconds, and then kills it
         time.sleep(0.1)
     assert not alive(pids[0])
+
+
+def test_a_worker_that_hangs_while_it_loads_is_named_and_replaced(
+    ray: ClusterConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one waits for a file that never opens, as on a network disk that does not answer."""
+    monkeypatch.setattr(driver, "_SLOW", 1.0)
+    monkeypatch.setattr(driver, "_LOOK", 0.5)
+    world = World.make(tmp_path / "world", logs=2)
+    run = world.begin(tmp_path / "out")
+    frozen, been = tmp_path / "weights", tmp_path / "been"
+    os.mkfifo(frozen)
+
+    def build() -> ShardWorker:
+        if not been.exists():
+            been.write_text(str(os.getpid()))
+            frozen.read_bytes()
+        return world.build(run)
+
+    pids: list[int] = []
+    said: list[str] = []
+    receipts: list[ShardReceipt] = []
+    drive(
+        run.todo(),
+        build,
+        config=ray.model_copy(update={"load_seconds": 4.0}),
+        in_flight=1,
+        on_start=pids.append,
+        on_receipt=receipts.append,
+        tell=said.append,
+    )
+    runs.close(run)
+    assert len(receipts) == run.plan.shards
+    assert len(pids) == 1
+    hung = int(been.read_text())
+    assert hung not in pids
+    slow = [line for line in said if line.startswith("workers that still load their teachers")]
+    assert re.search(rf": process {hung} on host \S+ for 0 min$", slow[0]), said
+    (line,) = (line for line in said if line.startswith("a worker hangs"))
+    assert re.match(
+        rf"a worker hangs: process {hung} on host \S+ has been loading its teachers for \d+ s, and 4 ", line
+    )
 
 
 @pytest.mark.parametrize("in_flight", [1, pytest.param(2, marks=pytest.mark.slow)])

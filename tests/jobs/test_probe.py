@@ -191,7 +191,6 @@ def test_a_teacher_without_phases_is_timed_too() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_memory_is_looked_at() -> None:
     def make() -> VGGTTeacher:
         teacher = VGGTTeacher(parse_config(VGGTConfig, {**VGGT, "batch_size": 4}, "vggt"))

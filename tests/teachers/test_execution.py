@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,8 @@ from teachers.base import Targets, fingerprint
 from teachers.execution import attention_context
 from teachers.vggt.layers import Block
 from tests.teachers.network_toys import inputs, same, small
+
+ROOT = Path(__file__).parents[2]
 
 CHOOSES = ["vggt", "predict", "vjepa2"]
 
@@ -131,6 +137,94 @@ def test_auto_on_a_gpu_prefers_flash_and_says_what_it_takes_instead(monkeypatch:
         attention_context("flash", "cuda", torch.bfloat16, 512)
 
 
+LEFT_BY_SOMEBODY = [
+    "pass",
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.cudnn.allow_tf32 = False",
+    "torch.set_float32_matmul_precision('high')",
+    "torch.backends.fp32_precision = 'tf32'",
+    "torch.backends.cudnn.conv.fp32_precision = 'tf32'; torch.backends.cudnn.rnn.fp32_precision = 'ieee'",
+    "torch.backends.cudnn.benchmark = True",
+]
+
+EXACT = """
+import torch
+from teachers.execution import exact
+
+def told():
+    found = []
+    for name in ("fp32_precision", "cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision",
+                 "cudnn.rnn.fp32_precision", "cudnn.deterministic", "cudnn.benchmark", "cudnn.allow_tf32"):
+        value = torch.backends
+        try:
+            for part in name.split("."):
+                value = getattr(value, part)
+        except RuntimeError:
+            value = "contradiction"
+        found.append(value)
+    return found
+
+{}
+before = told()
+for convolutions in ("ieee", "tf32"):
+    with exact(torch.device("cuda"), convolutions):
+        inside = told()
+        assert inside[1:] == ["ieee", convolutions, convolutions, True, False, convolutions == "tf32"], inside
+        # what a compiler of blocks reads must not contradict itself
+        assert torch._C._get_cublas_allow_tf32() is False
+    assert told() == before, (before, told())
+with exact(torch.device("cpu")):
+    assert told() == before
+"""
+
+
+@pytest.mark.parametrize("left", LEFT_BY_SOMEBODY)
+@pytest.mark.parametrize("override", ["", "1"])
+def test_float32_is_float32_whatever_was_set_and_is_set_again(left: str, override: str) -> None:
+    """In a process of its own, since the flags are the process's, and the variable is read at its start."""
+    environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", EXACT.format(left)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_tf32_is_for_the_depth_head_and_in_its_record() -> None:
+    plain, tensor_cores = small("vggt", dtype="bfloat16"), small("vggt", dtype="bfloat16", depth_precision="tf32")
+    assert tensor_cores.provenance() == {**plain.provenance(), "depth_precision": "tf32"}
+    with pytest.raises(ConfigError, match="depth_precision: tf32 is for dtype: bfloat16"):
+        small("vggt", depth_precision="tf32")
+
+
+def test_what_diffusers_would_take_instead_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DIFFUSERS_ATTN_BACKEND would have it: a kernel that is not here fails, and ours runs."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    teacher = small("predict")
+    teacher.load("cpu")
+    batch = inputs(teacher, [0])
+    want = teacher.compute(batch)
+    monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", AttentionBackendName.SAGE)
+    assert same(teacher.compute(batch), want)
+    assert _AttentionBackendRegistry._active_backend is AttentionBackendName.SAGE
+
+
+def test_the_sums_of_vjepas_blocks_are_float32_under_autocast() -> None:
+    teacher = small("vjepa2", dtype="bfloat16")
+    teacher.load("cpu")
+    seen = set()
+    for block in teacher._encoder.layer:
+        block.register_forward_pre_hook(lambda _, args: seen.add(args[0].dtype))
+        block.register_forward_hook(lambda _, args, out: seen.add(out[0].dtype))
+    teacher.compute(inputs(teacher, [0]))
+    assert seen == {torch.float32}
+
+
 @pytest.mark.parametrize("name", ["vggt", "vjepa2"])
 def test_weights_in_bfloat16_are_autocasts_own(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, in half the memory: norms, gains and tokens, and VGGT's heads, are float32 as they were."""
@@ -152,6 +246,13 @@ def test_weights_in_bfloat16_are_autocasts_own(name: str, monkeypatch: pytest.Mo
         assert {n for n in part if "head" in n} < kept
         assert {"aggregator.camera_token", "aggregator.frame_blocks.0.ls1.gamma"} < kept
     assert sum("norm" not in n and "head" not in n for n in part.keys() - kept) > 0
+
+
+def test_a_machine_that_cannot_compile_refuses_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(ConfigError, match=r"compile: true .* no C compiler"):
+        small("vggt", compile=True).load("cpu")
 
 
 def test_only_ours_is_compiled() -> None:
