@@ -72,8 +72,9 @@ evaluate: $(READY) ## score POLICY beside baselines on held-out logs; tables and
 fidelity: $(READY) ## what each way to store the targets of OUT costs and loses
 	$(PY) -m jobs.fidelity data=$(OUT) $(SET)
 
+# two processes, whole files each; one thread each, so that they do not wait for each other's
 test: $(READY) ## run the test suite
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(READY) ## run the tests that take minutes (full-size networks)
 	$(PY) -m pytest -q -m slow
