@@ -279,7 +279,9 @@ class NoWorker:
     def process(self, task: ShardTask) -> ShardReceipt:
         """See `ShardWorker`."""
         time.sleep(self.seconds)
-        return ShardReceipt(shard=task.shard, columns=(), decodes=0, images=0, seconds=self.seconds)
+        return ShardReceipt(
+            shard=task.shard, columns=(), decodes=0, images=0, seconds=self.seconds, host="here", device="none"
+        )
 
 
 def measure_rates(scenes: int) -> dict[str, float]:

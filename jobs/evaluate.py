@@ -50,7 +50,11 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"policy {name} plans {policy.config.samples.steps} poses; NAVSIM scores {POSES} (4 s)")
     dataset, joined = _open(config, policies)
     data = _split_config(config, policies)
-    selection = accounting.select(dataset, config.column, config.split, data, joined, config.limit)
+    as_trained = config.held_out is None and config.split_seed is None
+    held_before = next((frozenset(p.held_out) for p in policies.values() if as_trained), frozenset())
+    selection = accounting.select(
+        dataset, config.column, config.split, data, joined, config.limit, held_before=held_before
+    )
     said = _notices(dataset, policies)
     for notice in said:
         print(f"WARNING: {notice}")

@@ -9,7 +9,6 @@ one. Exit code: 0 when it ended, 1 when training failed, 2 when the config canno
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,15 @@ import torch
 
 from jobs import config as job_config
 from jobs.intervals import Interval, clustered
+from jobs.journal import Journal, follow, say
 from jobs.report import table
-from jobs.sft import Journal
-from trainer import baselines, distributed
-from trainer.batch import Batch
-from trainer.build import load_policy
+from shards_schema.errors import MismatchError
+from trainer import baselines, checkpoint, distributed
 from trainer.grpo import GRPO, POLICY
 from trainer.grpo_config import GRPOConfig
-from trainer.loop import FREE, refuse_other
-from trainer.scored import Driven, given_scores, policy_scores
+from trainer.run import FREE, refuse_other
+from trainer.scored import Driven, given_scores
+from trainer.splits import logs_of
 
 NAMES = {
     "score": "PDMS",
@@ -82,79 +81,48 @@ class Outcome:
 class GRPOJournal(Journal):
     """`Journal` with the line and the bar of this loop."""
 
-    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers of a step; those of held-out scenes also as a line."""
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
-        if "held/score" in numbers:
-            self.line(
-                f"step {step}: held out, score {numbers['held/score']:.4f}, sampled {numbers['held/sampled']:.4f}"
-            )
-        elif "train/reward/score" in numbers:
-            kl, dropped = numbers.get("train/kl", 0.0), numbers["train/dropped"]
-            text = f"reward {numbers['train/reward/score']:.3f}, KL {kl:.3f}, {dropped:.0%} groups dropped"
-            self._bar.set_postfix_str(text)
+    def line(self, numbers: Mapping[str, float]) -> str | None:
+        """Of held-out scenes."""
+        if "held/score" not in numbers:
+            return None
+        return f"held out, score {numbers['held/score']:.4f}, sampled {numbers['held/sampled']:.4f}"
+
+    def postfix(self, numbers: Mapping[str, float]) -> str | None:
+        """Of training."""
+        if "train/reward/score" not in numbers:
+            return None
+        kl, dropped = numbers.get("train/kl", 0.0), numbers["train/dropped"]
+        return f"reward {numbers['train/reward/score']:.3f}, KL {kl:.3f}, {dropped:.0%} groups dropped"
 
 
 def main(arguments: list[str]) -> Outcome | None:
     """Run the job; gives what the closing table shows (rank 0; None on others)."""
     config = job_config.load(GRPOConfig, arguments)
     with distributed.session(config.device) as device:
-        return train(config, device, lambda text: print(text, flush=True))
+        return train(config, device, say)
 
 
-def train(config: GRPOConfig, device: torch.device, say: Callable[[str], None]) -> Outcome | None:
-    """One run from where it stands to its end, and its closing table."""
-    first = distributed.rank() == 0
-    tell = say if first else lambda text: None
-    journal: Journal | None = None
-
-    def numbers(step: int, values: Mapping[str, float]) -> None:
-        if journal is not None:
-            journal.numbers(step, values)
-
-    run = GRPO(config, device, log=tell, on_step=numbers)
+def train(config: GRPOConfig, device: torch.device, tell: Callable[[str], None]) -> Outcome | None:
+    """One run from where it stands to its end, and its closing table; `tell` is called on every rank."""
+    run = GRPO(config, device, log=tell)
     _print_opening(run, tell)
     held = run.held_batches()
-    began = time.perf_counter()
-    if first:
-        journal = GRPOJournal(config.out, config.steps, run.step)
-    try:
-        run.fit(on_batch=journal.step if journal else None)
-    finally:
-        if journal is not None:
-            journal.close()
-    trained = time.perf_counter() - began
-    rows = {AFTER: run.evaluate(held), BEFORE: _before(run, held, device)}
-    if not first:
+    trained = follow(run, GRPOJournal)
+    after, before = run.evaluate(held), run.evaluate(held, run.before())
+    if distributed.rank() > 0:
         return None
-    status = [baselines.constant_velocity(b.status, run.sft.samples.steps) for b in held]
-    rows |= {
+    straight_on = [baselines.constant_velocity(b.status, run.sft.samples.steps) for b in held]
+    rows = {
         HUMAN: given_scores([b.future.float() for b in held], held, run.reward),
-        CONSTANT: given_scores(status, held, run.reward),
+        CONSTANT: given_scores(straight_on, held, run.reward),
+        BEFORE: before,
+        AFTER: after,
     }
-    table_ = run.dataset.plan.table
-    log_of = dict(zip(table_["token"].to_pylist(), table_["log"].to_pylist(), strict=True))
-    order = (HUMAN, CONSTANT, BEFORE, AFTER)
-    outcome = Outcome({k: rows[k] for k in order}, [log_of[t] for t in rows[AFTER].tokens], run.notices)
+    log_of = logs_of(run.dataset)
+    outcome = Outcome(rows, [log_of[t] for t in after.tokens], run.notices)
     _write(config, outcome)
     _print_closing(run, outcome, trained, tell)
     return outcome
-
-
-def _before(run: GRPO, held: Sequence[Batch], device: torch.device) -> Driven:
-    """The policy that the run began with, asked the same way."""
-    student = run.reference
-    if student is None:
-        student = load_policy(Path(run.config.policy)).student.to(device)
-    return policy_scores(
-        student, held, run.reward, run.table, device,
-        temperature=run.config.temperature, samples=run.config.evaluate_samples,
-        dtype=torch.bfloat16 if run.config.dtype == "bfloat16" else torch.float32,
-    )  # fmt: skip
 
 
 def _values(driven: Driven, name: str) -> torch.Tensor:
@@ -163,17 +131,17 @@ def _values(driven: Driven, name: str) -> torch.Tensor:
     return driven.errors[name] if name in driven.errors else driven.scores[name]
 
 
-def _print_opening(run: GRPO, say: Callable[[str], None]) -> None:
+def _print_opening(run: GRPO, tell: Callable[[str], None]) -> None:
     config = run.config
-    say(
+    tell(
         f"{len(run.train_tokens)} training scenes, {len(run.held_tokens)} held out (the logs that SFT held out) of "
         f"{config.data}; {config.steps} steps of {config.stream.batch_size * distributed.world_size()} scenes x "
         f"{config.group} answers, reward {config.reward.version}, loss {config.loss}"
     )
     if config.controls.shuffle_advantages:
-        say("CONTROL: advantages are dealt by chance")
+        tell("CONTROL: advantages are dealt by chance")
     for notice in run.notices:
-        say(f"WARNING: {notice}")
+        tell(f"WARNING: {notice}")
 
 
 def _write(config: GRPOConfig, outcome: Outcome) -> None:
@@ -193,13 +161,16 @@ def finished(config: GRPOConfig) -> Outcome | None:
     """What the run of this recipe in this place came to, if it is there.
 
     Raises:
-        MismatchError: another recipe's is.
+        MismatchError: another recipe's is, or that of another policy.
     """
     path = Path(config.out, RESULT)
     if not path.exists():
         return None
     content = json.loads(path.read_text())
-    refuse_other(json.dumps(content["recipe"]), config, path, FREE | {"policy"})
+    refuse_other(json.dumps(content["recipe"]), config, path, FREE | GRPO.also_free)
+    before, after = Path(config.policy), Path(config.out, POLICY)
+    if before.exists() and after.exists() and checkpoint.load(after)["policy_digest"] != checkpoint.digest(before):
+        raise MismatchError(f"{path}: begun from another policy than {before}; give that one, or another out")
     rows = {name: Driven.restore(content["tokens"], row) for name, row in content["rows"].items()}
     return Outcome(rows, content["logs"], content["notices"])
 
@@ -218,26 +189,26 @@ def _cell(name: str, value: float) -> str:
     return f"{value:.3f}" if name.startswith("ade") else f"{100 * value:.2f}"
 
 
-def _print_closing(run: GRPO, outcome: Outcome, seconds: float, say: Callable[[str], None]) -> None:
-    say("")
-    say(rows_table(outcome))
+def _print_closing(run: GRPO, outcome: Outcome, seconds: float, tell: Callable[[str], None]) -> None:
+    tell("")
+    tell(rows_table(outcome))
     logs = len(set(outcome.logs))
-    say(f"\nscores x 100, ADE in metres; {len(outcome.logs)} scenes of {logs} held-out logs; trained {seconds:.0f} s")
-    say("change, paired by scene, interval over logs:")
+    tell(f"\nscores x 100, ADE in metres; {len(outcome.logs)} scenes of {logs} held-out logs; trained {seconds:.0f} s")
+    tell("change, paired by scene, interval over logs:")
     for name in outcome.shown:
         if outcome.changes(name).abs().max() > 0:
-            say(f"  {NAMES[name]:8} {outcome.change(name)}")
+            tell(f"  {NAMES[name]:8} {outcome.change(name)}")
     human, constant = (outcome.rows[k].means()["score"] for k in (HUMAN, CONSTANT))
     verdict = (
         "as it should be" if human >= HUMAN_AT_LEAST and constant < human - 0.1 else "WARNING: NOT as it should be"
     )
-    say(f"sanity: human {human:.3f} (>= {HUMAN_AT_LEAST}), constant velocity {constant:.3f} (far below): {verdict}")
+    tell(f"sanity: human {human:.3f} (>= {HUMAN_AT_LEAST}), constant velocity {constant:.3f} (far below): {verdict}")
     unparsed = outcome.rows[AFTER].means()["unparsed"]
     if unparsed:
-        say(f"WARNING: {unparsed:.1%} of the greedy answers did not parse; they score 0")
+        tell(f"WARNING: {unparsed:.1%} of the greedy answers did not parse; they score 0")
     for notice in outcome.notices:
-        say(f"WARNING: {notice}")
-    say(f"\nThe policy is {Path(run.config.out) / POLICY}")
+        tell(f"WARNING: {notice}")
+    tell(f"\nThe policy is {Path(run.config.out) / POLICY}")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ baselines on held-out logs. Exit code: 0 when it ended, 1 when training failed, 
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from jobs import config as job_config
+from jobs.journal import Journal, follow, say
 from jobs.report import table
 from trainer import baselines, checkpoint, distributed
 from trainer.batch import Batch
@@ -25,57 +22,17 @@ from trainer.evaluate import SECONDS, summary
 from trainer.sft import SFT
 
 
-class Journal:
-    """What a person and TensorBoard see of a run: lines above the bar, `log.jsonl`, event files where it is installed.
+class SFTJournal(Journal):
+    """`Journal` with the line and the bar of this loop."""
 
-    Args:
-        out: folder of the run.
-        total: optimiser steps.
-        done: of them, before this process.
-    """
-
-    def __init__(self, out: str, total: int, done: int) -> None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        self._file = open(Path(out) / "log.jsonl", "a")  # noqa: SIM115 (open as long as the run)
-        self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, mininterval=1.0)
-        self._board = _summary_writer(out)
-
-    def line(self, text: str) -> None:
-        """A line for a person."""
-        self._bar.write(text)
-
-    def step(self, step: int) -> None:
-        """A step is done."""
-        self._bar.update(step - self._bar.n)
-
-    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers of a step; those of held-out samples also as a line."""
-        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
+    def line(self, numbers: Mapping[str, float]) -> str | None:
+        """Of held-out samples."""
         held = {k.removeprefix("held/"): v for k, v in numbers.items() if k.startswith("held/")}
-        if held:
-            self.line(f"step {step}: held out {summary(held)}")
-        else:
-            loss, rate = numbers["train/loss"], numbers["train/samples_per_s"]
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {rate:.0f} samples/s")
+        return f"held out {summary(held)}" if held else None
 
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def _summary_writer(out: str) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(f"{out}/tensorboard")
+    def postfix(self, numbers: Mapping[str, float]) -> str | None:
+        """Of training."""
+        return f"loss {numbers['train/loss']:.3f}, {numbers['train/samples_per_s']:.0f} samples/s"
 
 
 def main(arguments: list[str]) -> dict[str, dict[str, float]]:
@@ -86,50 +43,30 @@ def main(arguments: list[str]) -> dict[str, dict[str, float]]:
 
 
 def _run(config: SFTConfig, device: torch.device) -> dict[str, dict[str, float]]:
-    first = distributed.rank() == 0
-
-    def say(text: str) -> None:
-        if first:
-            print(text, flush=True)
-
-    journal: Journal | None = None
-
-    def numbers(step: int, values: Mapping[str, float]) -> None:
-        if journal is not None:
-            journal.numbers(step, values)
-
-    run = SFT(config, device, log=say, on_step=numbers)
+    run = SFT(config, device, log=say)
     held = run.held_batches()
-    _print_opening(run, say)
+    _print_opening(run)
     oracle = run.oracle(held)
     say("the answers' own quantisation, held out: " + _metrics(oracle))
     if config.check_mask:
         run.check_mask(held[0])
         say("mask: gradients are exactly zero where it forbids, and only there")
-    began = time.perf_counter()
     results: dict[str, dict[str, float]] = {}
 
-    def ended(index: int) -> None:
-        results[f"stage {config.stages[index].stage}"] = run.evaluate(held, config.stages[index])
+    def ended() -> None:
+        results[f"stage {run.stage.stage}"] = run.evaluate(held)
 
-    if first:
-        journal = Journal(config.out, config.total_steps, run.step)
-    try:
-        run.fit(on_batch=journal.step if journal else None, on_stage=ended)
-    finally:
-        if journal is not None:
-            journal.close()
-    trained = time.perf_counter() - began
+    trained = follow(run, SFTJournal, ended)
     _read_earlier(run, results, held)
-    if not first:
+    if distributed.rank() > 0:
         return {}
     blind = baseline_rows(run, held) if config.baselines else {}
     rows = {"quantisation alone": oracle, **blind, **results}
-    _print_closing(run, rows, trained, say)
+    _print_closing(run, rows, trained)
     return rows
 
 
-def _print_opening(run: SFT, say: Callable[[str], None]) -> None:
+def _print_opening(run: SFT) -> None:
     config, model = run.config, run.model
     student = sum(p.numel() for p in model.student.parameters())
     adapters = sum(p.numel() for p in model.adapters.parameters())
@@ -143,19 +80,16 @@ def _print_opening(run: SFT, say: Callable[[str], None]) -> None:
 
 
 def _read_earlier(run: SFT, results: dict[str, dict[str, float]], held: list[Batch]) -> None:
-    """Stages that ended before this process began, evaluated from what they left; the run's own weights come back."""
-    now = run.model.state_dict()
-    own = {k: v.detach().clone() for k, v in now.items()}
+    """Evaluate stages that ended before this process began: their files, in the model of the run, which is over."""
     for i, stage in enumerate(run.config.stages):
         name = f"stage {stage.stage}"
         path = Path(run.config.out) / f"stage_{i + 1}.pt"
         if name in results or not path.exists():
             continue
         content = checkpoint.load(path)
-        weights = {f"{part}.{k}": v for part in ("student", "adapters") for k, v in content[part].items()}
-        checkpoint.load_weights(run.model, weights)
+        checkpoint.load_weights(run.model.student, content["student"])
+        checkpoint.load_weights(run.model.adapters, content["adapters"])
         results[name] = run.evaluate(held, stage)
-    run.model.load_state_dict(own)
 
 
 def baseline_rows(run: SFT, held: list[Batch]) -> dict[str, dict[str, float]]:
@@ -186,9 +120,7 @@ def baseline_rows(run: SFT, held: list[Batch]) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _print_closing(
-    run: SFT, rows: Mapping[str, Mapping[str, float]], seconds: float, say: Callable[[str], None]
-) -> None:
+def _print_closing(run: SFT, rows: Mapping[str, Mapping[str, float]], seconds: float) -> None:
     horizons = [s for s in SECONDS if f"ade_{s}" in rows["quantisation alone"]]
     head = [
         "held out",

@@ -16,7 +16,9 @@ no argv.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,6 +115,8 @@ class ShardReceipt:
         decodes: images decoded.
         images: distinct images asked for.
         seconds: wall time of the task, waiting included.
+        host: name of the machine.
+        device: what the teachers ran on, by its maker's name; two kinds of GPU differ in last bits.
     """
 
     shard: int
@@ -120,6 +124,8 @@ class ShardReceipt:
     decodes: int
     images: int
     seconds: float
+    host: str
+    device: str
 
 
 class ShardWorker:
@@ -224,6 +230,8 @@ class ShardWorker:
             decodes=images.decodes,
             images=images.unique,
             seconds=time.perf_counter() - began,
+            host=socket.gethostname(),
+            device=device_name(resolved(self._config.device)),
         )
 
     def _load_scenes(self, scenes: Sequence[PlannedScene]) -> list[Scene | SampleError]:
@@ -338,6 +346,12 @@ _Collect = Callable[[], tuple[list[Targets], float]]
 def resolved(device: str) -> str:
     """A `WorkerConfig.device`, with ``auto`` as this machine has it."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+@functools.cache
+def device_name(device: str) -> str:
+    """Of a torch device: its maker's, for a GPU."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _not_loaded(data: bytes, where: str) -> Image:

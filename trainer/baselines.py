@@ -24,7 +24,7 @@ from trainer.students.tiny import STATUS_SCALE
 
 
 def constant_velocity(status_BH7: Tensor, steps: int) -> Tensor:
-    """[B, S, 3]: x grows by the present speed, y and heading stay 0."""
+    """Float32 [B, S, 3], steps of 0.5 s: x grows by the present speed (of status [B, H, 7]), y and heading stay 0."""
     speed_B = status_BH7[:, -1, 3:5].norm(dim=-1)
     times_S = 0.5 * torch.arange(1, steps + 1, device=status_BH7.device)
     out = torch.zeros(len(status_BH7), steps, 3, device=status_BH7.device)
@@ -33,7 +33,7 @@ def constant_velocity(status_BH7: Tensor, steps: int) -> Tensor:
 
 
 def stop(status_BH7: Tensor, steps: int) -> Tensor:
-    """[B, S, 3]: the pose of now, all the time. The simulated car brakes as hard as it can to hold it."""
+    """Float32 [B, S, 3]: the pose of now, all the time. The simulated car brakes as hard as it can to hold it."""
     return torch.zeros(len(status_BH7), steps, 3, device=status_BH7.device)
 
 
@@ -55,7 +55,7 @@ class EgoStatusMLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(hidden, 3 * steps))
 
     def forward(self, status_BH7: Tensor, command_B: Tensor) -> Tensor:
-        """[B, S, 3]."""
+        """Poses float32 [B, S, 3] of status [B, H, 7] and command int64 [B]."""
         scaled = status_BH7 / torch.tensor(STATUS_SCALE, device=status_BH7.device)
         seen = scaled.flatten(1) if self.inputs else scaled[:, -1, 3:]
         command = nn.functional.one_hot(command_B, len(COMMANDS)).float()
@@ -65,7 +65,7 @@ class EgoStatusMLP(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """What a blind baseline learns from: status [n, H, 7], command [n], future [n, S, 3]."""
+    """What a blind baseline learns from: status float32 [n, H, 7], command int64 [n], future float32 [n, S, 3]."""
 
     status: Tensor
     command: Tensor
@@ -83,13 +83,25 @@ class Scenes:
     @classmethod
     def read(cls, maker: ExampleMaker, documents: Sequence[Mapping[str, Any]]) -> Scenes:
         """Of samples' ``json`` members, without opening an image."""
-        future, status = maker.drives([d["token"] for d in documents])
+        future, status = maker.drives_of(documents)
         command = torch.tensor([COMMANDS.index(d["ego"]["command"]) for d in documents])
         return cls(status, command, future)
 
 
 def train_mlp(scenes: Scenes, *, inputs: int, steps: int, batch: int, seed: int, lr: float = 1e-3) -> EgoStatusMLP:
-    """L1 on x, y, heading (as NAVSIM trains it), AdamW, cosine to 0, `steps` batches of `batch` scenes."""
+    """L1 on x, y, heading (as NAVSIM trains it), AdamW, cosine to 0; on the CPU, torch's own RNG is left alone.
+
+    Args:
+        scenes: to learn from.
+        inputs: see `EgoStatusMLP`.
+        steps: of the optimiser.
+        batch: scenes a step, drawn with replacement.
+        seed: of weights and draws.
+        lr: at the start.
+
+    Returns:
+        The MLP in eval mode.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -108,5 +120,5 @@ def train_mlp(scenes: Scenes, *, inputs: int, steps: int, batch: int, seed: int,
 
 @torch.no_grad()
 def scores(predicted_NS3: Tensor, future_NS3: Tensor) -> dict[str, float]:
-    """Mean ADE and FDE."""
+    """Mean ADE and FDE in metres (`evaluate.displacement`) of trajectories [N, S, 3]."""
     return {k: v.mean().item() for k, v in displacement(predicted_NS3, future_NS3).items()}

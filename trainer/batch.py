@@ -26,7 +26,7 @@ class Example:
         images: uint8 [V, 3, h, w], one a view.
         status: float32 [H, 7]: x, y, heading, velocity x, y, acceleration x, y (m, rad, s; ego axes at step 0).
         command: index into `COMMANDS`, at step 0.
-        future: float32 [S, 3]: x, y, heading.
+        future: float32 [S, 3]: x, y (m), heading (rad) of the rear axle at 0.5 s, 1 s ..., in its frame at step 0.
         targets: latent kind -> float32 [N, C], as the teacher gave it (not standardised).
     """
 
@@ -40,8 +40,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Examples, stacked: tokens [B], images uint8 [B, V, 3, h, w], status [B, H, 7], command int64 [B], future
-    [B, S, 3], targets {kind: [B, N, C]}.
+    """Examples, stacked, all tensors on one device; units and frames as in `Example`.
+
+    Attributes:
+        tokens: of the B scenes.
+        images: uint8 [B, V, 3, h, w].
+        status: float32 [B, H, 7].
+        command: int64 [B].
+        future: float32 [B, S, 3].
+        targets: latent kind -> float32 [B, N, C].
     """
 
     tokens: tuple[str, ...]
@@ -85,7 +92,7 @@ _TENSORS = ("images", "status", "command", "future")
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Stack examples of equal shapes."""
+    """Stack examples, at least one, of equal shapes and the same kinds of targets."""
     first = examples[0]
     return Batch(
         tokens=tuple(e.token for e in examples),

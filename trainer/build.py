@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from trainer import checkpoint
-from trainer.answers import AnswerConfig, Answers, MotionAnswers, MotionConfig, TextAnswers
-from trainer.config import SFTConfig, StudentConfig
+from trainer.answers.base import Answers
+from trainer.answers.motion import MotionAnswers, MotionConfig
+from trainer.answers.text import TextAnswers
+from trainer.config import AnswerConfig, SFTConfig, StudentConfig
+from trainer.latents import Statistics
 from trainer.students.base import Student
 from trainer.students.hf import HFConfig, load, load_tokenizer
 from trainer.students.tiny import TinyStudent
@@ -74,6 +76,7 @@ class Policy:
         table_stage: whose allow table holds.
         history: H, status steps that it was trained with.
         notices: what has to be said of it (synthetic frames, random teachers).
+        held_out: tokens of the samples that it was not trained on.
     """
 
     student: Student
@@ -81,19 +84,40 @@ class Policy:
     table_stage: int
     history: int
     notices: tuple[str, ...]
+    held_out: tuple[str, ...]
 
 
 def load_policy(path: Path) -> Policy:
-    """The policy of a stage file (``stage_2.pt``); adapters are not read.
+    """The policy of a file that a run left (``stage_2.pt``, ``policy.pt``); adapters are not read.
 
     Raises:
         MissingFileError, DatasetError: there is none, or it is damaged.
     """
-    content = checkpoint.load(path)
-    config: SFTConfig = TypeAdapter(SFTConfig).validate_json(content["config"])
+    return policy_of(checkpoint.load(path))
+
+
+def policy_of(content: Mapping[str, Any]) -> Policy:
+    """The policy of the content of such a file.
+
+    Raises:
+        DatasetError: weights of another student than its recipe's.
+    """
+    config = SFTConfig.model_validate_json(content["config"])
     answers = restore_answers(content["answers"], config.student)
     student = make_student(
         config.student, answers, config.counts, views=len(config.samples.views), history=content["history"]
     )
     checkpoint.load_weights(student, content["student"])
-    return Policy(student.eval(), config, content["table_stage"], content["history"], tuple(content["notices"]))
+    return Policy(
+        student=student.eval(),
+        config=config,
+        table_stage=content["table_stage"],
+        history=content["history"],
+        notices=tuple(content["notices"]),
+        held_out=tuple(content["held_out"]),
+    )
+
+
+def restore_statistics(content: Mapping[str, Any]) -> dict[str, Statistics]:
+    """Latent kind -> what standardises its targets, of the content of a checkpoint or a policy file."""
+    return {kind: Statistics(**stored) for kind, stored in content["statistics"].items()}

@@ -10,6 +10,7 @@ State dicts are whole (gathered from FSDP, without DDP's prefix), so that a run 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import zipfile
@@ -73,6 +74,12 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex: by which a run knows the policy that it was begun from."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _refuse_packed(path: Path) -> None:
     """`torch.save` packs nothing, so a zip whose entries unpack to more than the file holds is a bomb."""
     if zipfile.is_zipfile(path):
@@ -124,21 +131,23 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
     """
     # the buffers that a model registers as not persistent are in no state dict on either side
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    named = {name.replace("_orig_mod.", "").removeprefix("module.") for name in trained}
-    missing, foreign = sorted(named - weights.keys()), sorted(weights.keys() - _names(model))
+    missing, foreign = sorted(trained - weights.keys()), sorted(weights.keys() - model.state_dict().keys())
     if missing or foreign:
         raise DatasetError(f"checkpoint: missing {missing[:4]}, no place for {foreign[:4]}: it is of another student")
     set_model_state_dict(model, dict(weights), options=_WHOLE)
 
 
-def _names(model: nn.Module) -> set[str]:
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    return {*inner.state_dict().keys()}
-
-
 def weights_of(model: nn.Module) -> dict[str, Any]:
     """The trained weights and buffers of a model, whole; every rank calls, rank 0 has them."""
     return get_model_state_dict(model, options=_WHOLE)
+
+
+def parts_of(weights: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The weights of an `SFTModel` as a policy file has them: ``student`` and ``adapters``, apart."""
+    return {
+        part: {k.removeprefix(f"{part}."): v for k, v in weights.items() if k.startswith(f"{part}.")}
+        for part in ("student", "adapters")
+    }
 
 
 def _rng() -> dict[str, Any]:

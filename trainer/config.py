@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.stream import StreamConfig
-from trainer.answers import AnswerConfig, MotionConfig
+from trainer.answers.motion import MotionConfig
+from trainer.answers.text import TextConfig
 from trainer.data import DataConfig
 from trainer.distributed import ParallelConfig
 from trainer.latents import LATENTS, TargetConfig
@@ -16,6 +17,7 @@ from trainer.losses import LossWeights
 from trainer.students.hf import HFConfig
 from trainer.students.tiny import TinyConfig
 
+AnswerConfig = Annotated[MotionConfig | TextConfig, Field(discriminator="kind")]
 StudentConfig = Annotated[TinyConfig | HFConfig, Field(discriminator="kind")]
 
 DYNAMICS = TargetConfig(column="cosmos", target="latent_pool", grid={"time": 3, "pool_row": 3, "pool_col": 4})

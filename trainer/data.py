@@ -1,13 +1,11 @@
-"""From shards to batches: which samples train and which are held out, and how a stored sample becomes an `Example`.
+"""From shards to examples: how a stored sample becomes an `Example`, and what has to be said of it.
 
-Held-out is whole logs, chosen by the hash of (seed, log), so that no scene of training overlaps one of evaluation and
-a dataset that grows keeps its split. The control that shuffles teachers gives each training sample the targets of
-another one, by a fixed permutation without fixed points of that kind of index; evaluation always has the true ones.
+The control that shuffles teachers gives each training sample the targets of another one, by a permutation without fixed
+points (`shuffled`); evaluation always has the true ones.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import nn
 
 from pipeline.decode import decode_jpeg
 from pipeline.reader import Dataset
-from shards_schema.errors import ConfigError, DatasetError
+from shards_schema.errors import ConfigError
 from shards_schema.records import COMMANDS
 from trainer.batch import Example
 from trainer.latents import TargetConfig
@@ -43,24 +41,6 @@ class DataConfig(BaseModel):
     steps: int = Field(default=8, ge=1)
     held_out: float = Field(default=0.2, gt=0, lt=1)
     split_seed: int = 0
-
-
-def split(dataset: Dataset, tokens: Sequence[str], config: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Training and held-out tokens, each in plan order.
-
-    Raises:
-        DatasetError: fewer than two logs.
-    """
-    table = dataset.plan.table
-    log_of = dict(zip(table["token"].to_pylist(), table["log"].to_pylist(), strict=True))
-    logs = sorted(
-        {log_of[t] for t in tokens}, key=lambda log: hashlib.sha256(f"{config.split_seed}/{log}".encode()).hexdigest()
-    )
-    if len(logs) < 2:
-        raise DatasetError(f"{dataset.url}: {len(logs)} logs; holding whole logs out needs at least two")
-    held = set(logs[: max(1, round(config.held_out * len(logs)))])
-    train = tuple(t for t in tokens if log_of[t] not in held)
-    return train, tuple(t for t in tokens if log_of[t] in held)
 
 
 def notices(dataset: Dataset, targets: Mapping[str, TargetConfig]) -> list[str]:
@@ -132,7 +112,11 @@ class ExampleMaker:
         return spec.fixed_shape[spec.dims.index(target.channel)]
 
     def __call__(self, sample: Mapping[str, Any]) -> Example:
-        """Of a sample with the members of `wanted` and its ``token``."""
+        """Of a sample with the members of `wanted`: JPEG bytes or decoded pixels uint8 [H, W, 3], targets as arrays.
+
+        Raises:
+            SampleError: an image that cannot be decoded.
+        """
         document = sample["samples"]["json"]
         stored = sample if self._other is None else self._other_targets(document["token"])
         return Example(
@@ -147,17 +131,28 @@ class ExampleMaker:
         )
 
     def read(self, token: str) -> Example:
-        """One example by its token, past the stream."""
+        """One example by its token, past the stream.
+
+        Raises:
+            AbsentError, QuarantinedError: there is no such sample.
+        """
         return self(self._dataset.read(token, self.wanted))
 
     def targets(self, tokens: Sequence[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
-        """Only the targets of samples, for statistics."""
+        """Only the targets of samples, for statistics: latent kind -> float32 [N, C], one sample after another."""
         for token in tokens:
             yield self._latents(self._dataset.read(token, self._columns()))
 
     def drives(self, tokens: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Futures float32 [n, S, 3] and status [n, H, 7] of samples, without their images."""
-        documents = [self._dataset.read(t, {"samples": ["json"]})["samples"]["json"] for t in tokens]
+        """Futures float32 [n, S, 3] and status float32 [n, H, 7] of samples, without their images.
+
+        Raises:
+            AbsentError, QuarantinedError: there is no such sample.
+        """
+        return self.drives_of([self._dataset.read(t, {"samples": ["json"]})["samples"]["json"] for t in tokens])
+
+    def drives_of(self, documents: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of samples' ``json`` members."""
         futures = np.stack([self._future(d) for d in documents])
         return torch.from_numpy(futures), torch.from_numpy(np.stack([_status(d) for d in documents]))
 
@@ -189,7 +184,12 @@ class ExampleMaker:
 
 
 def as_seen(pixels: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """An image [H, W, 3] as the student gets it: [3, h, w], bilinear with antialiasing to `size` (width, height)."""
+    """An image uint8 [H, W, 3] as the student gets it: uint8 [3, h, w], bilinear with antialiasing to `size`.
+
+    Args:
+        pixels: RGB.
+        size: (width, height); None keeps the image's own.
+    """
     chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
     if size is not None and tuple(chw.shape[:0:-1]) != size:
         width, height = size
@@ -206,7 +206,12 @@ def _status(document: Mapping[str, Any]) -> NDArray[np.float32]:
 
 
 def shuffled(tokens: Sequence[str], seed: int) -> dict[str, str]:
-    """Token -> another token of the same set: a random cycle, so that no sample keeps its own targets."""
+    """Token -> another token of the same set: a random cycle, so that no sample keeps its own targets.
+
+    Args:
+        tokens: distinct, at least two.
+        seed: of the cycle.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = [tokens[i] for i in torch.randperm(len(tokens), generator=generator).tolist()]
     return dict(zip(order, [*order[1:], order[0]], strict=True))

@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.students.base import Student
+from shards_schema.errors import ConfigError
+
+if TYPE_CHECKING:  # students ask here whether other ranks go on
+    from trainer.students.base import Student
 
 
 class ParallelConfig(BaseModel):
@@ -44,10 +47,12 @@ def world_size() -> int:
 def session(device: str | None) -> Iterator[torch.device]:
     """Join the group that torchrun made, if it did; gives this rank's device, and leaves the group at the end."""
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield torch.device(name)
-        return
     chosen = torch.device(name)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        if chosen.type == "cuda" and chosen.index is not None:
+            torch.cuda.set_device(chosen)  # whose RNG a checkpoint keeps
+        yield chosen
+        return
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
@@ -64,8 +69,27 @@ def shard(
     """Shard a student (FSDP2, in place), a decoder layer a unit, and each of `others` by itself, if asked for.
 
     Each can then be called without the module around them; before the optimiser is made.
+
+    Args:
+        student: on its device.
+        others: adapters; none for a reference.
+        config: whether.
+        device: of this rank.
+        dtype: that decoder layers are gathered in.
+
+    Raises:
+        ConfigError: weights of two dtypes are trained outside the decoder layers, which FSDP2 cannot reduce together.
     """
-    if config.mode != "fsdp" or not dist.is_initialized():
+    if config.mode != "fsdp":
+        return
+    within = {id(p) for block in student.blocks for p in block.parameters()}
+    dtypes = {p.dtype for p in student.parameters() if p.requires_grad and id(p) not in within}
+    if len(dtypes) > 1:
+        raise ConfigError(
+            f"parallel.mode fsdp: weights of {' and '.join(sorted(map(str, dtypes)))} are trained together; take "
+            "student.dtype float32 (dtype: bfloat16 gathers layers in half the bytes), or student.lora"
+        )
+    if not dist.is_initialized():
         return
     mesh = init_device_mesh(device.type, (world_size(),))
     stored = next(student.blocks[0].parameters()).dtype
@@ -111,6 +135,15 @@ def summed(values: Mapping[str, float], device: torch.device) -> dict[str, float
     packed = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(packed)
     return dict(zip(values, packed.tolist(), strict=True))
+
+
+def anywhere(flag: Tensor, model: nn.Module) -> bool:
+    """Whether a bool scalar is true; where the model is sharded, on any rank, since each of its passes needs all."""
+    if not isinstance(model, FSDPModule):
+        return bool(flag)
+    total = flag.int()
+    dist.all_reduce(total)
+    return bool(total > 0)
 
 
 def gathered(value: Any) -> list[Any]:

@@ -28,7 +28,10 @@ STEPS_PER_SECOND = 2
 
 
 def displacement(predicted_BS3: Tensor, future_BS3: Tensor) -> dict[str, Tensor]:
-    """ADE and FDE of each sample, [B] a key (``ade_1`` .. ``fde_4``), in metres."""
+    """ADE and FDE of each sample in metres, float [B] a key (``ade_1`` .. ``fde_4``), of trajectories [B, S, 3].
+
+    Steps are 0.5 s apart, the first is at 0.5 s; horizons beyond S are left out.
+    """
     distance_BS = (predicted_BS3 - future_BS3)[..., :2].norm(dim=-1)
     out = {}
     for seconds in SECONDS:
@@ -133,7 +136,7 @@ def _cosine(a_BNC: Tensor, b_BNC: Tensor) -> float:
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """One line for the progress bar's log."""
+    """One line of the metrics of `evaluate`, for a person."""
     last = max((k for k in metrics if k.startswith("ade_")), default=None)
     shown = {
         "CE": metrics["answer"],

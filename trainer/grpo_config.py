@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.stream import StreamConfig
 from scoring import Version
@@ -81,8 +81,8 @@ class GRPOConfig(BaseModel):
         clip_low, clip_high: of the ratio.
         regulariser: alignment losses.
         reward: the reward.
-        lr, warmup, min_lr: see `loop.Schedule`.
-        optimiser: AdamW; `accumulate` is not for this loop.
+        lr, warmup, min_lr: see `optimiser.Schedule`.
+        optimiser: AdamW; `accumulate` has to be 1: a step takes all its answers, `micro` at a time.
         parallel, controls: see there.
         dtype: bfloat16 runs forward passes in autocast.
         device: cpu, cuda; None: cuda where there is one.
@@ -126,3 +126,12 @@ class GRPOConfig(BaseModel):
     evaluate_limit: int = Field(default=256, ge=1)
     evaluate_samples: int = Field(default=4, ge=1)
     keep: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _one_batch_a_step(self) -> GRPOConfig:
+        if self.optimiser.accumulate != 1:
+            raise ValueError(
+                f"optimiser.accumulate: expected 1, got {self.optimiser.accumulate}: a step of GRPO is one batch of "
+                "scenes; a larger stream.batch_size makes it larger, micro divides it"
+            )
+        return self

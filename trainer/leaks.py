@@ -29,7 +29,14 @@ def cut(table: Tensor) -> Tensor:
 
 
 def influence(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor) -> Tensor:
-    """float64 [5, 5] over (query, key): the largest absolute gradient of one segment's states by another's inputs."""
+    """The largest absolute gradient of one segment's last states by another's inputs: float64 [5, 5] over (query, key).
+
+    Args:
+        student: not sharded; the mode that it is in is the mode that is measured.
+        batch: on its device.
+        answers_BA: int64 [B, A].
+        table: bool [6, 6], of `allow_table`.
+    """
     prompt = student.prompt(batch)
     answer = torch.full_like(answers_BA[:, :-1], int(Segment.ANSWER))
     segments = torch.cat((prompt.segments, answer), 1)

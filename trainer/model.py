@@ -33,7 +33,17 @@ class SFTModel(nn.Module):
         self.statistics = dict(statistics)
 
     def forward(self, batch: Batch, stage: int, weights: LossWeights) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch under the table of `stage`, and each part of it, detached."""
+        """The loss of a batch, a float32 scalar, and each part of it, detached.
+
+        Args:
+            batch: on the model's device, with targets.
+            stage: whose allow table holds.
+            weights: of the parts.
+
+        Returns:
+            The loss; ``loss``, ``answer``, ``regression`` (where the answers have one), and for each kind of latents
+            ``<kind>_cosine`` and ``<kind>_smooth_l1``.
+        """
         answers = self.student.answers.encode(batch.future, batch.status)
         out = self.student(batch, answers, allow_table(stage))
         answer = answer_loss(out.logits, answers, self._smoothing(out.logits.device))

@@ -75,7 +75,7 @@ def group_advantages(rewards_SG: Tensor, *, scale: bool) -> tuple[Tensor, Tensor
     """What each answer is better than its group, and which groups can teach anything.
 
     Args:
-        rewards_SG: [S, G], G >= 2.
+        rewards_SG: float [S, G], G >= 2; float64, or rounding passes for spread.
         scale: divide by the group's standard deviation (unbiased, plus 1e-4); off is Dr.GRPO (arXiv 2503.20783).
 
     Returns:
@@ -114,6 +114,11 @@ def policy_loss(
         beta: weight of the KL.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
         kl_ratio: whether the KL has its factor r.
+
+    Log-probabilities are float [B, A], advantages [B]; what is returned has the dtype and the device of `logp_BA`.
+
+    Raises:
+        ValueError: `beta` without a reference.
     """
     mask_BA = mask_BA.to(logp_BA.dtype)
     advantage_B1 = advantage_B.unsqueeze(1).to(logp_BA.dtype)

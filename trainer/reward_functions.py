@@ -1,6 +1,6 @@
 """The reward for other trainers, which have text: TRL, ms-swift and verl, each as it calls a reward function.
 
-A completion is parsed as `answers.TextAnswers` writes it, ``(x,y,heading)`` 8 times; one that does not parse, or leaves
+A completion is parsed as `TextAnswers` writes it, ``(x,y,heading)`` 8 times; one that does not parse, or leaves
 1 km, scores 0 and is counted (`TextReward.unparsed`). A row without its token, and all that `reward.Reward` refuses, is
 an error: nothing else is ever 0 but by the score. docs/grpo.md shows each in use and names the versions that were read.
 """
@@ -16,7 +16,7 @@ import torch
 
 from scoring import Version
 from shards_schema.errors import ConfigError
-from trainer.answers import parse_waypoints
+from trainer.answers.text import parse_waypoints
 from trainer.reward import POSES, Reward
 from trainer.scored import scored
 

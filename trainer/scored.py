@@ -126,6 +126,9 @@ def policy_scores(
         samples: sampled answers a scene.
         seed: of them, with the place of the batch.
         dtype: of autocast.
+
+    Raises:
+        SampleError, AbsentError: see `Reward.score`.
     """
     training = student.training
     student.eval()
@@ -151,7 +154,11 @@ def policy_scores(
 
 
 def given_scores(trajectories: Sequence[Tensor], batches: Sequence[Batch], reward: Reward) -> Driven:
-    """The same of given trajectories [B, T, 3] a batch: the human, a baseline."""
+    """The same of given trajectories, float32 [B, T, 3] a batch: the human, a baseline. On the CPU, by this rank alone.
+
+    Raises:
+        SampleError, AbsentError: see `Reward.score`.
+    """
     parts = []
     for poses, batch in zip(trajectories, batches, strict=True):
         parsed = torch.ones(len(batch), 1, dtype=torch.bool)

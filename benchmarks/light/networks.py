@@ -163,7 +163,7 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
 
     def vggt(batch: int, way: str, fields: Mapping[str, Any]) -> None:
         name = f"VGGT {plan.network}, batch {batch}{way}"
-        kind = "vggt" if "heads" not in fields else "vggt tokens"
+        kind = "vggt tokens" if "heads" in fields else "vggt tf32" if "depth_precision" in fields else "vggt"
         made[name] = lambda: _taught(device, name, kind, built.vggt(fields, batch), batch)
 
     def clips(name: str, kind: str, column: str, fields: Mapping[str, Any]) -> None:
@@ -174,6 +174,8 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
     for batch in plan.batches:
         vggt(batch, "", {})
     vggt(most, ", tokens only", {"heads": []})
+    if device.cuda:  # as torch would have it, and the upstream-style loop has it
+        vggt(most, ", depth head in TF32", {"depth_precision": "tf32"})
     if plan.compile:
         vggt(most, ", compiled", {"compile": True})
         vggt(most, ", compiled, tokens only", {"compile": True, "heads": []})

@@ -8,7 +8,7 @@ not of what was asked, and the exit code says so.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from pipeline.reader import Dataset
 from pipeline.sources.scene_filter import SceneFilter
 from shards_schema import layout
 from shards_schema.errors import AbsentError, ConfigError, QuarantinedError
-from trainer.data import DataConfig, split
+from trainer.data import DataConfig
+from trainer.splits import logs_of, split_like, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,14 @@ class Selection:
 
 
 def select(
-    dataset: Dataset, column: str, which: str | Path, data: DataConfig, joined: Sequence[str], limit: int | None
+    dataset: Dataset,
+    column: str,
+    which: str | Path,
+    data: DataConfig,
+    joined: Sequence[str],
+    limit: int | None,
+    *,
+    held_before: Set[str] = frozenset(),
 ) -> Selection:
     """The scenes of a split.
 
@@ -57,16 +65,17 @@ def select(
         joined: the columns that the policy was trained on; the split into logs is made over the tokens in all of them,
             as in training, or it would be another split.
         limit: at most so many, spread evenly; None: all.
+        held_before: tokens that the policy's training held out; where the dataset has their logs, those are held out,
+            whatever has been added to it since. Empty: `data` decides.
 
     Raises:
         DatasetError: ``held_out`` of fewer than two logs. ConfigError: no such file, or no token in it.
     """
-    table = dataset.plan.table
-    log_of = dict(zip(table["token"].to_pylist(), table["log"].to_pylist(), strict=True))
+    log_of = logs_of(dataset)
     training: tuple[str, ...] = ()
     common = dataset.tokens(layout.SAMPLES, *joined)
     if which == "held_out" or len({log_of[t] for t in common}) > 1:
-        training, held = split(dataset, common, data)
+        training, held = split_like(dataset, common, held_before, data)
         held_logs = {log_of[t] for t in held}
     if which == "all":
         planned = tuple(log_of)
@@ -74,8 +83,7 @@ def select(
         planned = tuple(t for t in log_of if log_of[t] in held_logs)
     else:
         planned = read_tokens(Path(which))
-    if limit is not None and limit < len(planned):
-        planned = tuple(planned[i * len(planned) // limit] for i in range(limit))
+    planned = spread(planned, limit)
     ready = frozenset(dataset.tokens(layout.SAMPLES, column))
     left = tuple(_left(dataset, column, t) for t in planned if t not in ready)
     return Selection(planned, tuple(t for t in planned if t in ready), left, training)

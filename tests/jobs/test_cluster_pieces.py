@@ -165,7 +165,7 @@ def test_a_worker_that_sees_the_same_is_let_in_and_any_other_is_named(
 
 
 def receipt(shard: int) -> ShardReceipt:
-    return ShardReceipt(shard=shard, columns=(), decodes=0, images=0, seconds=0.0)
+    return ShardReceipt(shard=shard, columns=(), decodes=0, images=0, seconds=0.0, host="here", device="cpu")
 
 
 class SlowVolume(Volume):

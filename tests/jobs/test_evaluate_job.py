@@ -23,9 +23,10 @@ from tests.trainer.reward_toys import sft_policy, sft_recipe, write_reward_datas
 from trainer.baselines import Scenes, train_mlp
 from trainer.batch import collate
 from trainer.build import load_policy
-from trainer.data import DataConfig, ExampleMaker, split
+from trainer.data import DataConfig, ExampleMaker
 from trainer.drive import drive
 from trainer.reward import Reward
+from trainer.splits import split
 
 torch.set_num_threads(1)
 OFF_MAP = 3

@@ -14,6 +14,7 @@ from jobs import grpo, grpo_experiments
 from jobs.intervals import Interval, clustered, over, t_95
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError
 from tests.trainer.reward_toys import grpo_values, sft_policy, write_reward_dataset
+from trainer import checkpoint
 from trainer.build import load_policy
 from trainer.grpo_config import GRPOConfig
 
@@ -63,6 +64,11 @@ def test_the_whole_job(made: tuple[str, str], tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(MismatchError, match="group: 4 -> 5"):
         grpo.finished(recipe.model_copy(update={"group": 5}))
     assert grpo.finished(recipe.model_copy(update={"out": str(tmp_path)})) is None
+    other = tmp_path / "other.pt"
+    checkpoint.save(other, checkpoint.load(Path(recipe.policy)) | {"notices": ["another one"]})
+    with pytest.raises(MismatchError, match="another policy"):
+        grpo.finished(recipe.model_copy(update={"policy": str(other)}))
+    assert grpo.finished(recipe.model_copy(update={"policy": str(tmp_path / "gone.pt")})) is not None
     again = grpo.main(arguments)  # nothing left to do: the same table
     assert again is not None
     assert {k: v.means() for k, v in again.rows.items()} == {k: v.means() for k, v in outcome.rows.items()}

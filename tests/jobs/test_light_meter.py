@@ -15,7 +15,7 @@ def receipt(shard: int, **columns: tuple[int, float]) -> ShardReceipt:
         ColumnReceipt(column=name, planned=9, written=written, quarantined={}, size=1, teacher_seconds=seconds)
         for name, (written, seconds) in columns.items()
     )
-    return ShardReceipt(shard=shard, columns=made, decodes=1, images=1, seconds=1.0)
+    return ShardReceipt(shard=shard, columns=made, decodes=1, images=1, seconds=1.0, host="here", device="cpu")
 
 
 def test_each_teachers_own_rate_and_share() -> None:

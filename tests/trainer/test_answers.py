@@ -7,7 +7,10 @@ import torch
 
 from shards_schema.errors import ConfigError
 from tests.trainer.trainer_toys import STEPS, motion_answers, status_of, trajectories
-from trainer.answers import HEADING_METRES, MotionAnswers, MotionConfig, TextAnswers, compose, kmeans, motions_of, wrap
+from trainer.answers.geometry import compose, motions_of, wrap
+from trainer.answers.kmeans import kmeans
+from trainer.answers.motion import HEADING_METRES, MotionAnswers, MotionConfig
+from trainer.answers.text import TextAnswers
 from trainer.build import restore_answers
 from trainer.students.tiny import TinyConfig
 
@@ -102,7 +105,7 @@ def test_text_round_trips_to_its_digits(digits: int) -> None:
      "(--1,2,0) (1,2,0)", "(1,2,0) (1,2,0) (1,2,0)"],
 )  # fmt: skip
 def test_text_that_is_not_the_waypoints_does_not_parse(text: str) -> None:
-    from trainer.answers import CHARACTERS
+    from trainer.answers.text import CHARACTERS
 
     answers = TextAnswers(steps=2)
     good = answers.encode(trajectories(1)[:, :2], status_of(1))
@@ -166,6 +169,15 @@ def test_regression_is_the_distance_of_the_expected_trajectory_and_teaches_it() 
     assert found[-1] < 0.3 * lost.item() < found[0]  # between the words, nearer than any of them
     assert motion_answers().distance(logits, future, status) is None
     assert TextAnswers(STEPS).distance(logits, future, status) is None
+
+
+def test_the_distance_is_of_metres_under_autocast_too() -> None:
+    answers, status, future = motion_answers(regression=1.0), status_of(6), trajectories(6)
+    logits = torch.randn(6, STEPS, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = answers.distance(logits, future, status)
+    assert low is not None
+    assert low == answers.distance(logits, future, status)
 
 
 def test_what_a_checkpoint_keeps_makes_the_same_answers() -> None:

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
 from trainer import build, checkpoint, distributed
+from trainer.answers.text import TextAnswers
 from trainer.config import SFTConfig
 from trainer.distributed import ParallelConfig
 from trainer.latents import Statistics
@@ -20,6 +21,7 @@ from trainer.losses import LossWeights
 from trainer.model import SFTModel
 from trainer.segments import allow_table
 from trainer.sft import SFT
+from trainer.students.base import Sampled
 
 WEIGHTS = LossWeights(wm=1, geo=1, answer=0.5)
 CPU = torch.device("cpu")
@@ -56,6 +58,15 @@ def plain_recipe(shards: str, out: Path, batch: int, **changes: Any) -> Any:
     return recipe(shards, out, student=student, stages=stages, stream=stream, optimiser={"clip": 1e9}, **changes)
 
 
+def said_by(rank: int, *, sharded: bool) -> Sampled:
+    """One text of a rank, drawn; those of two ranks do not end together."""
+    student, device = tiny_student(TextAnswers(2, 0)), torch.device("cpu")
+    if sharded:
+        distributed.shard(student, (), ParallelConfig(mode="fsdp"), device, torch.float32)
+    generator = torch.Generator().manual_seed(rank)
+    return student.sample(batch_of(2)[rank : rank + 1], allow_table(2), generator=generator)
+
+
 def start_student(content: dict[str, Any]) -> torch.nn.Module:
     """The student of a checkpoint, untrained."""
     config = SFTConfig.model_validate_json(content["config"])
@@ -89,6 +100,9 @@ def worker(rank: int, root: str, shards: str) -> None:
             sampled = model.student.sample(batch, allow_table(1), temperature=0)
             found = {"gradients": own, "tokens": sampled.tokens, "logp": sampled.logp}
             torch.save(found, Path(root, f"{mode}_{rank}.pt"))
+            if mode == "fsdp":
+                drawn = said_by(rank, sharded=True)
+                torch.save({"tokens": drawn.tokens, "logp": drawn.logp}, Path(root, f"text_{rank}.pt"))
             run = train(plain_recipe(shards, Path(root, f"run_{mode}"), 2, parallel={"mode": mode}), until=3)
             torch.save(run.evaluate(run.held_batches()), Path(root, f"held_{mode}_{rank}.pt"))
         both = {"batch_size": 2, "threads": 1}
@@ -132,6 +146,17 @@ def test_answers_are_sampled_from_sharded_weights(two_ranks: Path, mode: str) ->
         alone = student.sample(batch_of(4)[2 * rank : 2 * rank + 2], allow_table(1), temperature=0)
         assert torch.equal(found["tokens"], alone.tokens)
         torch.testing.assert_close(found["logp"], alone.logp, atol=1e-5, rtol=0)
+
+
+def test_a_rank_whose_answers_have_ended_goes_on_for_the_others(two_ranks: Path) -> None:
+    """Each step of a sharded student needs every rank."""
+    lengths = []
+    for rank in range(2):
+        found, alone = torch.load(two_ranks / f"text_{rank}.pt", weights_only=True), said_by(rank, sharded=False)
+        assert torch.equal(found["tokens"], alone.tokens)
+        torch.testing.assert_close(found["logp"], alone.logp, atol=1e-5, rtol=0)
+        lengths.append(int((alone.tokens >= 0).sum()))
+    assert lengths[0] != lengths[1]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -18,7 +18,8 @@ from trainer import checkpoint
 from trainer.batch import collate
 from trainer.build import load_policy
 from trainer.grpo import GRPO
-from trainer.loop import DivergedError
+from trainer.optimiser import DivergedError
+from trainer.rollouts import roll_out
 from trainer.scored import given_scores, policy_scores, scored
 from trainer.segments import allow_table
 from trainer.sft import SFT
@@ -57,8 +58,8 @@ def notes(data: str, policy: str, out: Path, **changes: Any) -> tuple[GRPO, list
     def note(step: int, numbers: Mapping[str, float]) -> None:
         seen.append({"step": step, **numbers})
 
-    run = GRPO(grpo_recipe(data, policy, out, **changes), CPU, log=lambda text: None, on_step=note)
-    run.fit()
+    run = start(data, policy, out, **changes)
+    run.fit(on_numbers=note)
     return run, seen
 
 
@@ -104,6 +105,32 @@ def test_another_recipe_or_policy_in_the_same_place_is_refused(
     checkpoint.save(other, content)
     with pytest.raises(MismatchError, match="another policy"):
         start(reward_shards, str(other), whole, inner=2)
+
+
+def test_a_run_of_before_a_field_of_the_recipe_goes_on(
+    reward_shards: str, policy: str, whole: Path, tmp_path: Path
+) -> None:
+    content = checkpoint.load(whole / "checkpoints" / "step_00000004.pt")
+    recorded = json.loads(content["grpo"])
+    del recorded["kl_ratio"]
+    checkpoint.save(tmp_path / "checkpoints" / "step_00000004.pt", content | {"grpo": json.dumps(recorded)})
+    assert start(reward_shards, policy, tmp_path, inner=2).step == 4
+    with pytest.raises(MismatchError, match="kl_ratio: True -> False"):
+        start(reward_shards, policy, tmp_path, inner=2, kl_ratio=False)
+    unknown = json.dumps(recorded | {"nobody_knows": 1})
+    checkpoint.save(tmp_path / "checkpoints" / "step_00000005.pt", content | {"grpo": unknown})
+    with pytest.raises(MismatchError, match="a recipe that this code does not take"):
+        start(reward_shards, policy, tmp_path, inner=2)
+
+
+def test_a_run_of_another_kind_of_device_goes_on(reward_shards: str, policy: str, whole: Path, tmp_path: Path) -> None:
+    """CUDA's generators have 16 bytes of state; their draws cannot be gone on with here."""
+    content = checkpoint.load(whole / "checkpoints" / "step_00000004.pt")
+    theirs = [torch.zeros(16, dtype=torch.uint8)]
+    checkpoint.save(tmp_path / "checkpoints" / "step_00000004.pt", content | {"sampler": theirs})
+    run = start(reward_shards, policy, tmp_path, inner=2)
+    assert run.step == 4
+    run.fit(until=5)
 
 
 def test_the_first_ratio_is_exactly_one_and_the_sampler_agrees(reward_shards: str, policy: str, tmp_path: Path) -> None:
@@ -179,7 +206,10 @@ def test_shuffled_advantages_are_the_same_ones_dealt_otherwise(reward_shards: st
     honest = start(reward_shards, policy, tmp_path / "a", group=8)
     control = start(reward_shards, policy, tmp_path / "b", group=8, controls={"shuffle_advantages": True})
     batch = honest.held_batches()[0]
-    a, b = honest._sample(batch)[0], control._sample(batch)[0]
+    a, b = (
+        roll_out(r.model.student, batch, r.reward, r.table, r.config, r._sampler, r._autocast())[0]
+        for r in (honest, control)
+    )
     assert torch.equal(a.answers, b.answers)
     left, right = a.advantage.view(-1, 8), b.advantage.view(-1, 8)
     assert not torch.equal(left, right)
@@ -279,6 +309,8 @@ def test_what_does_not_fit_is_refused(reward_shards: str, policy: str, shards: s
         start(reward_shards, policy, tmp_path / "b", reward={"column": "toy"})
     with pytest.raises(ConfigError, match="there is no whole batch"):
         start(reward_shards, policy, tmp_path / "c", stream={"batch_size": 64})
+    with pytest.raises(ValueError, match=r"optimiser.accumulate: expected 1, got 2"):
+        grpo_recipe(reward_shards, policy, tmp_path / "d", optimiser={"accumulate": 2})
     with pytest.raises(ValueError, match="group"):
         grpo_recipe(reward_shards, policy, tmp_path / "d", group=1)
 

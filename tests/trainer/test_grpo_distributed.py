@@ -35,7 +35,7 @@ def train(data: str, policy: str, out: Path, batch: int, **changes: Any) -> tupl
     def note(step: int, numbers: Mapping[str, float]) -> None:
         seen.append(dict(numbers))
 
-    run = GRPO(grpo_recipe(data, policy, out, **values), CPU, log=lambda text: None, on_step=note)
+    run = GRPO(grpo_recipe(data, policy, out, **values), CPU, log=lambda text: None)
     run._optimiser = torch.optim.SGD([{"params": list(run.model.student.parameters()), "scale": 300.0}])  # type: ignore[assignment]
     vocabulary, length = run.answers.vocabulary, run.answers.length
 
@@ -48,7 +48,7 @@ def train(data: str, policy: str, out: Path, batch: int, **changes: Any) -> tupl
         return Sampled(torch.stack(rows), torch.zeros(len(rows), length))
 
     run.model.student.sample = by_token  # type: ignore[method-assign]
-    run.fit()
+    run.fit(on_numbers=note)
     return run, seen
 
 
@@ -104,6 +104,14 @@ def test_a_run_on_two_ranks_is_the_run_on_one(
         held = torch.load(two_ranks / f"{mode}_{rank}.pt", weights_only=True)["held"]
         assert held == pytest.approx(alone.evaluate(alone.held_batches()).means(), abs=1e-5)
     assert not torch.load(two_ranks / f"{mode}_1.pt", weights_only=True)["seen"]  # rank 0 speaks
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_adapters_that_were_frozen_are_in_the_policy_as_they_were(two_ranks: Path, policy: str, mode: str) -> None:
+    """Whole, also where the ranks had parts of them."""
+    theirs, before = checkpoint.load(two_ranks / mode / "policy.pt"), checkpoint.load(Path(policy))
+    assert theirs["adapters"].keys() == before["adapters"].keys()
+    assert all(torch.equal(value, theirs["adapters"][name]) for name, value in before["adapters"].items())
 
 
 def test_a_run_of_two_ranks_goes_on_in_one(two_ranks: Path, reward_shards: str, policy: str) -> None:

@@ -12,9 +12,10 @@ from shards_schema.errors import ConfigError
 from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import CHANNELS, COUNTS, batch_of, motion_answers
 from tests.trainer.vlm_toys import hf_student, image_processor, tokenizer, vlm
-from trainer import checkpoint
-from trainer.answers import TextAnswers
+from trainer import checkpoint, distributed
+from trainer.answers.text import TextAnswers
 from trainer.build import load_policy
+from trainer.distributed import ParallelConfig
 from trainer.latents import Statistics
 from trainer.leaks import LeakError, check, cut, influence
 from trainer.losses import LossWeights
@@ -190,6 +191,52 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], atol=1e-7, rtol=1e-5)
+
+
+def test_weights_of_two_dtypes_are_not_sharded_together() -> None:
+    """FSDP2 would say so in the first step, after everything was loaded."""
+    half, processor = vlm("internvl").to(torch.bfloat16), image_processor("internvl")
+    config = HFConfig.model_validate({"model": "internvl", "dtype": "bfloat16"})
+    student = HFStudent(half, tokenizer(), processor, config, motion_answers(), COUNTS)
+    with pytest.raises(ConfigError, match=r"torch.bfloat16 and torch.float32 are trained together"):
+        distributed.shard(student, (), ParallelConfig(mode="fsdp"), torch.device("cpu"), torch.bfloat16)
+    distributed.shard(student, (), ParallelConfig(mode="ddp"), torch.device("cpu"), torch.bfloat16)
+
+
+def test_low_ranks_of_a_bfloat16_model_take_small_steps() -> None:
+    """GRPO's learning rate, 2e-6, is far below the spacing of bfloat16 about a usual weight."""
+    pytest.importorskip("peft")
+    config = HFConfig.model_validate({"model": "internvl", "dtype": "bfloat16", "lora": {"rank": 2}})
+    half, processor = vlm("internvl").to(torch.bfloat16), image_processor("internvl")
+    student = HFStudent(half, tokenizer(), processor, config, motion_answers(), COUNTS).eval()
+    low = {n: p for n, p in student.named_parameters() if "lora_" in n}
+    for parameter in low.values():
+        torch.nn.init.normal_(parameter, std=0.02)
+    before = {n: p.detach().clone() for n, p in low.items()}
+    optimiser, batch = torch.optim.AdamW(low.values(), lr=2e-6, weight_decay=0.0), batch_of(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        answers = student.answers.encode(batch.future, batch.status)
+        student.logp(batch, answers, allow_table(2)).sum().backward()
+    optimiser.step()
+    for name, parameter in low.items():
+        moved = (parameter - before[name])[parameter.grad != 0]
+        assert moved.numel() > 0
+        assert (moved != 0).all(), name
+    assert next(p for n, p in student.vlm.named_parameters() if "lora_" not in n).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_recomputed_in_eval_mode_too(family: str) -> None:
+    """GRPO has gradients in eval mode; sampling keeps its cache."""
+    student, batch = hf_student(family, gradient_checkpointing=True).eval(), batch_of(2)
+    calls = []
+    student.blocks[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    answers = student.answers.encode(batch.future, batch.status)
+    student.logp(batch, answers, allow_table(2)).sum().backward()
+    assert len(calls) == 2
+    assert not any(module.training for module in student.modules())
+    student.sample(batch, allow_table(2), temperature=0)
+    assert len(calls) == 2 + student.answers.length
 
 
 def test_lora_trains_only_the_low_ranks_and_what_is_new() -> None:

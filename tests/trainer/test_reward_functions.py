@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shards_schema.errors import AbsentError, ConfigError, SampleError
-from trainer.answers import TextAnswers, parse_waypoints
+from trainer.answers.text import TextAnswers, parse_waypoints
 from trainer.reward import Reward
 from trainer.reward_functions import DATA, VERSION, SwiftReward, TextReward, TRLReward, compute_score
 

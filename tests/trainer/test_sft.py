@@ -25,9 +25,9 @@ from trainer.config import StageConfig
 from trainer.data import ExampleMaker
 from trainer.evaluate import displacement, zeroed_latents
 from trainer.latents import Statistics
-from trainer.loop import DivergedError, learning_rate
 from trainer.losses import LossWeights
 from trainer.model import SFTModel
+from trainer.optimiser import DivergedError, learning_rate
 from trainer.segments import allow_table
 from trainer.sft import SFT
 
@@ -319,8 +319,7 @@ def test_numbers_are_reported_apart(shards: str, tmp_path: Path) -> None:
     def note(step: int, numbers: Mapping[str, float]) -> None:
         seen.append({"step": step, **numbers})
 
-    run = SFT(recipe(shards, tmp_path), CPU, log=lambda text: None, on_step=note)
-    run.fit()
+    start(shards, tmp_path).fit(on_numbers=note)
     train = [n for n in seen if "train/loss" in n]
     held = [n for n in seen if "held/answer" in n]
     parts = {"answer", "wm_cosine", "wm_smooth_l1", "geo_cosine", "geo_smooth_l1", "gradient", "lr", "samples_per_s"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.trainer.trainer_toys import batch_of, motion_answers, tiny_student
-from trainer.answers import TextAnswers
+from trainer.answers.text import TextAnswers
 from trainer.batch import Batch
 from trainer.leaks import LeakError, check, cut, faults, influence
 from trainer.segments import CONTENT, Segment, allow_table

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from trainer.answers import Answers, MotionAnswers, MotionConfig, compose
+from trainer.answers.base import Answers
+from trainer.answers.geometry import compose
+from trainer.answers.motion import MotionAnswers, MotionConfig
 from trainer.batch import Batch
 from trainer.students.tiny import TinyConfig, TinyStudent
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tests.trainer.trainer_toys import COUNTS, motion_answers
-from trainer.answers import Answers
+from trainer.answers.base import Answers
 from trainer.students.hf import FAMILIES, HFConfig, HFStudent
 
 SPECIAL = (

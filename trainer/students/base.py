@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from shards_schema.errors import ConfigError
-from trainer.answers import Answers
+from trainer import distributed
+from trainer.answers.base import Answers
 from trainer.batch import Batch
 from trainer.latents import LATENTS, LatentInputs
 from trainer.segments import Segment, attention_mask
@@ -46,12 +47,10 @@ class StudentOutput(NamedTuple):
     Attributes:
         logits: [B, A, V], of each answer token given those before it.
         latents: kind -> [B, N, D], what the adapters read.
-        segments: int64 [B, L].
     """
 
     logits: Tensor
     latents: Mapping[str, Tensor]
-    segments: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,16 +147,14 @@ class Student(nn.Module, ABC):
         prompt = self.prompt(batch)
         segments = torch.cat((prompt.segments, _segments(answers_BA[:, :-1])), 1)
         states = self.run(prompt, answers_BA[:, :-1], attention_mask(segments, table))
-        return StudentOutput(self.logits(states.last[:, self.at(prompt) :]), self._latents(prompt, states), segments)
+        return StudentOutput(self.logits(states.last[:, self.at(prompt) :]), self._latents(prompt, states))
 
     def logp(self, batch: Batch, answers_BA: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability of each token of given answers, float32 [B, A]; 0 on padding.
 
         The policy is softmax(logits / temperature): the same temperature as in `sample`, or it is another policy.
         """
-        logits = self(batch, answers_BA, table).logits.float() / temperature
-        chosen = logits.log_softmax(-1).gather(-1, answers_BA.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-        return torch.where(answers_BA >= 0, chosen, torch.zeros_like(chosen))
+        return token_logp(self(batch, answers_BA, table).logits, answers_BA, temperature)[0]
 
     @torch.no_grad()
     def sample(
@@ -196,10 +193,12 @@ class Student(nn.Module, ABC):
             logp_B = logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
             tokens.append(torch.where(alive_B, token_B, -torch.ones_like(token_B)))
             logps.append(torch.where(alive_B, logp_B, torch.zeros_like(logp_B)))
+            if index == self.answers.length - 1:
+                break
             if self.answers.end is not None:
                 alive_B = alive_B & (token_B != self.answers.end)
-            if index == self.answers.length - 1 or not alive_B.any():
-                break
+                if not distributed.anywhere(alive_B.any(), self):
+                    break
             token_B1 = tokens[-1].unsqueeze(1)
             segments = torch.cat((segments, _segments(token_B1)), 1)
             row = attention_mask(segments, table)[:, :, -1:]
@@ -231,6 +230,22 @@ class Student(nn.Module, ABC):
             out[kind] = states.aligned[:, begin : begin + counts[kind]]
             begin += counts[kind]
         return out
+
+
+def token_logp(logits_BAV: Tensor, answers_BA: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of softmax(logits / temperature): of each token of the answers, and of every token.
+
+    Args:
+        logits_BAV: [B, A, V].
+        answers_BA: int64, padded with -1.
+        temperature: > 0.
+
+    Returns:
+        Float32 [B, A], 0 on padding; float32 [B, A, V].
+    """
+    logp_BAV = (logits_BAV.float() / temperature).log_softmax(-1)
+    chosen_BA = logp_BAV.gather(-1, answers_BA.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    return torch.where(answers_BA >= 0, chosen_BA, 0.0), logp_BAV
 
 
 def _segments(answers_BT: Tensor) -> Tensor:

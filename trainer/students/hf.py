@@ -18,7 +18,8 @@ before the image, and stage 2 is exactly the causal mask that the model was pret
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from shards_schema.errors import ConfigError
-from trainer.answers import Answers
+from trainer.answers.base import Answers
 from trainer.batch import Batch, prompt_text
 from trainer.latents import LatentInputs
 from trainer.segments import Segment
@@ -55,7 +56,7 @@ class HFConfig(BaseModel):
 
     Attributes:
         model, revision: a folder, or a repository of the hub and its revision.
-        dtype: of the weights.
+        dtype: of the pretrained weights; what LoRA adds, latents and answer head are float32.
         lora: None trains every weight (but those of a frozen vision tower).
         freeze_vision: whether the vision tower stays as it is.
         gradient_checkpointing: recompute activations (gradients are the same).
@@ -148,6 +149,9 @@ class HFStudent(Student):
                 r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=_LINEAR  # type: ignore[arg-type]
             )  # fmt: skip
             inject_adapter_in_model(peft, model)
+            for parameter in model.parameters():
+                if parameter.requires_grad:  # a step of 1e-6 is less than bfloat16 can tell from none
+                    parameter.data = parameter.data.float()
         if config.freeze_vision:
             tower = model.model.vision_tower if self._family == "internvl" else model.model.visual
             tower.requires_grad_(False)
@@ -275,19 +279,35 @@ class HFStudent(Student):
         deep = self._align != len(self.blocks)
         self._injected = injected
         try:
-            out = model.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                output_hidden_states=deep,
-                **vision,
-            )
+            with self._recomputing(cache is None and torch.is_grad_enabled()):
+                out = model.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                    output_hidden_states=deep,
+                    **vision,
+                )
         finally:
             self._injected = []
         last: Tensor = out.last_hidden_state
         return States(last, out.hidden_states[self._align] if deep else last)
+
+    @contextmanager
+    def _recomputing(self, wanted: bool) -> Iterator[None]:
+        """Gradient checkpointing in eval mode too, where GRPO has gradients and transformers would not recompute.
+
+        The layers alone are told that they train; what is in them (dropout, attention) stays in eval mode.
+        """
+        resting = [b for b in self.blocks if not b.training] if wanted and self.config.gradient_checkpointing else []
+        for block in resting:
+            block.training = True
+        try:
+            yield
+        finally:
+            for block in resting:
+                block.training = False
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of the answer head, or of the model's own; there, image tokens are never said (they stand for pixels)."""

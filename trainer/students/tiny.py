@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from shards_schema.records import COMMANDS
-from trainer.answers import Answers
+from trainer.answers.base import Answers
 from trainer.batch import Batch
 from trainer.latents import LatentInputs
 from trainer.segments import Segment

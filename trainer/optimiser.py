@@ -1,27 +1,17 @@
-"""What the training loops share: optimiser, schedule, batches without end, and what a run may go on from."""
+"""What a loop optimises with: AdamW in groups, the learning rate of each step, and a gradient that is finite."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Generator, Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
-from pipeline.stream import ShardStream
-from shards_schema.errors import MismatchError, ShardsError
-from trainer import distributed
-from trainer.batch import Batch, collate
+from shards_schema.errors import ShardsError
 from trainer.config import OptimiserConfig
-
-FREE = frozenset(
-    {"data", "out", "device", "parallel", "evaluate_every", "save_every", "log_every", "evaluate_limit", "keep"}
-)
-"""What may differ when a run goes on: where things lie, ranks, how often is logged, evaluated and saved."""
 
 
 class DivergedError(ShardsError, ArithmeticError):
@@ -51,7 +41,10 @@ def learning_rate(schedule: Schedule, step: int) -> float:
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained: matrices of layers decay; `scale` of a group multiplies the learning rate."""
+    """AdamW over what is trained: matrices of layers decay; `scale` of a group multiplies the learning rate.
+
+    The rate is 0 until `set_rate`. Under FSDP the model is sharded before.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -63,35 +56,23 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ada
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of each group, by its `scale`."""
+    """The learning rate of each group: `rate` times its `scale`."""
     for group in optimiser.param_groups:
         group["lr"] = rate * group["scale"]
 
 
-def batches_of(stream: ShardStream, size: int, device: torch.device) -> Generator[Batch, None, None]:
-    """Whole batches of `size` a rank without end, epoch after epoch; the cursor moves when one is handed out."""
-    while True:
-        for batch in stream.batches(collate=collate, pin_memory=device.type == "cuda", drop_last=True):
-            stream.advance(size * distributed.world_size())
-            yield batch
-        stream.set_epoch(stream.epoch + 1)
-
-
-def refuse_other(recorded_json: str, own: BaseModel, path: Path | None, free: Set[str] = FREE) -> None:
-    """Whether a run may go on from a checkpoint: all of the recipe but `free` is as it was.
-
-    Raises:
-        MismatchError: it is not; the first keys that differ are named.
-    """
-    recorded, mine = json.loads(recorded_json), own.model_dump(mode="json")
-    changed = [k for k in mine if k not in free and mine[k] != recorded.get(k)]
-    if changed:
-        told = "; ".join(f"{k}: {recorded.get(k)} -> {mine[k]}" for k in changed[:3])
-        raise MismatchError(f"{path}: begun with another recipe ({told}); give the same one, or another out")
-
-
 def clipped(model: nn.Module, limit: float, step: int, numbers: Mapping[str, Tensor], last: Path | None) -> Tensor:
-    """Clip the gradient of all parameters to a norm; the norm before.
+    """Clip the gradient of all parameters to a norm; every rank calls.
+
+    Args:
+        model: with gradients.
+        limit: the largest L2 norm, over all parameters together.
+        step: for the message.
+        numbers: losses of the step, scalars, for the message.
+        last: the newest checkpoint, for the message.
+
+    Returns:
+        The norm before, a scalar on the model's device.
 
     Raises:
         DivergedError: it is not finite; step, losses and the checkpoint to go on from are named.

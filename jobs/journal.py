@@ -1,0 +1,95 @@
+"""A training run as people and TensorBoard see it: a bar, lines above it, `log.jsonl`, event files where it is there.
+
+Rank 0 alone has a journal; `follow` runs the loop on every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from trainer import distributed
+from trainer.grpo import GRPO
+from trainer.sft import SFT
+
+
+class Journal(ABC):
+    """See the module; a job says which numbers are told.
+
+    Args:
+        out: folder of the run.
+        total: steps.
+        done: of them, before this process.
+    """
+
+    def __init__(self, out: str, total: int, done: int) -> None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        self._file = open(Path(out) / "log.jsonl", "a")  # noqa: SIM115 (open as long as the run)
+        self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, mininterval=1.0)
+        self._board = _summary_writer(out)
+
+    @abstractmethod
+    def line(self, numbers: Mapping[str, float]) -> str | None:
+        """What a line says of numbers, or None: they are not worth one."""
+
+    @abstractmethod
+    def postfix(self, numbers: Mapping[str, float]) -> str | None:
+        """What the bar says of numbers that got no line, or None: it stays as it is."""
+
+    def step(self, step: int) -> None:
+        """A step is done."""
+        self._bar.update(step - self._bar.n)
+
+    def numbers(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers of a step."""
+        self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        line = self.line(numbers)
+        if line is not None:
+            self._bar.write(f"step {step}: {line}")
+        elif (postfix := self.postfix(numbers)) is not None:
+            self._bar.set_postfix_str(postfix)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def follow(run: SFT | GRPO, journal: type[Journal], on_policy: Callable[[], None] | None = None) -> float:
+    """Train to the end, journal included; every rank calls. Gives the seconds that it took."""
+    began = time.perf_counter()
+    if distributed.rank() > 0:
+        run.fit(on_policy=on_policy)
+        return time.perf_counter() - began
+    book = journal(run.config.out, run.total, run.step)
+    try:
+        run.fit(on_step=book.step, on_numbers=book.numbers, on_policy=on_policy)
+    finally:
+        book.close()
+    return time.perf_counter() - began
+
+
+def say(text: str) -> None:
+    """Print a line, on rank 0."""
+    if distributed.rank() == 0:
+        print(text, flush=True)
+
+
+def _summary_writer(out: str) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(f"{out}/tensorboard")

@@ -1,0 +1,275 @@
+"""A training run, whichever loop it is: what it reads, when it logs, evaluates and saves, and how it goes on.
+
+A loop (`sft.SFT`, `grpo.GRPO`) says what a step is; this says all around it, once. Everything that decides step n is a
+function of the config, the dataset and the state in the checkpoint: weights, optimiser, RNG of each rank, the stream's
+cursor, and what the loop adds. So a run that was killed and started again ends with the same bits on the CPU. A policy
+file that is due is written before the checkpoint of that step: a kill between the two costs steps, never the file.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor
+
+from pipeline.reader import Dataset
+from pipeline.stream import ShardStream
+from shards_schema.errors import MismatchError
+from trainer import checkpoint, distributed
+from trainer.answers.base import Answers
+from trainer.batch import Batch, collate
+from trainer.config import SFTConfig
+from trainer.data import ExampleMaker
+from trainer.grpo_config import GRPOConfig
+from trainer.model import SFTModel
+from trainer.optimiser import clipped
+from trainer.splits import Split, refuse_too_few, spread
+
+Config = TypeVar("Config", SFTConfig, GRPOConfig)
+Log = Callable[[str], None]
+Batches = Generator[Batch, None, None]
+
+FREE = frozenset(
+    {"data", "out", "device", "parallel", "evaluate_every", "save_every", "log_every", "evaluate_limit", "keep"}
+)
+"""What may differ when a run goes on: where things lie, ranks, how often is logged, evaluated and saved."""
+
+
+class Run(ABC, Generic[Config]):
+    """What every run has; a loop's constructor calls `_read`, makes the model, then `_resume`.
+
+    Args:
+        config: the recipe.
+        device: of this rank.
+        log: takes lines for a person; called on every rank.
+
+    Attributes:
+        step: optimiser steps (SFT) or batches of scenes (GRPO) done.
+        dtype: of autocast; float32 is none.
+        dataset: open with the columns that are needed.
+        train_tokens, held_tokens: samples to train on and held out, in plan order.
+        notices: what has to be said of whatever comes out.
+        reader: makes examples as evaluation sees them.
+        stream: training examples, without end; its cursor is part of the state.
+        model: student and adapters.
+        answers: what the student says.
+    """
+
+    recipe: ClassVar[str]
+    """Key of the recipe in a checkpoint."""
+    also_free: ClassVar[Set[str]] = frozenset()
+    """What may differ when a run goes on, besides `FREE`."""
+
+    dataset: Dataset
+    notices: list[str]
+    reader: ExampleMaker
+    model: SFTModel
+    answers: Answers
+    _optimiser: torch.optim.Optimizer
+
+    def __init__(self, config: Config, device: torch.device, log: Log) -> None:
+        self.config: Config = config
+        self.device, self.step = device, 0
+        self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        self._log = log
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """Steps of the whole run."""
+
+    @abstractmethod
+    def _advance(self, batches: Batches) -> None:
+        """Step `self.step`, on the next batches."""
+
+    @abstractmethod
+    def _numbers(self, steps: int, seconds: float) -> dict[str, float]:
+        """What is logged of training since the last time; `steps` in `seconds` of this process. Every rank calls."""
+
+    @abstractmethod
+    def _held(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """What is logged of held-out samples. Every rank calls."""
+
+    @abstractmethod
+    def _policy_path(self) -> Path | None:
+        """The file of the policy that is due after `self.step` steps; None: none is."""
+
+    @abstractmethod
+    def _describe(self) -> dict[str, Any]:
+        """What checkpoints and policy files say of this run."""
+
+    def _policy_extra(self) -> dict[str, Any]:
+        """What a policy file has besides."""
+        return {}
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint has besides. Every rank calls."""
+        return {}
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.config.out) / "checkpoints"
+
+    def _read(self, parts: Split, reader: ExampleMaker, maker: ExampleMaker, *, held_batch: int) -> None:
+        """Take up the data.
+
+        Args:
+            parts: tokens to train on, and held out.
+            reader: makes held-out examples.
+            maker: makes those of the stream.
+            held_batch: held-out samples that go through the model at once.
+
+        Raises:
+            ConfigError: there is no whole batch.
+        """
+        self.train_tokens, self.held_tokens = parts
+        self._held_batch = held_batch
+        refuse_too_few(self.config.data, self.train_tokens, self.config.stream.batch_size)
+        self.reader = reader
+        self.stream = ShardStream(
+            self.dataset, maker.wanted, self.config.stream, tokens=self.train_tokens, transform=maker
+        )
+
+    def _recorded(self) -> dict[str, Any] | None:
+        """The newest checkpoint in the run's place, or None.
+
+        Raises:
+            MismatchError: it is of another recipe.
+        """
+        path = checkpoint.latest(self._folder)
+        if path is None:
+            return None
+        content = checkpoint.load(path)
+        refuse_other(content[self.recipe], self.config, path, FREE | self.also_free)
+        return content
+
+    def _resume(self, content: Mapping[str, Any]) -> None:
+        """Stand where a checkpoint stood: weights, optimiser, RNG of this rank, cursor."""
+        self.step = int(content["step"])
+        checkpoint.restore(self.model, self._optimiser, content, self.config.seed)
+        self.stream.load_state_dict(content["stream"])
+        self._log(f"resumed at step {self.step} of {self.total}")
+
+    def held_batches(self, limit: int | None = None) -> list[Batch]:
+        """Held-out samples in batches on the CPU, in plan order; with a limit so many, evenly spread over them."""
+        examples = [self.reader.read(t) for t in spread(self.held_tokens, limit)]
+        return [collate(examples[i : i + self._held_batch]) for i in range(0, len(examples), self._held_batch)]
+
+    def fit(
+        self,
+        *,
+        until: int | None = None,
+        on_step: Callable[[int], None] | None = None,
+        on_numbers: Callable[[int, Mapping[str, float]], None] | None = None,
+        on_policy: Callable[[], None] | None = None,
+    ) -> None:
+        """Train to the end, or to step `until`, from where the run stands. Every rank calls, with the same `until`.
+
+        Args:
+            until: stop after this step, as a kill between two steps would (what was not saved is lost).
+            on_step: called with each step done.
+            on_numbers: called on rank 0 with (step, numbers) for what is logged, ``train/...`` or ``held/...``.
+            on_policy: called after each policy file and its checkpoint; an evaluation in it needs every rank.
+
+        Raises:
+            DivergedError: a gradient that is not finite.
+            SampleError, AbsentError: a sample that cannot be read, or (GRPO) not scored.
+        """
+        config, end = self.config, self.total if until is None else min(until, self.total)
+        if self.step >= end:
+            return
+
+        def report(part: str, numbers: Mapping[str, float]) -> None:
+            if on_numbers is not None and distributed.rank() == 0:
+                on_numbers(self.step, {f"{part}/{name}": value for name, value in numbers.items()})
+
+        held = self.held_batches(config.evaluate_limit)
+        batches = batches_of(self.stream, config.stream.batch_size, self.device)
+        began, since = time.perf_counter(), self.step
+        while self.step < end:
+            self._advance(batches)
+            self.step += 1
+            if on_step is not None:
+                on_step(self.step)
+            if self.step % config.log_every == 0:
+                report("train", self._numbers(self.step - since, time.perf_counter() - began))
+            policy = self._policy_path()
+            if self.step % config.evaluate_every == 0 or policy is not None:
+                report("held", self._held(held))
+            if policy is not None:
+                self._save_policy(policy)
+            if self.step % config.save_every == 0 or policy is not None:
+                self.save()
+            if policy is not None and on_policy is not None:
+                on_policy()
+        batches.close()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+    def _clipped(self, numbers: Mapping[str, Tensor]) -> Tensor:
+        """See `optimiser.clipped`."""
+        config = self.config.optimiser
+        return clipped(self.model, config.clip, self.step, numbers, checkpoint.latest(self._folder))
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, and let go of old ones. Every rank calls."""
+        content = self._common() | {
+            "step": self.step,
+            "stream": self.stream.state_dict(),
+            **self._state(),
+            **checkpoint.training_state(self.model, self._optimiser),
+        }
+        checkpoint.save(self._folder / f"step_{self.step:08d}.pt", content)
+        checkpoint.prune(self._folder, self.config.keep)
+
+    def _save_policy(self, path: Path) -> None:
+        weights = checkpoint.parts_of(checkpoint.weights_of(self.model))
+        checkpoint.save(path, self._common() | weights | {"step": self.step} | self._policy_extra())
+
+    def _common(self) -> dict[str, Any]:
+        return self._describe() | {
+            "dataset": self.dataset.digest,
+            "held_out": list(self.held_tokens),
+            "notices": self.notices,
+        }
+
+
+def batches_of(stream: ShardStream, size: int, device: torch.device) -> Batches:
+    """Whole batches of `size` a rank without end, epoch after epoch; the cursor moves when one is handed out."""
+    while True:
+        for batch in stream.batches(collate=collate, pin_memory=device.type == "cuda", drop_last=True):
+            stream.advance(size * distributed.world_size())
+            yield batch
+        stream.set_epoch(stream.epoch + 1)
+
+
+def refuse_other(recorded_json: str, own: BaseModel, path: Path, free: Set[str]) -> None:
+    """Whether a run may go on from what is there: all of the recipe but `free` is as it was.
+
+    Args:
+        recorded_json: the recipe that it was begun with; a field that came later has its default.
+        own: the recipe now.
+        path: where that stands, for the message.
+        free: top-level fields that may differ.
+
+    Raises:
+        MismatchError: it is not; the first keys that differ are named.
+    """
+    try:
+        recorded = type(own).model_validate_json(recorded_json).model_dump(mode="json")
+    except ValidationError as error:
+        raise MismatchError(
+            f"{path}: begun with a recipe that this code does not take ({error.errors()[0]['msg']}); give another out"
+        ) from error
+    mine = own.model_dump(mode="json")
+    changed = [k for k in mine if k not in free and mine[k] != recorded[k]]
+    if changed:
+        told = "; ".join(f"{k}: {recorded[k]} -> {mine[k]}" for k in changed[:3])
+        raise MismatchError(f"{path}: begun with another recipe ({told}); give the same one, or another out")

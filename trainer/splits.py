@@ -1,0 +1,88 @@
+"""Which samples train and which are held out: whole logs, so that no scene of training overlaps one of evaluation.
+
+Logs stand in the order of the hash of (seed, log), and the first of them are held out: the choice depends on nothing
+but which logs there are. When a dataset grows, another log may come to stand among the first; what goes on from a
+policy therefore keeps that policy's held-out logs (`split_like`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence, Set
+
+from pipeline.reader import Dataset
+from shards_schema.errors import ConfigError, DatasetError
+from trainer import distributed
+from trainer.data import DataConfig
+
+Split = tuple[tuple[str, ...], tuple[str, ...]]
+"""Tokens to train on, and tokens held out, each in plan order."""
+
+
+def logs_of(dataset: Dataset) -> dict[str, str]:
+    """Token -> log of every planned sample, in plan order."""
+    table = dataset.plan.table
+    return dict(zip(table["token"].to_pylist(), table["log"].to_pylist(), strict=True))
+
+
+def split(dataset: Dataset, tokens: Sequence[str], config: DataConfig) -> Split:
+    """The split of a first run over these tokens: `config.held_out` of their logs, at least one.
+
+    Raises:
+        DatasetError: fewer than two logs.
+    """
+    log_of = logs_of(dataset)
+    logs = sorted(
+        {log_of[t] for t in tokens}, key=lambda log: hashlib.sha256(f"{config.split_seed}/{log}".encode()).hexdigest()
+    )
+    if len(logs) < 2:
+        raise DatasetError(f"{dataset.url}: {len(logs)} logs; holding whole logs out needs at least two")
+    return _by_log(tokens, log_of, set(logs[: max(1, round(config.held_out * len(logs)))]))
+
+
+def split_like(dataset: Dataset, tokens: Sequence[str], held_before: Set[str], config: DataConfig) -> Split:
+    """The split of a run that goes on from another's policy: the logs that it held out stay held out.
+
+    Args:
+        dataset: open with `samples`.
+        tokens: that can be used, in plan order.
+        held_before: tokens that the other run held out; where the dataset has none of their logs, `split` decides.
+        config: of `split`.
+
+    Raises:
+        DatasetError: see `split`.
+    """
+    log_of = logs_of(dataset)
+    logs = {log_of[t] for t in held_before & log_of.keys()}
+    if not logs & {log_of[t] for t in tokens}:
+        return split(dataset, tokens, config)
+    return _by_log(tokens, log_of, logs)
+
+
+def _by_log(tokens: Sequence[str], log_of: dict[str, str], held: Set[str]) -> Split:
+    return tuple(t for t in tokens if log_of[t] not in held), tuple(t for t in tokens if log_of[t] in held)
+
+
+def spread(tokens: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
+    """At most `limit` of the tokens, evenly spread over them; None: all."""
+    if limit is None or limit >= len(tokens):
+        return tokens
+    return tuple(tokens[i * len(tokens) // limit] for i in range(limit))
+
+
+def refuse_too_few(data: str, tokens: Sequence[str], batch_size: int) -> None:
+    """Whether an epoch has a step in it.
+
+    Args:
+        data: where the dataset is, for the message.
+        tokens: to train on.
+        batch_size: of one rank.
+
+    Raises:
+        ConfigError: fewer samples than ranks take at once: only whole batches are trained on.
+    """
+    if len(tokens) < batch_size * distributed.world_size():
+        raise ConfigError(
+            f"{data}: {len(tokens)} training samples, fewer than stream.batch_size {batch_size} x "
+            f"{distributed.world_size()} ranks: there is no whole batch"
+        )
