@@ -20,6 +20,9 @@ from shards_schema.errors import ConfigError
 from teachers import execution
 from teachers.base import Targets, fingerprint
 from teachers.execution import attention_context
+from teachers.vggt.checkpoint import fill_random
+from teachers.vggt.depth_head import DepthHead
+from teachers.vggt.geometry import PRESETS
 from teachers.vggt.layers import Block
 from tests.teachers.network_toys import inputs, same, small
 
@@ -199,6 +202,35 @@ def test_tf32_is_for_the_depth_head_and_in_its_record() -> None:
     assert tensor_cores.provenance() == {**plain.provenance(), "depth_precision": "tf32"}
     with pytest.raises(ConfigError, match="depth_precision: tf32 is for dtype: bfloat16"):
         small("vggt", depth_precision="tf32")
+
+
+def rounded_to_tf32(x: torch.Tensor) -> torch.Tensor:
+    """To 10 bits behind the point, ties to even, as a tensor core reads a factor."""
+    bits = x.contiguous().view(torch.int32)
+    return (bits + 0xFFF + ((bits >> 13) & 1) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("preset", ["small", pytest.param("1b", marks=pytest.mark.slow)])
+def test_tf32_costs_the_depth_about_what_float16_does(preset: str) -> None:
+    """Emulated: the factors of every convolution rounded, the sums in float32. At 1b: median 3e-4, at most 2.3e-3."""
+    assert rounded_to_tf32(torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, 1.5])).tolist() == [1, 1 + 2**-9, 1.5]
+    config = PRESETS[preset]
+    assert config.depth_head is not None
+    with torch.device("meta"):
+        head = DepthHead(2 * config.embed_dim, config.depth_head)
+    fill_random(head, 0, "cpu")
+    draw = torch.Generator().manual_seed(0)
+    levels = [3 * torch.randn(1, 21 * 37, 2 * config.embed_dim, generator=draw) for _ in range(4)]
+    with torch.inference_mode():
+        exact, _ = head(levels, 21, 37)
+        for module in head.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                module.weight = torch.nn.Parameter(rounded_to_tf32(module.weight), requires_grad=False)
+                module.register_forward_pre_hook(lambda _, args: (rounded_to_tf32(args[0]),))
+        rounded, _ = head(levels, 21, 37)
+    apart = (rounded.log() - exact.log()).abs()
+    assert 0 < apart.median() < 1e-3
+    assert apart.max() < 5e-3 < exact.log().std()
 
 
 def test_what_diffusers_would_take_instead_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
