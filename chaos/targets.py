@@ -255,7 +255,14 @@ class _Record(Target):
     """A commit record that says what it likes, with a valid seal: the reader, and `verify`."""
 
     expected = (ShardsError,)
-    modules = ("pipeline.reader", "pipeline.records", "pipeline.verify", "shards_schema.commit")
+    modules = (
+        "pipeline.members",
+        "pipeline.reader",
+        "pipeline.records",
+        "pipeline.values",
+        "pipeline.verify",
+        "shards_schema.commit",
+    )
 
     def prepare(self) -> None:
         self._out = _dataset(self._folder)

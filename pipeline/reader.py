@@ -1,12 +1,12 @@
 """Random access to the committed shards of a dataset: a token and the names of what is wanted in, arrays out.
 
-Opening reads `dataset.json`, `column.json` and the commit records of the asked-for columns, and nothing else; after
-that a sample is found without a directory listing, an index file or a tar parser. On a local disk each tar is mapped
-into memory once and arrays are read-only views of it, with no copy (but for targets that are stored encoded, which are
-decoded to float32); on any other fsspec store a read is one batch of range requests. Only committed shards exist here,
-and a fault is an error that names shard and file, never a sample less. Every member is held against the CRC-32C in its
-commit record before it is parsed, so that a bit that changed after the commit is an error as well (datasets of schema
-versions 1 and 2 have no checksums). Memory: places as int64, so some 150 bytes a (sample, column).
+Opening reads `dataset.json`, `column.json` and the commit records of the asked-for columns, and nothing else
+(`pipeline.members`). On a local disk arrays are read-only views of the mapped tar, with no copy, or are read straight
+into memory of their own or of the caller's (`owned`, `take`); targets that are stored encoded are decoded to float32.
+On any other fsspec store a read is one batch of range requests. Only committed shards exist here, and a fault is an
+error that names shard and file, never a sample less. Every member is held against the CRC-32C in its commit record
+before its value is handed out, so that a bit that changed after the commit is an error as well (datasets of schema
+versions 1 and 2 have no checksums).
 
     dataset = Dataset("out/demo")
     for token in dataset.tokens("samples", "vggt"):              # the join: written in both, in plan order
@@ -17,94 +17,43 @@ versions 1 and 2 have no checksums). Memory: places as int64, so some 150 bytes 
 from __future__ import annotations
 
 import copy
-import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Literal, NamedTuple, cast
 
 from pipeline import statistics
+from pipeline.members import Column, Value, nearest, open_column
 from pipeline.plan import Plan, PlanConfig
-from pipeline.records import columns_of, committed, read_record
+from pipeline.records import columns_of
 from pipeline.stores.cache import CacheConfig
-from pipeline.stores.checksum import crc32c
-from pipeline.stores.ranges import ByteRange, CommittedFile, RangeReader
+from pipeline.stores.ranges import RangeReader, Span
 from pipeline.stores.volume import Volume
+from pipeline.values import Values
 from shards_schema import layout
-from shards_schema.codecs import load_npy, seal_of
-from shards_schema.commit import CommitRecord, Member, Quarantined
-from shards_schema.errors import AbsentError, DatasetError, DigestError, MissingFileError, QuarantinedError
+from shards_schema.codecs import seal_of
+from shards_schema.commit import Quarantined
+from shards_schema.errors import AbsentError, DatasetError, MissingFileError, QuarantinedError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics
 from shards_schema.storage import decode, parts, read_specs
 
-_OPENING_THREADS = 8
-_UNCHECKED = -1
-
 Wanted = Mapping[str, Sequence[str] | None]
 """Column -> names, or None for all: a target (``l3_grid``) or a member as it stands in the tar (``cam_f0.jpg``)."""
 
 Sample = dict[str, dict[str, Any]]
-"""Column -> name -> value: a read-only array (targets), parsed JSON (``json``), bytes (any other member)."""
+"""Column -> name -> value: an array (targets), parsed JSON (``json``), bytes (any other member)."""
+
+Arrays = Literal["views", "owned", "unread"]
+"""Read-only views of the mapped file; arrays with memory of their own; `pipeline.values.Unread`, to be copied."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """What is kept of a commit record: tokens, and for each member int64 [n, 3].
+class Found(NamedTuple):
+    """What `Dataset.find` found of a sample: all that has to be known to read it."""
 
-    These are offset and size in the tar, and the CRC-32C, or `_UNCHECKED` where the record has none.
-    """
-
-    file: CommittedFile
-    tokens: tuple[str, ...]
-    members: Mapping[str, NDArray[np.int64]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """One column: its shards in order, and where each token lies, (place in `shards`, place in the shard).
-
-    Attributes:
-        encoded: member -> spec of what is stored, of the targets that are decoded when they are read.
-        scales: members that are only part of others.
-    """
-
-    manifest: ColumnManifest
-    shards: tuple[_Shard, ...]
-    places: Mapping[str, tuple[int, int]]
-    quarantined: Mapping[str, Quarantined]
-    members: tuple[str, ...]
-    encoded: Mapping[str, TargetSpec]
-    scales: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A member of one sample: how it is called in the tar, which bytes it is, and their CRC-32C (or `_UNCHECKED`)."""
-
-    name: str
-    place: ByteRange
-    crc32c: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """One thing that was asked for: under which name, and the members that it is made of.
-
-    Attributes:
-        spec: of what is stored, for a target that has to be decoded; else None, and there is one member.
-    """
-
-    column: str
-    asked: str
-    spec: TargetSpec | None
-    members: tuple[_Member, ...]
+    token: str
+    columns: tuple[str, ...]
+    values: tuple[Value, ...]
 
 
 class Dataset:
@@ -115,9 +64,9 @@ class Dataset:
         columns: the columns to open; None is all. Those not named are not touched.
         check_digests: hash each tar when it is first read from, and compare with its commit record: what no member's
             checksum says (headers, padding, somebody who means harm; datasets without checksums).
-        check_members: compare each member with its checksum, on every read. Some 70 us for a MB, which is little beside
-            a JPEG to decode and much beside arrays that are mapped and lie in memory already.
-        max_open: tars that stay mapped at once (local disks); views of older ones stay good.
+        check_members: compare each member with its checksum, on every read. Some 40 to 70 us for a MB, which is little
+            beside a JPEG to decode and much beside arrays that are mapped and lie in memory already.
+        max_open: tars that stay open at once (local disks); views of older ones stay good.
         cache: keeps whole tars of a remote dataset on a local disk, so that each is fetched once; None is a request for
             each member that is read. See `pipeline.stores.cache`.
 
@@ -145,7 +94,12 @@ class Dataset:
         self.manifest = DatasetManifest.from_bytes(data, self._volume.path(layout.DATASET))
         self.digest = seal_of(data)
         opened = columns_of(self._volume) if names is None else names
-        self._columns = {name: self._open_column(name) for name in opened}
+        planned = None if self.local else int(self.manifest.plan["shards"])
+        self._columns = {
+            n: open_column(self._volume, n, url=url, dataset=self.digest, planned=planned, checked=check_members)
+            for n in opened
+        }
+        self._values = Values(self._volume, cache)
         self._statistics: dict[str, statistics.Statistics] = {}
         self._files = RangeReader(url, **self._files_config)
 
@@ -153,10 +107,11 @@ class Dataset:
         return partial(Dataset, self._url, **self._config), ()
 
     def forked(self) -> Dataset:
-        """The same dataset for a forked process: this index, but maps, locks and store connections of its own."""
+        """The same dataset for a forked process: this index, but files, locks and store connections of its own."""
         child = copy.copy(self)
         child._volume = Volume(self._url)
         child._files = RangeReader(self._url, **self._files_config)
+        child._values = Values(child._volume, self.cache)
         return child
 
     @property
@@ -198,7 +153,7 @@ class Dataset:
                 ) from error
         found = self._statistics[column]
         if target not in found:
-            raise AbsentError(f"{self.url}: column {column} has no statistics of {target!r}{_nearest(target, found)}")
+            raise AbsentError(f"{self.url}: column {column} has no statistics of {target!r}{nearest(target, found)}")
         return found[target]
 
     def members(self, column: str) -> tuple[str, ...]:
@@ -242,39 +197,91 @@ class Dataset:
             raise DatasetError(f"{where}: plan digest {plan.digest}, dataset.json says {recorded['digest']}")
         return plan
 
-    def read(self, token: str, targets: Wanted | None = None, *, raw: bool = False) -> Sample:
+    def read(self, token: str, targets: Wanted | None = None, *, raw: bool = False, owned: bool = False) -> Sample:
         """One sample, as much of it as is asked for.
 
         Args:
             token: of a scene.
             targets: what is wanted of which column; None is everything of every open column.
             raw: give the arrays as they are stored, codes and scales, and decode nothing.
+            owned: give arrays with memory of their own, which may be written to. That is faster than to copy a view, as
+                the checksum then is that of the copy, which is in the cache.
 
         Returns:
-            Column -> name (as asked) -> value. Arrays are read-only and keep their file mapped while they live.
+            Column -> name (as asked) -> value. Arrays are read-only and keep their file mapped while they live, but for
+            `owned`.
 
         Raises:
             AbsentError: no such token, column or target; `QuarantinedError` where the token was quarantined.
             MissingFileError, DigestError, DatasetError: a tar is gone, changed or cut; shard and file are named, and
                 the member that is not what was committed.
         """
-        wanted = dict.fromkeys(self._columns) if targets is None else targets
-        values = [v for column, names in wanted.items() for v in self._values(token, column, names, raw)]
-        read = iter(self._files.read([m.place for v in values for m in v.members]))
-        sample: Sample = {column: {} for column in wanted}
-        for value in values:
-            stored = [self._parsed(next(read), member, token) for member in value.members]
-            sample[value.column][value.asked] = stored[0] if value.spec is None else _decoded(value.spec, stored)
-        return sample
+        return self.take(self.find(token, targets, raw=raw), "owned" if owned else "views")
 
-    def expect(self, tokens: Sequence[str], targets: Wanted) -> None:
-        """Begin to read samples that will be asked for next: a hint for local disks, which then read them at once.
+    def find(self, token: str, targets: Wanted | None = None, *, raw: bool = False) -> Found:
+        """Where what `read` reads lies; the arguments are its own. Nothing is read for it.
 
         Raises:
-            DatasetError: what `read` would raise.
+            AbsentError: see `read`.
         """
-        values = [v for t in tokens for column, names in targets.items() for v in self._values(t, column, names, False)]
-        self._files.expect([m.place for v in values for m in v.members])
+        wanted = dict.fromkeys(self._columns) if targets is None else targets
+        values: list[Value] = []
+        for name, names in wanted.items():
+            column = self._column(name)
+            if token not in column.places:
+                raise self._absent(token, name, column)
+            values += column.find(token, names, raw=raw)
+        return Found(token, tuple(wanted), tuple(values))
+
+    def take(self, found: Found, arrays: Arrays = "views") -> Sample:
+        """Read what was found.
+
+        Raises:
+            MissingFileError, DigestError, DatasetError: see `read`; what is wrong in an `Unread` array comes out when
+                that is copied.
+        """
+        spans = iter(self._files.open([member.place for value in found.values for member in value.members]))
+        sample: Sample = {column: {} for column in found.columns}
+        for value in found.values:
+            sample[value.column][value.asked] = self._value(value, [next(spans) for _ in value.members], found, arrays)
+        return sample
+
+    def _value(self, value: Value, spans: Sequence[Span], found: Found, arrays: Arrays) -> Any:
+        first = value.members[0]
+        if value.spec is not None:
+            stored = [self._values.array(s, m, found.token) for s, m in zip(spans, value.members, strict=True)]
+            decoded = decode(value.spec, dict(zip(parts(value.spec), stored, strict=True)))
+            decoded.flags.writeable = arrays == "owned"
+            return decoded
+        if not first.name.endswith(".npy"):
+            return self._values.other(spans[0], first, found.token)
+        if arrays == "views":
+            return self._values.array(spans[0], first, found.token)
+        unread = self._values.unread(spans[0], first, found.token)
+        return unread if arrays == "unread" else unread.owned()
+
+    def expect(self, found: Iterable[Found]) -> None:
+        """Begin to read samples that will be taken next: a hint for local disks, which then read them at once.
+
+        Raises:
+            DatasetError: what `take` would raise.
+        """
+        for one in found:
+            self._files.expect([member.place for value in one.values for member in value.members])
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on a local disk."""
+        return self._volume.local_root is not None
+
+    def decodes(self, column: str, names: Sequence[str] | None) -> bool:
+        """Whether any of these targets is stored encoded, so that reading it is work.
+
+        Raises:
+            AbsentError: no such column.
+        """
+        opened = self._column(column)
+        return any({name, f"{name}.npy"} & {*opened.encoded} for name in (opened.names() if names is None else names))
 
     @property
     def cache(self) -> CacheConfig | None:
@@ -303,109 +310,12 @@ class Dataset:
         order = [(shard, name) for shard in shards for name in columns]
         self._files.bring([files[key] for key in order if key in files])
 
-    def _open_column(self, name: str) -> _Column:
-        path = layout.column_json(name)
-        manifest = ColumnManifest.from_bytes(self._volume.read(path), self._volume.path(path))
-        shards: list[_Shard] = []
-        places: dict[str, tuple[int, int]] = {}
-        quarantined: dict[str, Quarantined] = {}
-        with ThreadPoolExecutor(_OPENING_THREADS) as pool:
-            for record in pool.map(lambda shard: self._record(name, shard), self._shards(name)):
-                if record is None:
-                    continue
-                shards.append(self._keep(record, manifest))
-                places.update((token, (len(shards) - 1, i)) for i, token in enumerate(record.tokens))
-                quarantined.update((q.token, q) for q in record.quarantined)
-        members = tuple(dict.fromkeys(member for shard in shards for member in shard.members))
-        encoded = {f"{s.name}.npy": s for s in manifest.targets if s.encoding not in (None, "scale")}
-        scales = frozenset(f"{s.name}.npy" for s in manifest.targets if s.encoding == "scale")
-        return _Column(manifest, tuple(shards), places, quarantined, members, encoded, scales)
-
-    def _shards(self, name: str) -> Iterable[int]:
-        """Shards to ask for: on a store, every one of the plan, since a list may not have the latest yet."""
-        if self._volume.local_root is not None:
-            return committed(self._volume, name)
-        return range(int(self.manifest.plan["shards"]))
-
-    def _record(self, name: str, shard: int) -> CommitRecord | None:
-        try:
-            return read_record(self._volume, name, shard)
-        except MissingFileError:
-            if self._volume.local_root is not None:
-                raise
-            return None
-
-    def _keep(self, record: CommitRecord, manifest: ColumnManifest) -> _Shard:
-        path = layout.tar(record.column, record.shard)
-        where = self._volume.path(layout.record(record.column, record.shard))
-        if record.dataset != self.digest or record.fingerprint != manifest.fingerprint:
-            raise DatasetError(
-                f"{where}: written for dataset {record.dataset[:12]}, fingerprint {record.fingerprint[:12]}; here they "
-                f"are {self.digest[:12]}, {manifest.fingerprint[:12]}: the record belongs to another run"
-            )
-        if path not in record.files:
-            raise DatasetError(f"{where}: names no file {path}")
-        members = {name: np.array([self._place(m) for m in each], np.int64) for name, each in record.members.items()}
-        members = {name: places.reshape(-1, 3) for name, places in members.items()}  # of no samples as well
-        return _Shard(CommittedFile(record.shard, path, record.files[path]), record.tokens, members)
-
-    def _place(self, member: Member) -> tuple[int, int, int]:
-        checked = member.crc32c if self._config["check_members"] else None
-        return member.offset, member.size, _UNCHECKED if checked is None else checked
-
-    def _column(self, name: str) -> _Column:
+    def _column(self, name: str) -> Column:
         if name not in self._columns:
-            raise AbsentError(f"{self.url}: no column {name!r} is open{_nearest(name, self._columns)}")
+            raise AbsentError(f"{self.url}: no column {name!r} is open{nearest(name, self._columns)}")
         return self._columns[name]
 
-    def _values(self, token: str, name: str, wanted: Sequence[str] | None, raw: bool) -> list[_Value]:
-        column = self._column(name)
-        if token not in column.places:
-            raise self._absent(token, name, column)
-        which, place = column.places[token]
-        shard = column.shards[which]
-        if wanted is None:
-            hidden = () if raw else column.scales
-            wanted = [m.removesuffix(".npy") for m in column.members if m not in hidden]
-        values = []
-        for asked in wanted:
-            member = asked if asked in shard.members else f"{asked}.npy"
-            if member not in shard.members:
-                hint = " (it stands in targets.zarr only)" if asked in self.specs(name) else ""
-                known = _nearest(asked, [m.removesuffix(".npy") for m in column.members])
-                raise AbsentError(f"{self.url}: column {name} has no {asked!r} in its tars{hint}{known}")
-            spec = None if raw else column.encoded.get(member)
-            names = (member,) if spec is None else tuple(f"{part}.npy" for part in parts(spec))
-            places = [(m, *shard.members[m][place].tolist()) for m in names]
-            found = tuple(_Member(m, ByteRange(shard.file, start, size), crc) for m, start, size, crc in places)
-            values.append(_Value(name, asked, spec, found))
-        return values
-
-    def _parsed(self, data: memoryview | bytes, member: _Member, token: str) -> Any:
-        file = member.place.file
-        if member.crc32c != _UNCHECKED and (found := crc32c(data)) != member.crc32c:
-            raise self._changed(member, token, found)
-        where = f"shard {file.shard}, {file.path}: {token}.{member.name}"
-        if member.name.endswith(".npy"):
-            return load_npy(data, where)
-        if member.name == "json" or member.name.endswith(".json"):
-            try:
-                return json.loads(bytes(data))
-            except ValueError as error:
-                raise DatasetError(f"{where}: not JSON ({error}); the file was changed") from error
-        return bytes(data)
-
-    def _changed(self, member: _Member, token: str, found: int) -> DigestError:
-        file, copy = member.place.file, ""
-        if self.cache is not None and self._volume.local_root is None:
-            copy = f" If it is only the copy {self.cache.folder}/{file.digest.sha256} that was, delete that."
-        return DigestError(
-            f"shard {file.shard}, {self._volume.path(file.path)}: {token}.{member.name}: CRC-32C {found:08x}, its "
-            f"commit record says {member.crc32c:08x}; the file was changed. Restore it, or delete the record and run "
-            f"the job again; `make verify` lists all that is damaged.{copy}"
-        )
-
-    def _absent(self, token: str, name: str, column: _Column) -> AbsentError:
+    def _absent(self, token: str, name: str, column: Column) -> AbsentError:
         """Why a token cannot be read: quarantined, planned but not committed yet, or unknown."""
         where = f"{self.url}: column {name}, token {token}"
         if token in column.quarantined:
@@ -417,16 +327,3 @@ class Dataset:
             return AbsentError(f"{where} is planned for shard {shard}, which is not committed; finish the run first")
         example = next(iter(column.places), "none")
         return AbsentError(f"{where} is in no plan of this dataset; it has {len(column.places)} tokens, e.g. {example}")
-
-
-def _decoded(spec: TargetSpec, stored: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    values = decode(spec, dict(zip(parts(spec), stored, strict=True)))
-    values.flags.writeable = False
-    return values
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean a, b?`` or ``; there are a, b, c``."""
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=2)
-    return f"; did you mean {', '.join(close)}?" if close else f"; there are {', '.join(names) or 'none'}"

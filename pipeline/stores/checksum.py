@@ -7,14 +7,22 @@ means harm, who can write a new one. The sha256 of the whole file is (`pipeline.
 
 from __future__ import annotations
 
+from typing import Any
+
 import google_crc32c
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.stores.volume import Buffer
 
 
-def crc32c(data: Buffer) -> int:
-    """The checksum of `data`, 0 <= crc32c < 2^32."""
+def crc32c(data: Buffer | NDArray[Any], before: int = 0) -> int:
+    """The checksum of `data` (an array: contiguous), 0 <= crc32c < 2^32.
+
+    Args:
+        data: bytes.
+        before: the checksum of the bytes that come before them; then it is that of both together.
+    """
     view = np.frombuffer(data, np.uint8)
     view.flags.writeable = False  # google_crc32c takes no writable buffer, and no memoryview
-    return int(google_crc32c.value(view))
+    return int(google_crc32c.extend(before, view))

@@ -1,28 +1,41 @@
-"""Byte ranges of committed files: memory-mapped on a local disk, range requests or a local cache for any other store.
+"""Byte ranges of committed files: read or memory-mapped on a local disk, range requests or a local cache for any other.
 
 A file is held against its commit record when it is first touched: size always (local), sha256 on demand. So a file
 that is gone or cut is an error that names shard and file; whether the bytes of a range are those of the member that was
-committed, the caller can tell by its checksum. Local ranges are views of the map, with no copy; a
-view keeps its map alive, so the oldest of too many maps can be let go at any time. (A file that is cut after it was
-mapped kills the process that reads it, as with every memory map; committed files are never edited.)
+committed, the caller can tell by its checksum. A range is first opened, and then taken in the way that its user wants:
+copied to where it will be used, or seen as it lies. Views of a local file keep its map alive, so the oldest of too many
+files can be let go at any time. (A file that is cut after it was mapped kills the process that looks at it, as with
+every memory map; committed files are never edited.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
+import operator
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.stores.cache import CacheConfig, FileCache, Wanted
-from pipeline.stores.volume import Volume
+from pipeline.stores.volume import Buffer, Volume
 from shards_schema.commit import FileDigest
 from shards_schema.errors import DatasetError, DigestError, MissingFileError
 
 _BLOCK = 1 << 22
+_LARGE = 1 << 16
+"""Bytes of a range for which a question is cheaper than the hint."""
+
+_size = operator.attrgetter("size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +47,121 @@ class CommittedFile:
     digest: FileDigest
 
 
-@dataclass(frozen=True, slots=True)
-class ByteRange:
+class ByteRange(NamedTuple):
     """The bytes [start, start + size) of a file."""
 
     file: CommittedFile
     start: int
     size: int
+
+
+class Span(Protocol):
+    """The bytes of one range, found and not read yet; however they are taken, they may have changed by then."""
+
+    size: int
+
+    def first(self, count: int) -> bytes:
+        """At most so many of the first bytes."""
+
+    def into(self, target: NDArray[np.uint8], start: int) -> None:
+        """Copy the bytes from `start` on into a contiguous array, which they must fill exactly."""
+
+    def copy(self) -> bytes:
+        """All of them, in memory of their own."""
+
+    def view(self) -> Buffer:
+        """All of them as they lie, read-only: of a local file a part of its map, with no copy."""
+
+
+class _File:
+    """A local file, open until nobody has this any more, and mapped when somebody wants to see it as it lies."""
+
+    def __init__(self, descriptor: int, where: str, size: int) -> None:
+        self.descriptor, self._where, self._size = descriptor, where, size
+        weakref.finalize(self, os.close, descriptor).atexit = False
+
+    def check_size(self) -> None:
+        """Whether it is as long as it was committed; raises `DatasetError`."""
+        _check_size(self._where, os.fstat(self.descriptor).st_size, self._size)
+
+    def fill(self, target: memoryview, place: int) -> None:
+        """Read the bytes from `place` on; raises `DatasetError` where there are not as many."""
+        while target:
+            try:
+                count = os.preadv(self.descriptor, [target], place)
+            except OSError as error:
+                raise DatasetError(f"{self._where}: cannot be read at byte {place}: {error.strerror}") from error
+            if not count:
+                self.check_size()
+                raise DatasetError(f"{self._where}: ends at byte {place}, but has its size; try again")
+            target, place = target[count:], place + count
+
+    @cached_property
+    def map(self) -> memoryview:
+        """All of it."""
+        return memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
+
+    def is_cached(self, offset: int) -> bool:
+        """Whether a byte is in the page cache: a read that must not wait finds it, or does not."""
+        try:
+            return bool(os.preadv(self.descriptor, [bytearray(1)], offset, os.RWF_NOWAIT))
+        except OSError:  # it is not; or the file system cannot tell
+            return False
+
+
+class _FileSpan:
+    """A range of a local file.
+
+    It is read, not mapped, where it is copied anyway. That spares the page tables, a quarter of the time, and a file
+    that is cut under us is an error then, and not the end of the process.
+    """
+
+    __slots__ = ("_file", "_start", "size")
+
+    def __init__(self, file: _File, start: int, size: int) -> None:
+        self._file, self._start, self.size = file, start, size
+
+    def first(self, count: int) -> bytes:
+        return self._read(min(count, self.size))
+
+    def into(self, target: NDArray[np.uint8], start: int) -> None:
+        self._file.fill(target.data, self._start + start)
+
+    def copy(self) -> bytes:
+        return self._read(self.size)
+
+    def _read(self, size: int) -> bytes:
+        with contextlib.suppress(OSError):
+            data = os.pread(self._file.descriptor, size, self._start)
+            if len(data) == size:
+                return data
+        whole = bytearray(size)  # more than one call gives, or a fault, which is met again and told
+        self._file.fill(memoryview(whole), self._start)
+        return bytes(whole)
+
+    def view(self) -> Buffer:
+        return self._file.map[self._start : self._start + self.size]
+
+
+class _Fetched:
+    """Bytes that a store or a cache has sent."""
+
+    __slots__ = ("_data", "size")
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self.size = data, len(data)
+
+    def first(self, count: int) -> bytes:
+        return self._data[:count]
+
+    def into(self, target: NDArray[np.uint8], start: int) -> None:
+        np.copyto(target, np.frombuffer(self._data, np.uint8, offset=start))
+
+    def copy(self) -> bytes:
+        return self._data
+
+    def view(self) -> Buffer:
+        return self._data
 
 
 class RangeReader:
@@ -49,7 +170,7 @@ class RangeReader:
     Args:
         url: the dataset.
         check_digests: hash each file at its first touch.
-        max_open: local files that stay mapped.
+        max_open: local files that stay open.
         cache: where files of a remote dataset are kept whole; None is range requests, each time. A local dataset has
             no use for it.
     """
@@ -60,11 +181,11 @@ class RangeReader:
         self._cache = FileCache(cache) if cache is not None and not self._local else None
         self._check_digests, self._max_open = check_digests, max(1, max_open)
         self._lock = threading.Lock()
-        self._maps: OrderedDict[str, memoryview] = OrderedDict()
+        self._open: OrderedDict[str, _File] = OrderedDict()
         self._checked: set[str] = set()
 
-    def read(self, ranges: Sequence[ByteRange]) -> list[memoryview | bytes]:
-        """The bytes of each range, in order.
+    def open(self, ranges: Sequence[ByteRange]) -> Sequence[Span]:
+        """The ranges, in order: of a local disk to be read, of a store or a cache fetched all at once.
 
         Raises:
             MissingFileError: a file is not there.
@@ -72,10 +193,10 @@ class RangeReader:
             DatasetError: a file does not have the recorded size.
         """
         if self._local:
-            return [self._map(r.file)[r.start : r.start + r.size] for r in ranges]
+            return [_FileSpan(self._file(r.file), r.start, r.size) for r in ranges]
         if self._cache is None:
-            return self._requested(ranges)
-        out: dict[ByteRange, memoryview | bytes] = {}
+            return [_Fetched(data) for data in self._requested(ranges)]
+        out: dict[ByteRange, bytes] = {}
         for file in {r.file.path: r.file for r in ranges}.values():
             own = [r for r in ranges if r.file == file]
             try:
@@ -83,13 +204,13 @@ class RangeReader:
             except FileNotFoundError as error:
                 raise self._missing(file) from error
             out.update(zip(own, self._requested(own) if found is None else found, strict=True))
-        return [out[r] for r in ranges]
+        return [_Fetched(out[r]) for r in ranges]
 
-    def _requested(self, ranges: Sequence[ByteRange]) -> list[memoryview | bytes]:
+    def _requested(self, ranges: Sequence[ByteRange]) -> list[bytes]:
         for file in {r.file.path: r.file for r in ranges}.values():
             self._check_remote(file)
         found = self._volume.read_ranges([(r.file.path, r.start, r.start + r.size) for r in ranges])
-        out: list[memoryview | bytes] = []
+        out: list[bytes] = []
         for data, range_ in zip(found, ranges, strict=True):
             if isinstance(data, Exception) or len(data) != range_.size:
                 raise self._remote_fault(range_.file, data)
@@ -111,29 +232,37 @@ class RangeReader:
         return Wanted(file.digest, self._where(file), fetch)
 
     def expect(self, ranges: Sequence[ByteRange]) -> None:
-        """Begin to read ranges of local files into the page cache, and do not wait; raises what `read` would."""
-        for r in ranges if self._local else ():
-            first = r.start - r.start % mmap.PAGESIZE
-            mapped = cast(mmap.mmap, self._map(r.file).obj)
-            mapped.madvise(mmap.MADV_WILLNEED, first, r.start + r.size - first)
+        """Begin to read ranges of local files into the page cache, and do not wait; raises what `open` would.
 
-    def _map(self, file: CommittedFile) -> memoryview:
+        The kernel looks up every page of what it is told to expect, half as much work as to copy them. So where the
+        middle of the largest range is there (its ends may have come with a neighbour), all are taken to be there: give
+        ranges that are read together, such as those of one sample.
+        """
+        if not self._local or not ranges:
+            return
+        largest = max(ranges, key=_size)
+        if largest.size >= _LARGE and self._file(largest.file).is_cached(largest.start + largest.size // 2):
+            return
+        for r in ranges:
+            os.posix_fadvise(self._file(r.file).descriptor, r.start, r.size, os.POSIX_FADV_WILLNEED)
+
+    def _file(self, file: CommittedFile) -> _File:
         with self._lock:
-            if file.path in self._maps:
-                self._maps.move_to_end(file.path)
-                return self._maps[file.path]
+            if file.path in self._open:
+                self._open.move_to_end(file.path)
+                return self._open[file.path]
             try:
-                with open(self._volume.path(file.path), "rb") as opened:
-                    self._check_size(file, opened.seek(0, 2))
-                    view = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
+                descriptor = os.open(self._volume.path(file.path), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError as error:
                 raise self._missing(file) from error
+            opened = _File(descriptor, self._where(file), file.digest.size)
+            opened.check_size()
             if self._check_digests and file.path not in self._checked:
-                self._check_digest(file, hashlib.sha256(view).hexdigest())
-            self._maps[file.path] = view
-            while len(self._maps) > self._max_open:
-                self._maps.popitem(last=False)
-            return view
+                self._check_digest(file, hashlib.sha256(opened.map).hexdigest())
+            self._open[file.path] = opened
+            while len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+            return opened
 
     def _check_remote(self, file: CommittedFile) -> None:
         if not self._check_digests:
@@ -149,13 +278,13 @@ class RangeReader:
                         size += len(block)
             except FileNotFoundError as error:
                 raise self._missing(file) from error
-            self._check_size(file, size)
+            _check_size(self._where(file), size, file.digest.size)
             self._check_digest(file, digest.hexdigest())
 
     def _remote_fault(self, file: CommittedFile, got: bytes | Exception) -> Exception:
         """What a failed request means: the file is gone, it was cut, or the store failed us (with its own error)."""
         try:
-            self._check_size(file, self._volume.size(file.path))
+            _check_size(self._where(file), self._volume.size(file.path), file.digest.size)
         except FileNotFoundError:
             return self._missing(file)
         except DatasetError as error:
@@ -163,13 +292,6 @@ class RangeReader:
         if isinstance(got, Exception):
             return got
         return DatasetError(f"{self._where(file)}: the store sent {len(got)} bytes of a longer range; try again")
-
-    def _check_size(self, file: CommittedFile, found: int) -> None:
-        if found != file.digest.size:
-            raise DatasetError(
-                f"{self._where(file)}: {found} bytes, its commit record says {file.digest.size}; the file was cut or "
-                "changed. Delete the record and run the job again"
-            )
 
     def _check_digest(self, file: CommittedFile, found: str) -> None:
         if found != file.digest.sha256:
@@ -186,3 +308,11 @@ class RangeReader:
 
     def _where(self, file: CommittedFile) -> str:
         return f"shard {file.shard}, {self._volume.path(file.path)}"
+
+
+def _check_size(where: str, found: int, committed: int) -> None:
+    if found != committed:
+        raise DatasetError(
+            f"{where}: {found} bytes, its commit record says {committed}; the file was cut or changed. Delete the "
+            "record and run the job again"
+        )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipeline.stream import order, split
 from pipeline.stream.collate import Collate
 from pipeline.stream.config import StreamConfig
+from pipeline.stream.fetch import Reading
 from pipeline.stream.walk import Batches, Walk
 from shards_schema.errors import ConfigError, MismatchError
 
@@ -61,8 +62,13 @@ class Stream(IterableDataset[Any], ABC):
         """What stands at some positions of the global order of an epoch."""
 
     @abstractmethod
-    def reader(self, *, views: bool) -> Callable[[Sequence[Place]], list[Any]]:
-        """Reads samples, in order; for the process that asks."""
+    def reader(self, *, lazy: bool) -> Reading:
+        """Reads samples, places to a list in order, for the process that asks; `lazy` as in `Fetcher.read`."""
+
+    @property
+    @abstractmethod
+    def works(self) -> bool:
+        """See `Fetcher.works`."""
 
     @property
     @abstractmethod
@@ -75,8 +81,8 @@ class Stream(IterableDataset[Any], ABC):
 
     def __iter__(self) -> Iterator[Any]:
         """This process's samples, from the start to the end of the epoch."""
-        read = self.reader(views=False)
-        return Walk(self, lambda places: read(places)[0], unit=1)
+        begin, finish = self.reader(lazy=False)
+        return Walk(self, Reading(begin, lambda begun: finish(begun)[0]), unit=1, works=self.works)
 
     def batches(
         self,
@@ -85,11 +91,11 @@ class Stream(IterableDataset[Any], ABC):
         pin_memory: bool = False,
         drop_last: bool = False,
     ) -> Batches:
-        """The same samples in batches of `config.batch_size`, made in the reading threads.
+        """The same samples in batches of `config.batch_size`, made in the reading threads, where there are any.
 
         Args:
             collate: a list of samples to a batch; None is `collate` of the stream, which then copies arrays once, from
-                the mapped file into the batch.
+                the file into the batch, and checks them there.
             pin_memory: put tensors into page-locked memory, where there is CUDA.
             drop_last: leave out a last batch that is short.
         """

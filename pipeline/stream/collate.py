@@ -1,4 +1,4 @@
-"""Samples to a batch, with one copy of each array.
+"""Samples to a batch, with one copy of each array: an `Unread` one goes from the file to its row, and is checked there.
 
 Tensors and arrays are stacked, numbers become a tensor, dicts are entered, everything else (tokens, JSON) becomes a
 list. A target with a ragged axis is padded with zeros to the longest of the batch, and has a mask beside it.
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipeline.reader import Dataset, Wanted
 from pipeline.stream.fetch import Fetcher
 from pipeline.stream.memory import Empty, fresh
+from pipeline.values import Unread
 from shards_schema.errors import DatasetError
 
 Path = tuple[str, ...]
@@ -42,6 +43,7 @@ class Collate:
 
         Raises:
             DatasetError: arrays that should be equal in shape are not.
+            DigestError: an array that was still unread is not what was committed.
         """
         return self._enter(samples, ())
 
@@ -59,15 +61,17 @@ class Collate:
                 if (axes := self.ragged.get((*path, key))) is not None:
                     batch[f"{key}_mask"] = self._mask(inner, axes)
             return batch
-        if isinstance(first, np.ndarray | torch.Tensor):
-            return self._stack([np.asarray(value) for value in values], path)
+        if isinstance(first, np.ndarray | torch.Tensor | Unread):
+            return self._stack([v if isinstance(v, Unread) else np.asarray(v) for v in values], path)
         if isinstance(first, bool | int | float):
             return torch.tensor(list(values))
         return list(values)
 
-    def _stack(self, arrays: Sequence[NDArray[Any]], path: Path) -> torch.Tensor:
+    def _stack(self, arrays: Sequence[NDArray[Any] | Unread], path: Path) -> torch.Tensor:
         shapes = {array.shape for array in arrays}
         if path not in self.ragged and len(shapes) > 1:
+            for array in arrays:
+                _taken(array)  # one that is another's is told as that
             raise DatasetError(
                 f"{'/'.join(path)}: the samples of a batch have shapes {sorted(shapes)}; give the stream a transform "
                 "that makes them equal, or a collate of your own"
@@ -76,12 +80,15 @@ class Collate:
         dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
         batch = self.empty((len(arrays), *longest), dtype)
         rows = batch.numpy()
-        for row, array in zip(rows, arrays, strict=True):
-            if array.shape == longest:
-                np.copyto(row, array)
-            else:
+        for i, array in enumerate(arrays):
+            row = rows[i, ...]
+            if array.shape != longest:
                 row[...] = 0
-                row[tuple(slice(n) for n in array.shape)] = array
+                row[tuple(slice(n) for n in array.shape)] = _taken(array)
+            elif isinstance(array, Unread):
+                array.into(row)
+            else:
+                np.copyto(row, array)
         return batch
 
     def _mask(self, arrays: Sequence[Any], axes: tuple[int, ...]) -> torch.Tensor:
@@ -90,6 +97,10 @@ class Collate:
         for row, size in zip(mask, sizes, strict=True):
             row[tuple(slice(n) for n in size)] = True
         return mask
+
+
+def _taken(array: NDArray[Any] | Unread) -> NDArray[Any]:
+    return array.owned() if isinstance(array, Unread) else array
 
 
 def collate_of(dataset: Dataset, targets: Wanted) -> Collate:
@@ -106,9 +117,9 @@ def collate_of(dataset: Dataset, targets: Wanted) -> Collate:
 
 
 def pin(batch: Any) -> Any:
-    """A batch of another's collate with its tensors copied into page-locked memory."""
-    if isinstance(batch, torch.Tensor):
-        return batch.pin_memory()
+    """A batch of another's collate with its tensors in page-locked memory: by its own `pin_memory`, if it has one."""
+    if callable(method := getattr(batch, "pin_memory", None)):
+        return method()
     if isinstance(batch, dict):
         return {key: pin(value) for key, value in batch.items()}
     return [pin(value) for value in batch] if isinstance(batch, list) else batch
@@ -141,7 +152,7 @@ class LatentCollator:
                 "trainer's arguments, and keep the column through any map()"
             )
         batch = self._inner([{k: v for k, v in feature.items() if k != "token"} for feature in features])
-        latents = self._collate([self._fetcher.read(feature["token"], views=True) for feature in features])
+        latents = self._collate([self._fetcher.read(feature["token"], lazy=True) for feature in features])
         latents.pop("token")
         batch["latents"] = latents
         return batch

@@ -1,4 +1,4 @@
-"""The recipe of a stream: order, split, batches, threads."""
+"""The recipe of a stream: order, split, batches, threads. Only speed depends on the last two fields."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.stream import order, split
+
+_WORKING_THREADS = 2
 
 
 class StreamConfig(BaseModel):
@@ -21,8 +23,10 @@ class StreamConfig(BaseModel):
         batch_size: of one rank; DataLoader workers take whole batches in turn.
         global_batch: samples of an optimiser step over all ranks; kept in the state, where another one is refused.
             None is no such check.
-        threads: that read and decode, in each process; 0 is none, in the caller's own.
-        prefetch: samples that are read ahead, in each process.
+        threads: that read and decode, in each process; 0 is none, in the caller's own. None is 0 where arrays, JSON and
+            bytes are copied from a local disk and nothing else is to do, which is faster than any number of threads,
+            and 2 where images or targets are decoded, a store is asked, or a transform or collate of yours is called.
+        prefetch: samples that are read ahead, in each process; without threads, that the disk is told to expect.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,8 +38,14 @@ class StreamConfig(BaseModel):
     uneven: split.Uneven = "drop"
     batch_size: int = Field(default=1, ge=1)
     global_batch: int | None = Field(default=None, ge=1)
-    threads: int = Field(default=2, ge=0)
+    threads: int | None = Field(default=None, ge=0)
     prefetch: int = Field(default=32, ge=1)
+
+    def threads_for(self, works: bool) -> int:
+        """`threads`, or what None is where a sample is more work than to copy it (`works`), or is not."""
+        if self.threads is not None:
+            return self.threads
+        return _WORKING_THREADS if works else 0
 
     def order_state(self) -> dict[str, Any]:
         """What of this decides the order."""

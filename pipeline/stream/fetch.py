@@ -1,9 +1,13 @@
 """From a token to tensors, some samples ahead of the trainer, in order.
 
-Threads, not processes: reading a mapped tar, copying an array and decoding a JPEG all let go of the GIL, while a
-1 MB sample that comes from another process is copied twice more. The look-ahead is bounded, the order is that of the
-asks, a fault is raised where the trainer would have got the sample, and nothing is left running when the iteration
-ends, however it ends.
+A read has two halves: to begin it finds the bytes and asks the disk for them, and does not wait; to finish it copies,
+checks and decodes. With threads, both run in them, ahead of the trainer: threads, not processes, because copying an
+array and decoding a JPEG let go of the GIL, while a 1 MB sample that comes from another process is copied twice more.
+Without threads reads begin ahead, so that the disk works while the trainer does, and are finished when the trainer
+asks: where nothing is decoded that is faster, as threads then only wait for each other and for the GIL.
+
+Either way the look-ahead is bounded, the order is that of the asks, a fault is raised where the trainer would have got
+the sample, and nothing is left running when the iteration ends, however it ends.
 """
 
 from __future__ import annotations
@@ -13,26 +17,52 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from pipeline.decode import decode_jpeg
-from pipeline.reader import Dataset, Wanted
+from pipeline.reader import Arrays, Dataset, Found, Wanted
 from shards_schema.errors import AbsentError, DatasetError, SampleError
 
 Ask = TypeVar("Ask")
+Begun = TypeVar("Begun")
 Got = TypeVar("Got")
 
 Transform = Callable[[dict[str, Any]], Any]
 
 
-def ahead(read: Callable[[Ask], Got], asks: Iterator[Ask], *, threads: int, depth: int) -> Iterator[Got]:
-    """`map(read, asks)` with `depth` asks under way in `threads` threads (0: none, in the caller's)."""
+class Reading(NamedTuple):
+    """The two halves of a read, as functions: `begin` of what is asked for, which does not fail, then `finish`."""
+
+    begin: Callable[[Any], Any]
+    finish: Callable[[Any], Any]
+
+
+def ahead(
+    begin: Callable[[Ask], Begun],
+    finish: Callable[[Begun], Got],
+    asks: Iterator[Ask],
+    *,
+    threads: int,
+    depth: int,
+) -> Iterator[Got]:
+    """`finish(begin(ask))` of each ask, with at most `depth` of them under way in `threads` threads.
+
+    With 0 threads at most `depth` are begun. Their number grows by one with each item, so that the first need not wait
+    for the disk to be told of all.
+    """
     if threads == 0:
-        yield from map(read, asks)
+        begun: deque[Begun] = deque(begin(ask) for ask in islice(asks, 1))
+        while begun:
+            begun.extend(begin(ask) for ask in islice(asks, min(2, depth + 1 - len(begun))))
+            yield finish(begun.popleft())
         return
+
+    def read(ask: Ask) -> Got:
+        return finish(begin(ask))
+
     pool = ThreadPoolExecutor(threads, "shard-stream")
     waiting: deque[Future[Got]] = deque()
     try:
@@ -74,17 +104,37 @@ class Fetcher:
         """The same for a forked process."""
         return Fetcher(self.dataset.forked(), self.targets, self.transform)
 
-    def read_all(self, tokens: Sequence[str], *, views: bool = False) -> list[Any]:
-        """Some samples, in order; see `read`. Their bytes are asked of the disk together, before the first is decoded.
+    def works(self) -> bool:
+        """Whether a sample is more work than to copy it: a transform, a store to ask, images or targets to decode."""
+        if self.transform is not None or not self.dataset.local:
+            return True
+        return any(
+            self.dataset.decodes(column, names)
+            or any(_is_image(name) for name in (self.dataset.members(column) if names is None else names))
+            for column, names in self.targets.items()
+        )
+
+    def begin(self, tokens: Sequence[str]) -> list[tuple[str, Found | None]]:
+        """Find some samples and ask the disk for all their bytes. Nothing is raised: `finish` meets the same fault."""
+        found: list[tuple[str, Found | None]] = [(token, self._found(token)) for token in tokens]
+        with contextlib.suppress(DatasetError):
+            self.dataset.expect(one for _, one in found if one is not None)
+        return found
+
+    def _found(self, token: str) -> Found | None:
+        with contextlib.suppress(DatasetError):
+            return self.dataset.find(token, self.targets)
+        return None
+
+    def finish(self, begun: Sequence[tuple[str, Found | None]], *, lazy: bool = False) -> list[Any]:
+        """The samples, in order; see `read`.
 
         Raises:
             DatasetError: one of them cannot be read; see `read`.
         """
-        with contextlib.suppress(DatasetError):  # a hint; `read` meets the same fault, and says whose it is
-            self.dataset.expect(tokens, self.targets)
-        return [self.read(token, views=views) for token in tokens]
+        return [self.read(token, found=found, lazy=lazy) for token, found in begun]
 
-    def read(self, token: str, *, views: bool = False) -> Any:
+    def read(self, token: str, *, found: Found | None = None, lazy: bool = False) -> Any:
         """One sample: ``{"token": token, column: {name: value}}``, transformed.
 
         Values: arrays as tensors with memory of their own, ``*.jpg`` as uint8 tensors [H, W, 3], ``json`` parsed, any
@@ -92,21 +142,30 @@ class Fetcher:
 
         Args:
             token: of the sample.
-            views: give arrays as read-only numpy views of the mapped tar, for a caller that copies them at once.
+            found: where it lies, for who knows.
+            lazy: for `Collate`, which copies and checks each array itself: give arrays as `Unread`, or, to a transform,
+                as read-only numpy views of the mapped tar.
 
         Raises:
             DatasetError: the sample cannot be read. Whatever is raised has a note with shard and token.
         """
         try:
+            place = self.dataset.find(token, self.targets) if found is None else found
+            taken = self.dataset.take(place, self._arrays(lazy))
             sample: dict[str, Any] = {"token": token}
-            for column, values in self.dataset.read(token, self.targets).items():
+            for column, values in taken.items():
                 sample[column] = {
-                    name: _value(value, name, f"{column}/{token}.{name}", views) for name, value in values.items()
+                    name: _value(value, name, f"{column}/{token}.{name}", lazy) for name, value in values.items()
                 }
             return sample if self.transform is None else self.transform(sample)
         except Exception as error:
             error.add_note(f"while reading {self._where(token)}")
             raise
+
+    def _arrays(self, lazy: bool) -> Arrays:
+        if not lazy:
+            return "owned"
+        return "unread" if self.transform is None else "views"
 
     def _where(self, token: str) -> str:
         table = self.dataset.plan.table
@@ -115,13 +174,17 @@ class Fetcher:
         return f"shard {shard}, token {token} of {self.dataset.url}"
 
 
-def _value(value: Any, name: str, where: str, views: bool) -> Any:
+def _is_image(name: str) -> bool:
+    return name.endswith(".jpg")
+
+
+def _value(value: Any, name: str, where: str, lazy: bool) -> Any:
     if isinstance(value, np.ndarray):
-        return value if views else torch.from_numpy(value.copy())
-    if name.endswith(".jpg"):
+        return value if lazy else torch.from_numpy(value)
+    if _is_image(name):
         try:
-            image = decode_jpeg(bytes(value), where)
+            image = decode_jpeg(value, where)
         except SampleError as error:
             raise DatasetError(f"{error.reason}; it was whole when it was committed: verify the dataset") from error
-        return image if views else torch.from_numpy(image)
+        return image if lazy else torch.from_numpy(image)
     return value

@@ -10,7 +10,7 @@ many as its streams have samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.stream import order
 from pipeline.stream.base import Place, Stream
 from pipeline.stream.collate import Collate
 from pipeline.stream.config import StreamConfig
+from pipeline.stream.fetch import Reading
 from pipeline.stream.shards import ShardStream
 from shards_schema.codecs import digest_of
 from shards_schema.errors import ConfigError
@@ -122,16 +123,27 @@ class Mixture(Stream):
             found.append((part, int(stream.order_of(inner)[position])))
         return found
 
-    def reader(self, *, views: bool) -> Callable[[Sequence[Place]], list[Any]]:
+    def reader(self, *, lazy: bool) -> Reading:
         """See `Stream.reader`."""
-        reads = [stream.table.reader(views=views) for stream in self.streams]
+        readings = [stream.table.reader(lazy=lazy) for stream in self.streams]
 
-        def read(places: Sequence[Place]) -> list[Any]:
-            samples: list[Any] = [None] * len(places)
-            for part in {part for part, _ in places}:
-                own = [i for i, place in enumerate(places) if place[0] == part]
-                for i, sample in zip(own, reads[part]([places[i][1] for i in own]), strict=True):
+        def begin(places: Sequence[Place]) -> list[tuple[int, list[int], Any]]:
+            """For each stream that has a share: its number, which of the samples, and its own reading begun."""
+            shares: dict[int, list[int]] = {}
+            for i, (part, _) in enumerate(places):
+                shares.setdefault(part, []).append(i)
+            return [(part, own, readings[part].begin([places[i][1] for i in own])) for part, own in shares.items()]
+
+        def finish(begun: Sequence[tuple[int, list[int], Any]]) -> list[Any]:
+            samples: list[Any] = [None] * sum(len(own) for _, own, _ in begun)
+            for part, own, share in begun:
+                for i, sample in zip(own, readings[part].finish(share), strict=True):
                     samples[i] = {**sample, "dataset": part} if isinstance(sample, dict) else sample
             return samples
 
-        return read
+        return Reading(begin, finish)
+
+    @property
+    def works(self) -> bool:
+        """Whether any of its streams does; see `Fetcher.works`."""
+        return any(stream.works for stream in self.streams)

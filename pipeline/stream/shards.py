@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from pipeline.stream import order
 from pipeline.stream.base import Place, Stream
 from pipeline.stream.collate import Collate, collate_of
 from pipeline.stream.config import StreamConfig
-from pipeline.stream.fetch import Fetcher, Transform
+from pipeline.stream.fetch import Fetcher, Reading, Transform
 from shards_schema.errors import AbsentError, ConfigError, IncompleteError
 
 _ORDERS_KEPT = 2
@@ -84,10 +84,14 @@ class SampleTable(MapDataset[Any]):
         """
         return self._fetcher_here().read(self.tokens[index])
 
-    def reader(self, *, views: bool) -> Callable[[Sequence[int]], list[Any]]:
-        """Reads samples by their numbers, for the process that asks; `views` as in `Fetcher.read`."""
+    def reader(self, *, lazy: bool) -> Reading:
+        """Reads samples by their numbers, for the process that asks; `lazy` as in `Fetcher.read`."""
         fetcher = self._fetcher_here()
-        return lambda indices: fetcher.read_all([self.tokens[index] for index in indices], views=views)
+
+        def begin(indices: Sequence[int]) -> Any:
+            return fetcher.begin([self.tokens[index] for index in indices])
+
+        return Reading(begin, partial(fetcher.finish, lazy=lazy))
 
     def _fetcher_here(self) -> Fetcher:
         """In a DataLoader worker, one that shares no lock and no connection with the process that forked it."""
@@ -205,10 +209,15 @@ class ShardStream(Stream):
             self._stretched = (epoch, numbers, first, last)
         return self._stretched[1:]
 
-    def reader(self, *, views: bool) -> Callable[[Sequence[Place]], list[Any]]:
+    def reader(self, *, lazy: bool) -> Reading:
         """See `Stream.reader`."""
-        read = self.table.reader(views=views)
-        return lambda places: read([index for _, index in places])
+        begin, finish = self.table.reader(lazy=lazy)
+        return Reading(lambda places: begin([index for _, index in places]), finish)
+
+    @property
+    def works(self) -> bool:
+        """See `Fetcher.works`."""
+        return self.table.fetcher.works()
 
 
 def _join(

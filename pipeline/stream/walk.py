@@ -1,4 +1,4 @@
-"""A process's way through an epoch: its share of the positions, read ahead in threads, yielded in order.
+"""A process's way through an epoch: its share of the positions, read ahead, yielded in order.
 
 The iterators know how far they are (`state_dict`, torchdata's protocol for the iterators of workers), so
 StatefulDataLoader resumes to the batch; a plain DataLoader needs none of it, as the stream's own state is one number.
@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pipeline.stream import memory, split
 from pipeline.stream.collate import pin
-from pipeline.stream.fetch import ahead
+from pipeline.stream.fetch import Reading, ahead
 from shards_schema.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ class Walk:
 
     Args:
         stream: whose start and split are taken.
-        read: the places of one item (a sample or a batch) to what is yielded; called in the reading threads.
+        reading: the places of one item (a sample or a batch) to what is yielded; called in the reading threads.
         unit: places of an item; the last item of an epoch may have fewer.
+        works: whether an item is more work than to copy it, which decides on threads where the config does not.
         drop_last: whether such an item is left out.
     """
 
-    def __init__(
-        self, stream: Stream, read: Callable[[Sequence[Place]], Any], *, unit: int, drop_last: bool = False
-    ) -> None:
+    def __init__(self, stream: Stream, reading: Reading, *, unit: int, works: bool, drop_last: bool = False) -> None:
         info = get_worker_info()
         self._worker, self._workers = (0, 1) if info is None else (info.id, info.num_workers)
-        self._stream, self._read, self._unit, self._drop_last = stream, read, unit, drop_last
+        self._stream, self._reading, self._unit, self._drop_last = stream, reading, unit, drop_last
+        self._threads = stream.config.threads_for(works)
         self._begin(stream.epoch, stream.start, 0)
         if info is None:
             stream.count(0)
@@ -65,9 +65,9 @@ class Walk:
 
     def __next__(self) -> Any:
         if self._items is None:
-            threads = self._stream.config.threads
-            depth = max(threads, self._stream.config.prefetch // self._unit)
-            self._items = ahead(self._read, islice(self._asks(), self._taken, None), threads=threads, depth=depth)
+            depth = max(self._threads, self._stream.config.prefetch // self._unit, 1)
+            asks = islice(self._asks(), self._taken, None)
+            self._items = ahead(*self._reading, asks, threads=self._threads, depth=depth)
         item = next(self._items)
         self._taken += 1
         self._stream.count(self._taken * self._unit)
@@ -115,14 +115,20 @@ class Batches(IterableDataset[Any]):
         self.stream.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        # Our own collate copies each array, so it may be given views of the mapped files; another's may keep them.
+        # Our own collate copies each array itself; another's gets memory that it may keep.
         own = self._collate is None
-        read = self.stream.reader(views=own)
+        begin, finish = self.stream.reader(lazy=own)
         into = memory.pinned if self._pin else memory.Recycled()
         collate = self._collate or self.stream.collate.into(into)
 
-        def batch(places: Sequence[Place]) -> Any:
-            made = collate(read(places))
+        def batch(begun: Any) -> Any:
+            made = collate(finish(begun))
             return pin(made) if self._pin and not own else made
 
-        return Walk(self.stream, batch, unit=self.stream.config.batch_size, drop_last=self._drop_last)
+        return Walk(
+            self.stream,
+            Reading(begin, batch),
+            unit=self.stream.config.batch_size,
+            works=self.stream.works or not own,
+            drop_last=self._drop_last,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -280,3 +281,43 @@ def test_faults_of_a_store_name_the_file(remote: str) -> None:
     fs.rm(name)
     with pytest.raises(MissingFileError, match=f"{name} is not there"):
         dataset.read(token, {"toy": None})
+
+
+def test_a_tar_that_is_cut_while_it_is_open_is_an_error(out: Path) -> None:
+    """Where values are copied; a view of the mapped file would end the process."""
+    dataset = Dataset(str(out))
+    token = dataset.tokens("toy")[-1]
+    path = out / layout.tar("toy", shard_of(out, token))
+    size = path.stat().st_size
+    assert dataset.read(token, {"toy": ["grid"]}, owned=True)["toy"]["grid"].shape
+    (kind,) = dataset._values._kinds.values()
+    grid = np.empty(kind.shape, kind.dtype)
+    unread = dataset.take(dataset.find(token, {"toy": ["grid"]}), "unread")["toy"]["grid"]
+    os.truncate(path, 1024)
+    with pytest.raises(DatasetError, match=f"{path}: 1024 bytes, its commit record says {size}"):
+        unread.into(grid)
+    samples = out / layout.tar("samples", shard_of(out, token))
+    dataset.read(token, {"samples": ["json"]})
+    os.truncate(samples, 1024)
+    with pytest.raises(DatasetError, match=f"{samples}: 1024 bytes"):
+        dataset.read(token, {"samples": ["cam_f0.jpg"]})
+
+
+def test_files_are_closed_when_their_dataset_goes(made: Path) -> None:
+    def opened() -> int:
+        return sum(os.readlink(f"/proc/self/fd/{n}").endswith(".tar") for n in os.listdir("/proc/self/fd") if _is(n))
+
+    before = opened()
+    dataset = Dataset(str(made), max_open=2)
+    for token in dataset.tokens("toy"):
+        dataset.read(token, owned=True)
+    assert 0 < opened() - before <= 2
+    view = dataset.read(token)["toy"]["grid"]
+    del dataset  # not by the garbage collector: nothing refers to it in a circle
+    assert opened() - before == 1  # the map of the view has one of its own
+    del view
+    assert opened() == before
+
+
+def _is(descriptor: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{descriptor}")

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.reader import Dataset
 from pipeline.stream import Mixture, SampleTable, ShardStream, StreamConfig
+from pipeline.stream.collate import pin
 from pipeline.stream.memory import Recycled
 from shards_schema import layout
 from shards_schema.errors import (
@@ -502,3 +503,22 @@ def test_torchdatas_loader_resumes(dataset: Dataset, workers: int, batched: bool
     again = load(stream(dataset, batch_size=2))
     again.load_state_dict(state)
     assert [b["token"] for b in again] == wanted[3:]
+
+
+class Own:
+    """A batch of somebody's own class."""
+
+    def __init__(self, pinned: bool = False) -> None:
+        self.pinned = pinned
+
+    def pin_memory(self) -> Own:
+        return Own(pinned=True)
+
+
+def test_a_batch_that_can_pin_itself_does() -> None:
+    """As DataLoader has it; a trainer's batch would else go to the GPU from pageable memory, without a word."""
+    pinned = pin({"a": [Own(), "text"], "b": 3})
+    assert pinned["a"][0].pinned
+    assert pinned["a"][1:] == ["text"]
+    assert pinned["b"] == 3
+    assert pin(Own()).pinned
