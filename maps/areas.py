@@ -34,5 +34,6 @@ class Areas:
         return sorted(self._tree.query(area, predicate="intersects").tolist())
 
     def nearest(self, point: shapely.Point) -> list[int]:
-        """Row of the polygon nearest to `point`, the first of equals; none in an empty layer."""
-        return [int(np.argmin(shapely.distance(self.shapes, point)))] if len(self.ids) else []
+        """Row of the polygon nearest to `point`, the first of equals; none where there is no polygon."""
+        metres = shapely.distance(self.shapes, point)  # NaN to an empty one, and to what GDAL could not read
+        return [] if np.isnan(metres).all() else [int(np.nanargmin(metres))]

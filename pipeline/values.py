@@ -66,11 +66,12 @@ class Unread:
             target: of this shape; where it is contiguous and of this dtype, there is no other copy.
 
         Raises:
+            TypeError: `target` is of another kind of numbers.
             DigestError: the file was changed; what `target` holds now is worth nothing.
             DatasetError: it was cut.
         """
         if target.shape != self.shape or target.dtype != self.dtype or not target.flags.c_contiguous:
-            target[...] = self.owned()
+            np.copyto(target, self.owned())
             return
         copied = target.reshape(-1).view(np.uint8)
         self._span.into(copied, self._kind.start)

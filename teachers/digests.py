@@ -186,4 +186,6 @@ def _turn(lock: Path, patience: float) -> Iterator[None]:
                 break
         yield
     finally:
+        with suppress(OSError):  # in words: a process that was forked meanwhile has it too, and would keep it locked
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)

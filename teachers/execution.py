@@ -128,28 +128,32 @@ def exact(device: torch.device, convolutions: Precision = "ieee") -> Iterator[No
         yield
         return
     backends: Any = torch.backends  # its modules make their flags when asked, so a type checker does not see them
-    matmul, cudnn = backends.cuda.matmul, backends.cudnn
-    legacy = [_legacy(flags) for flags in (matmul, cudnn)]
-    now = [flags.fp32_precision for flags in (matmul, cudnn.conv, cudnn.rnn)]
+    cudnn = backends.cudnn
+    flags = (backends.cuda.matmul, backends.mkldnn.matmul, cudnn.conv, cudnn.rnn)
+    products, legacy = _legacy(torch.get_float32_matmul_precision), _legacy(lambda: cudnn.allow_tf32)
+    now = [flag.fp32_precision for flag in flags]
     steady = cudnn.deterministic, cudnn.benchmark
     try:
-        matmul.allow_tf32, cudnn.allow_tf32 = False, convolutions == "tf32"
-        matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = "ieee", convolutions, convolutions
+        torch.set_float32_matmul_precision("highest")  # of every backend, or torch (and Inductor) cannot read it
+        cudnn.allow_tf32 = convolutions == "tf32"
+        for flag, precision in zip(flags, ("ieee", "ieee", convolutions, convolutions), strict=True):
+            flag.fp32_precision = precision
         cudnn.deterministic, cudnn.benchmark = True, False
         yield
     finally:
-        for flags, before in zip((matmul, cudnn), legacy, strict=True):
-            if before is not None:
-                flags.allow_tf32 = before
-        for flags, precision in zip((matmul, cudnn.conv, cudnn.rnn), now, strict=True):
-            flags.fp32_precision = precision
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        if legacy is not None:
+            cudnn.allow_tf32 = legacy
+        for flag, precision in zip(flags, now, strict=True):
+            flag.fp32_precision = precision
         cudnn.deterministic, cudnn.benchmark = steady
 
 
-def _legacy(flags: Any) -> bool | None:
-    """The older flag; None where the newer ones were set to what it cannot say, and torch refuses to read it."""
+def _legacy(read: Callable[[], Any]) -> Any:
+    """An older flag; None where the newer ones were set to what it cannot say, and torch refuses to read it."""
     try:
-        return bool(flags.allow_tf32)
+        return read()
     except RuntimeError:
         return None
 

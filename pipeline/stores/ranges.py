@@ -108,6 +108,11 @@ class _File:
         except OSError:  # it is not; or the file system cannot tell
             return False
 
+    def expect(self, start: int, size: int) -> None:
+        """Have the kernel begin to read a range; a hint, which a file system may refuse."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self.descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
 
 class _FileSpan:
     """A range of a local file.
@@ -244,7 +249,7 @@ class RangeReader:
         if largest.size >= _LARGE and self._file(largest.file).is_cached(largest.start + largest.size // 2):
             return
         for r in ranges:
-            os.posix_fadvise(self._file(r.file).descriptor, r.start, r.size, os.POSIX_FADV_WILLNEED)
+            self._file(r.file).expect(r.start, r.size)
 
     def _file(self, file: CommittedFile) -> _File:
         with self._lock:

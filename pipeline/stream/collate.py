@@ -42,7 +42,7 @@ class Collate:
         where there is data.
 
         Raises:
-            DatasetError: arrays that should be equal in shape are not.
+            DatasetError: arrays that should be equal in shape and dtype are not.
             DigestError: an array that was still unread is not what was committed.
         """
         return self._enter(samples, ())
@@ -68,13 +68,14 @@ class Collate:
         return list(values)
 
     def _stack(self, arrays: Sequence[NDArray[Any] | Unread], path: Path) -> torch.Tensor:
-        shapes = {array.shape for array in arrays}
-        if path not in self.ragged and len(shapes) > 1:
+        shapes, dtypes = {array.shape for array in arrays}, {array.dtype for array in arrays}
+        if len(dtypes) > 1 or (path not in self.ragged and len(shapes) > 1):
             for array in arrays:
                 _taken(array)  # one that is another's is told as that
             raise DatasetError(
-                f"{'/'.join(path)}: the samples of a batch have shapes {sorted(shapes)}; give the stream a transform "
-                "that makes them equal, or a collate of your own"
+                f"{'/'.join(path)}: the samples of a batch have shapes {sorted(shapes)}, dtypes "
+                f"{', '.join(sorted(map(str, dtypes)))}; give the stream a transform that makes them equal, or a "
+                "collate of your own"
             )
         longest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
         dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
@@ -152,6 +153,7 @@ class LatentCollator:
                 "trainer's arguments, and keep the column through any map()"
             )
         batch = self._inner([{k: v for k, v in feature.items() if k != "token"} for feature in features])
+        self._fetcher = self._fetcher.here()
         latents = self._collate([self._fetcher.read(feature["token"], lazy=True) for feature in features])
         latents.pop("token")
         batch["latents"] = latents

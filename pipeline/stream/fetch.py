@@ -13,6 +13,7 @@ the sample, and nothing is left running when the iteration ends, however it ends
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -99,9 +100,12 @@ class Fetcher:
                         f"{dataset.url}: column {column} has no {name!r} in its tars; there are {', '.join(members)}"
                     )
         self.dataset, self.targets, self.transform = dataset, targets, transform
+        self._process = os.getpid()
 
-    def forked(self) -> Fetcher:
-        """The same for a forked process."""
+    def here(self) -> Fetcher:
+        """This one; in a forked process one that shares no lock, no file and no connection with who forked it."""
+        if self._process == os.getpid():
+            return self
         return Fetcher(self.dataset.forked(), self.targets, self.transform)
 
     def works(self) -> bool:
@@ -117,12 +121,12 @@ class Fetcher:
     def begin(self, tokens: Sequence[str]) -> list[tuple[str, Found | None]]:
         """Find some samples and ask the disk for all their bytes. Nothing is raised: `finish` meets the same fault."""
         found: list[tuple[str, Found | None]] = [(token, self._found(token)) for token in tokens]
-        with contextlib.suppress(DatasetError):
+        with contextlib.suppress(DatasetError, OSError):
             self.dataset.expect(one for _, one in found if one is not None)
         return found
 
     def _found(self, token: str) -> Found | None:
-        with contextlib.suppress(DatasetError):
+        with contextlib.suppress(DatasetError, OSError):
             return self.dataset.find(token, self.targets)
         return None
 

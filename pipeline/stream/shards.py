@@ -7,7 +7,6 @@ one of them is counted in `left_out`; what is not committed yet is an error, not
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -62,7 +61,6 @@ class SampleTable(MapDataset[Any]):
         allow_incomplete: bool = False,
     ) -> None:
         self.fetcher = Fetcher(dataset, targets, transform)
-        self._process = os.getpid()
         self.tokens, self.shards, self.left_out = _join(dataset, tuple(targets), tokens, allow_incomplete)
         text = "\n".join([dataset.digest, *self.tokens])
         self.digest = hashlib.sha256(text.encode()).hexdigest()
@@ -82,22 +80,17 @@ class SampleTable(MapDataset[Any]):
             IndexError: no such number.
             DatasetError: it cannot be read; the notes name shard and token.
         """
-        return self._fetcher_here().read(self.tokens[index])
+        self.fetcher = self.fetcher.here()
+        return self.fetcher.read(self.tokens[index])
 
     def reader(self, *, lazy: bool) -> Reading:
         """Reads samples by their numbers, for the process that asks; `lazy` as in `Fetcher.read`."""
-        fetcher = self._fetcher_here()
+        fetcher = self.fetcher = self.fetcher.here()
 
         def begin(indices: Sequence[int]) -> Any:
             return fetcher.begin([self.tokens[index] for index in indices])
 
         return Reading(begin, partial(fetcher.finish, lazy=lazy))
-
-    def _fetcher_here(self) -> Fetcher:
-        """In a DataLoader worker, one that shares no lock and no connection with the process that forked it."""
-        if get_worker_info() is not None and self._process != os.getpid():
-            self.fetcher, self._process = self.fetcher.forked(), os.getpid()
-        return self.fetcher
 
 
 class ShardStream(Stream):

@@ -50,15 +50,10 @@ class Walk:
     def _asks(self) -> Iterator[Sequence[Place]]:
         stream, config = self._stream, self._stream.config
         count = split.share(stream.size - self._start, stream.world_size, config.uneven)
-        for run in split.runs(count, config.batch_size, self._worker, self._workers):
-            if self._drop_last and len(run) < config.batch_size:
-                return
-            places = stream.locate(
-                self._epoch,
-                split.positions(run, start=self._start, rank=stream.rank, world=stream.world_size, size=stream.size),
-            )
-            for first in range(0, len(places), self._unit):
-                yield places[first : first + self._unit]
+        runs = split.runs(count, config.batch_size, self._worker, self._workers)
+        if self._drop_last:
+            runs = (run for run in runs if len(run) == config.batch_size)
+        return _places(stream, runs, self._epoch, self._start, self._unit)
 
     def __iter__(self) -> Walk:
         return self
@@ -95,6 +90,16 @@ class Walk:
             )
         self.close()
         self._begin(state["epoch"], state["start"], state["taken"])
+
+
+def _places(stream: Stream, runs: Iterator[range], epoch: int, start: int, unit: int) -> Iterator[Sequence[Place]]:
+    """Asks of `unit` places. No method: its frame must not hold the walk, which would then outlive its last user."""
+    for run in runs:
+        places = stream.locate(
+            epoch, split.positions(run, start=start, rank=stream.rank, world=stream.world_size, size=stream.size)
+        )
+        for first in range(0, len(places), unit):
+            yield places[first : first + unit]
 
 
 class Batches(IterableDataset[Any]):

@@ -133,6 +133,15 @@ def test_areas() -> None:
     assert (nothing.meeting(shapely.Point(0, 0)), nothing.nearest(shapely.Point(0, 0))) == ([], [])
 
 
+@pytest.mark.parametrize("broken", [None, shapely.Polygon()], ids=["unread", "empty"])
+def test_an_area_that_is_none_is_near_nothing(broken: shapely.Geometry | None) -> None:
+    shapes = np.array([broken, shapely.box(4, 0, 5, 1), broken, shapely.box(0, 0, 1, 1)], dtype=object)
+    areas = Areas.of(Layer(np.arange(4), shapes, {}))
+    assert areas.nearest(shapely.Point(9, 9)) == [1]
+    assert areas.meeting(shapely.box(-9, -9, 9, 9)) == [1, 3]
+    assert Areas.of(Layer(np.arange(1), shapes[:1], {})).nearest(shapely.Point(9, 9)) == []
+
+
 def test_headings_and_offsets(roads: Roads) -> None:
     lane = next(iter(lanes_of(roads).values()))
     step = np.diff(lane.centre[:, :2], axis=0)

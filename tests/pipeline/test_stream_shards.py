@@ -376,6 +376,19 @@ def test_memory_comes_back_when_nobody_holds_it() -> None:
     assert third.data_ptr() == place
 
 
+def test_memory_of_one_size_serves_others_near_it() -> None:
+    """The longest sample of a ragged batch differs each time: what is kept must not grow with the number of lengths."""
+    memory, places = Recycled(), set()
+    for length in range(1 << 14, 1 << 15, 64):
+        made = memory((length, 4), torch.float32)
+        assert made.shape == (length, 4)
+        made.fill_(length)
+        places.add(made.data_ptr())
+        del made
+    assert sum(len(block) for blocks in memory._free.values() for block in blocks) < 9 << 19  # 8 and one of 512 kB
+    assert len(places) <= 9
+
+
 def test_batches_that_are_kept_are_not_overwritten(dataset: Dataset) -> None:
     made = stream(dataset, targets=TARGETS, batch_size=2)
     kept = list(made.batches())

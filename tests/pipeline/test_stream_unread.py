@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pipeline.reader import Dataset
 from pipeline.records import read_record
@@ -21,10 +23,11 @@ from pipeline.stores import ranges
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.volume import Volume
 from pipeline.stream import LatentCollator, Mixture, ShardStream, StreamConfig
+from pipeline.stream.collate import Collate
 from pipeline.stream.fetch import ahead
 from pipeline.values import Unread
 from shards_schema import layout
-from shards_schema.errors import DigestError
+from shards_schema.errors import DatasetError, DigestError
 from tests.pipeline.stream_toys import TARGETS, make
 
 ARRAYS = {"toy": ["grid", "mean", "path"]}
@@ -185,10 +188,83 @@ def test_latents_by_token_are_checked_too(out: Path) -> None:
         collate([{"token": token} for token in tokens])
 
 
+def test_latents_by_token_in_a_worker_that_was_forked_while_another_thread_read(made: str) -> None:
+    dataset = Dataset(made)
+    tokens = dataset.tokens("toy")[:4]
+    collate = LatentCollator(dataset, ARRAYS, lambda features: {"n": len(features)})
+    loader: DataLoader[Any] = DataLoader(
+        [{"token": token} for token in tokens],  # type: ignore[arg-type]
+        batch_size=2, num_workers=1, collate_fn=collate, multiprocessing_context="fork", timeout=20,
+    )  # fmt: skip
+    with dataset._files._lock:  # as that thread has it
+        batches = list(loader)
+    grids = torch.cat([batch["latents"]["toy"]["grid"] for batch in batches])
+    for token, grid in zip(tokens, grids, strict=True):
+        assert np.array_equal(grid.numpy(), dataset.read(token, ARRAYS)["toy"]["grid"])
+
+
 def test_the_checksum_of_two_parts() -> None:
     data = np.random.default_rng(0).bytes(1000)
     assert crc32c(data) == crc32c(data[300:], crc32c(data[:300])) == crc32c(memoryview(data), 0)
     assert crc32c(b"123456789") == 0xE3069283  # RFC 3720, and every catalogue of checksums
+
+
+def test_arrays_of_two_dtypes_are_no_batch(out: Path) -> None:
+    """Which of them came first would decide what becomes of the values."""
+    dataset = Dataset(str(out))
+    token = dataset.tokens("toy")[0]
+    pair = [{"x": unread(dataset, token, "mean")}, {"x": np.zeros(3, np.float16)}]
+    for samples in (pair, pair[::-1]):
+        with pytest.raises(DatasetError, match=r"x: the samples of a batch have .* dtypes float16, float32"):
+            Collate({})(samples)
+    with pytest.raises(TypeError, match="same_kind"):
+        unread(dataset, token, "mean").into(np.zeros(3, np.int32))
+
+
+# Faults of the disk
+
+
+def test_a_hint_is_given_of_a_file_that_is_open(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others may let it go at any moment: with `max_open` 1 the next that another thread asks for does."""
+    dataset = Dataset(made, max_open=1)
+    files = dataset._files
+    file, given = files._file, []
+
+    def let_go(*asked: Any) -> Any:
+        opened = file(*asked)
+        files._open.clear()
+        return opened
+
+    def advise(descriptor: int, *_: int) -> None:
+        os.fstat(descriptor)
+        given.append(descriptor)
+
+    monkeypatch.setattr(files, "_file", let_go)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    dataset.expect([dataset.find(token, {"toy": ["mean"]}) for token in dataset.tokens("toy")])
+    assert len(given) == 15
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_file_that_cannot_be_opened_is_told_in_its_place(
+    made: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = stream(Dataset(made), batch_size=2, shuffle="none", threads=threads)
+    opens = os.open
+
+    def refused(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path).endswith("toy/000001.tar"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opens(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    first = int(np.flatnonzero(own.table.shards == 1)[0])
+    batches = iter(own.batches())
+    got = [next(batches) for _ in range(first // 2)]
+    with pytest.raises(PermissionError) as told:
+        next(batches)
+    assert tokens(got) == list(own.tokens[: 2 * len(got)])  # all before it
+    assert told.value.__notes__ == [f"while reading shard 1, token {own.tokens[first]} of {made}"]
 
 
 # Threads
@@ -227,6 +303,21 @@ def test_threads_are_there_where_there_is_work(made: str, targets: Any, options:
         if chosen is None:
             assert own.config.threads_for(own.works) == threads
     assert repr(batches[None]) == repr(batches[0]) == repr(batches[1])
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_threads_end_with_their_last_user(made: str, batched: bool) -> None:
+    """Not when garbage is next collected, which may be in one of them, or where a lock is held that one waits for."""
+    own = stream(Dataset(made), batch_size=2, threads=2, prefetch=2)
+    gc.disable()
+    try:
+        walk = iter(own.batches() if batched else own)
+        next(walk)
+        assert "shard-stream" in names()
+        del walk
+        assert "shard-stream" not in names()
+    finally:
+        gc.enable()
 
 
 def test_a_collate_of_ones_own_is_work_and_a_mixture_is_what_its_streams_are(made: str) -> None:

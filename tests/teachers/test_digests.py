@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import pwd
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -133,6 +135,27 @@ def test_a_reader_that_hangs_is_not_waited_for_for_ever(
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert another_run(weights) == sha256(weights)
     assert entry.is_file()
+
+
+def test_a_process_that_was_forked_meanwhile_does_not_keep_the_others_waiting(
+    folder: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked: list[Any] = []
+    read = digests._read
+
+    def forks(path: str) -> str:
+        forked.append(multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True))
+        forked[0].start()
+        return read(path)
+
+    monkeypatch.setattr(digests, "_read", forks)
+    file_digest(weights)
+    try:
+        with open(next(folder.glob("*.lock")), "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        forked[0].kill()
+        forked[0].join()
 
 
 def test_a_file_is_read_once_and_again_when_it_has_changed_however_well_that_is_hidden(

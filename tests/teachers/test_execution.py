@@ -175,6 +175,7 @@ for convolutions in ("ieee", "tf32"):
         assert inside[1:] == ["ieee", convolutions, convolutions, True, False, convolutions == "tf32"], inside
         # what a compiler of blocks reads must not contradict itself
         assert torch._C._get_cublas_allow_tf32() is False
+        assert torch.get_float32_matmul_precision() == "highest"
     assert told() == before, (before, told())
 with exact(torch.device("cpu")):
     assert told() == before
