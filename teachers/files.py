@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from itertools import chain
@@ -117,7 +118,10 @@ def load(
     with ExitStack() as stack:
         try:
             opened = [stack.enter_context(safe_open(file, framework="pt")) for file in files]
-            at = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+            pairs = [(name, file) for file in opened for name in file.keys()]  # noqa: SIM118 (safe_open is no mapping)
+            at = dict(pairs)
+            if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+                raise WeightsError(f"{_names(files)}: more than one of them holds {_some(twice)}")
             got = {name: tuple(file.get_slice(name).get_shape()) for name, file in at.items()}
             _check_fit(type(network).__name__, files, want, got)
             tensors = {name: at[name].get_tensor(name).to(device, dtype, copy=True) for name in needed}
@@ -185,8 +189,11 @@ def draw(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    state = network.state_dict()
-    for name, parameter in sorted(network.named_parameters()):
+    state, tied = network.state_dict(), dict[int, str]()
+    for name, parameter in sorted(network.named_parameters(remove_duplicate=False)):
+        if (same := tied.setdefault(id(parameter), name)) != name:
+            state[name] = state[same]
+            continue
         if by_name:
             generator.manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
         drawn = torch.ones(parameter.shape, dtype=parameter.dtype)

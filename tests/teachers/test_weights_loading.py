@@ -181,3 +181,23 @@ def test_an_encoder_alone_has_the_values_of_the_whole_and_the_decoder_is_checked
     save_file(tensors, tmp_path / files.TENSORS)
     with pytest.raises(WeightsError, match=r"missing decoder\."):
         build_network(read, describe(read), decoder=False)
+
+
+def test_a_tensor_that_stands_in_two_files_is_refused(tmp_path: Path) -> None:
+    names = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    save_file({"weight": torch.zeros(2, 2), "bias": torch.zeros(2)}, names[0])
+    save_file({"bias": torch.ones(2)}, names[1])
+    with pytest.raises(WeightsError, match="more than one of them holds bias"):
+        files.load(nn.Linear(2, 2), names, torch.float32)
+
+
+@pytest.mark.parametrize("built", ["cpu", "meta"])
+def test_tied_weights_are_drawn_once_and_stay_equal(built: str) -> None:
+    with torch.device(built):
+        network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        network[1].weight = network[0].weight
+    files.draw(network, 0, by_name=True)
+    alone = nn.Sequential(nn.Linear(3, 3))
+    files.draw(alone, 0, by_name=True)
+    assert torch.equal(network[0].weight, alone[0].weight)
+    assert torch.equal(network[1].weight, alone[0].weight)
