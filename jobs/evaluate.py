@@ -37,6 +37,7 @@ from trainer.baselines import Scenes
 from trainer.build import Policy, load_policy
 from trainer.data import DataConfig, ExampleMaker, notices
 from trainer.reward import Reward
+from trainer.splits import logs_of
 
 
 def main(arguments: list[str]) -> int:
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
         print(f"WARNING: {notice}")
     counted = accounting.lines(selection)
     print(f"{config.split} of {config.data}: {counted[0]}", flush=True)
-    comments = _comments(config, policies, joined, dataset)
+    comments = _comments(config, policies, joined, dataset, selection.scored)
     if selection.scored:
         drivers = make_drivers(config, dataset, data, selection.training, policies)
         for evaluated, reward in _evaluate(config, dataset, selection, drivers, device):
@@ -119,17 +120,18 @@ def _notices(dataset: Dataset, policies: Mapping[str, Policy]) -> tuple[str, ...
 
 
 def _comments(
-    config: EvaluateConfig, policies: Mapping[str, Policy], joined: Sequence[str], dataset: Dataset
+    config: EvaluateConfig,
+    policies: Mapping[str, Policy],
+    joined: Sequence[str],
+    dataset: Dataset,
+    scored: Sequence[str],
 ) -> tuple[str, ...]:
     """What a reader of the numbers must know of how they came about."""
     out = []
-    asked = (config.held_out, config.split_seed)
+    log_of = logs_of(dataset)
     for name, policy in policies.items():
-        trained = policy.config.samples
-        same = all(a in (None, b) for a, b in zip(asked, (trained.held_out, trained.split_seed), strict=True))
-        first = next(iter(policies.values())).config.samples
-        same &= (trained.held_out, trained.split_seed) == (first.held_out, first.split_seed)
-        if config.split == "held_out" and not same:
+        held = {log_of[token] for token in policy.held_out if token in log_of}  # none: it is of other data, see below
+        if config.split == "held_out" and held and not {log_of[token] for token in scored} <= held:
             out.append(f"NOTE: {name} was trained with another split: it may have learnt from these logs.")
         elif config.split != "held_out":
             out.append(f"NOTE: {name} may have learnt from some of these scenes: split={config.split}.")

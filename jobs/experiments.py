@@ -94,6 +94,9 @@ Results = dict[str, dict[int, dict[str, float]]]
 
 def main(arguments: list[str]) -> Results:
     """Run the job; gives every number of the table."""
+    distributed.refuse_ranks(
+        "jobs.experiments", "a single run can have many: torchrun ... -m jobs.sft CONFIG seed=... controls.NAME=true"
+    )
     config = job_config.load_around(ExperimentsConfig, SFTConfig, arguments)
     end = time.monotonic() + 60 * config.minutes
     results: Results = {name: {} for name in (RECIPE, ZEROED, *list(TRAINED)[1:])}

@@ -24,7 +24,7 @@ from shards_schema.errors import MismatchError
 from trainer import baselines, checkpoint, distributed
 from trainer.grpo import GRPO, POLICY
 from trainer.grpo_config import GRPOConfig
-from trainer.run import FREE, refuse_other
+from trainer.resuming import FREE, refuse_other
 from trainer.scored import Driven, given_scores
 from trainer.splits import logs_of
 
@@ -135,7 +135,7 @@ def _print_opening(run: GRPO, tell: Callable[[str], None]) -> None:
     config = run.config
     tell(
         f"{len(run.train_tokens)} training scenes, {len(run.held_tokens)} held out (the logs that SFT held out) of "
-        f"{config.data}; {config.steps} steps of {config.stream.batch_size * distributed.world_size()} scenes x "
+        f"{config.data}; {config.steps} steps of {run.step_samples} scenes x "
         f"{config.group} answers, reward {config.reward.version}, loss {config.loss}"
     )
     if config.controls.shuffle_advantages:

@@ -45,6 +45,9 @@ class GRPOExperimentsConfig(BaseModel):
 
 def main(arguments: list[str]) -> Results:
     """Run the job; gives what the tables show."""
+    distributed.refuse_ranks(
+        "jobs.grpo_experiments", "a single run can have many: torchrun ... -m jobs.grpo CONFIG policy=... seed=..."
+    )
     config = job_config.load_around(GRPOExperimentsConfig, GRPOConfig, arguments)
     end = time.monotonic() + 60 * config.minutes
     results: Results = {RECIPE: {}, CONTROL: {}}
@@ -62,7 +65,7 @@ def main(arguments: list[str]) -> Results:
                     continue
                 results[name][seed] = outcome
                 print(f"{name}, seed {seed}: {outcome.change('score')}", flush=True)
-    if distributed.rank() == 0 and results[RECIPE]:
+    if results[RECIPE]:
         _print(config, results, skipped)
     return results
 

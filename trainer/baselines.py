@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shards_schema.records import COMMANDS
+from trainer import seeds
 from trainer.batch import Batch
 from trainer.data import ExampleMaker
 from trainer.evaluate import displacement
@@ -102,9 +103,9 @@ def train_mlp(scenes: Scenes, *, inputs: int, steps: int, batch: int, seed: int,
     Returns:
         The MLP in eval mode.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator("cpu", seed, "baseline scenes")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seeds.mixed(seed, "baseline weights"))
         model = EgoStatusMLP(scenes.future.shape[1], inputs)
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)

@@ -6,8 +6,9 @@ Images stay uint8; each student resizes and normalises as its own encoder wants.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,8 @@ class Batch:
         command: int64 [B].
         future: float32 [B, S, 3].
         targets: latent kind -> float32 [B, N, C].
+        prepared: what was made of it ahead, on the CPU: name -> [B, ...]; a student's own, see `Student.prepare`.
+        lengths: of the B prompts, where a student prepared them; known here, so that no device is asked.
     """
 
     tokens: tuple[str, ...]
@@ -57,38 +60,50 @@ class Batch:
     command: Tensor
     future: Tensor
     targets: Mapping[str, Tensor]
+    prepared: Mapping[str, Tensor] = field(default_factory=dict)
+    lengths: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device; asynchronous where the tensors are pinned."""
-        move = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
-        return replace(self, targets={k: v.to(device, non_blocking=True) for k, v in self.targets.items()}, **move)
+        return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same in pinned memory (`DataLoader(pin_memory=True)` calls this)."""
-        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
-        return replace(self, targets={k: v.pin_memory() for k, v in self.targets.items()}, **pinned)
+        return self._each(lambda x: x.pin_memory())
 
     def __getitem__(self, rows: slice) -> Batch:
-        part = {name: getattr(self, name)[rows] for name in _TENSORS}
-        return replace(self, tokens=self.tokens[rows], targets={k: v[rows] for k, v in self.targets.items()}, **part)
+        return self._each(lambda x: x[rows], range(len(self))[rows])
 
-    def take(self, rows: Tensor) -> Batch:
-        """The examples of `rows`, int64 on the batch's device, in that order."""
-        part = {name: getattr(self, name)[rows] for name in _TENSORS}
-        targets = {k: v[rows] for k, v in self.targets.items()}
-        return replace(self, tokens=tuple(self.tokens[i] for i in rows.tolist()), targets=targets, **part)
+    def take(self, rows: Tensor, places: Sequence[int]) -> Batch:
+        """Some of the examples, in any order.
+
+        Args:
+            rows: int64 on the batch's device.
+            places: the same numbers here, so that the device is not asked for them.
+        """
+        return self._each(lambda x: x[rows], places)
 
     def repeat(self, times: int) -> Batch:
         """Each example `times` times, side by side (groups of sampled answers)."""
-        more = {name: getattr(self, name).repeat_interleave(times, 0) for name in _TENSORS}
-        targets = {k: v.repeat_interleave(times, 0) for k, v in self.targets.items()}
-        return replace(self, tokens=tuple(t for t in self.tokens for _ in range(times)), targets=targets, **more)
+        return self._each(lambda x: x.repeat_interleave(times, 0), [i for i in range(len(self)) for _ in range(times)])
+
+    def _each(self, do: Callable[[Tensor], Tensor], places: Sequence[int] | None = None) -> Batch:
+        """All tensors changed alike, and by `places` what is not a tensor."""
+        changed: dict[str, Any] = {name: do(getattr(self, name)) for name in _TENSORS}
+        changed |= {name: {k: do(v) for k, v in getattr(self, name).items()} for name in ("targets", "prepared")}
+        if places is not None:
+            changed["tokens"] = tuple(self.tokens[i] for i in places)
+            changed["lengths"] = tuple(self.lengths[i] for i in places) if self.lengths else ()
+        return replace(self, **changed)
 
 
 _TENSORS = ("images", "status", "command", "future")
+
+ANSWERS = "answers"
+"""In `Batch.prepared`: the drives as answers, int64 [B, A]."""
 
 
 def collate(examples: Sequence[Example]) -> Batch:

@@ -15,6 +15,7 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from shards_schema.errors import DatasetError, MissingFileError
+from shards_schema.errors import DatasetError, MissingFileError, StoreError
 from trainer import distributed
 
 VERSION = 1
@@ -38,10 +39,18 @@ _NAME = re.compile(r"step_(\d{8})\.pt\Z")
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` (tensors and plain values) atomically; rank 0 writes, the others wait."""
-    if distributed.rank() == 0:
+    """Write `content` (tensors and plain values) atomically; rank 0 writes, the others wait.
+
+    Raises:
+        StoreError: it could not be written; on every rank.
+    """
+    distributed.by_rank_0(lambda: _write(path, content))
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    waiting = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        waiting = path.with_name(f".{path.name}.{os.getpid()}")
         with open(waiting, "wb") as file:
             torch.save({"version": VERSION, **content}, file)
             file.flush()
@@ -52,7 +61,13 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    distributed.barrier()
+    except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError where a disk is full
+        with suppress(OSError):
+            waiting.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path}: cannot be written ({error}); make room or mend the disk, then run the same command again: it "
+            "goes on from the checkpoint before"
+        ) from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -95,12 +110,22 @@ def latest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what an interrupted write left."""
-    if distributed.rank() == 0:
+    """Delete all but the newest `keep` checkpoints, and what an interrupted write left; rank 0 does.
+
+    Raises:
+        StoreError: it could not; on every rank.
+    """
+    distributed.by_rank_0(lambda: _delete(folder, keep))
+
+
+def _delete(folder: Path, keep: int) -> None:
+    try:
         for old in sorted(p for p in folder.glob("step_*.pt") if _NAME.match(p.name))[:-keep]:
             old.unlink()
         for left in folder.glob(".step_*"):
             left.unlink()
+    except OSError as error:
+        raise StoreError(f"{folder}: an old checkpoint cannot be deleted ({error}); mend that, then go on") from error
 
 
 def training_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
@@ -113,14 +138,14 @@ def training_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[s
 
 
 def restore(model: nn.Module, optimiser: torch.optim.Optimizer, content: Mapping[str, Any], seed: int) -> None:
-    """The inverse of `training_state`; with another number of ranks the RNG starts from `seed` and the rank."""
+    """The inverse of `training_state`; with another number of ranks the RNG of this one starts from `seed`."""
     load_weights(model, content["model"])
     set_optimizer_state_dict(model, optimiser, content["optimiser"], options=_WHOLE)
     states = content["rng"]
     if len(states) == distributed.world_size():
         _set_rng(states[distributed.rank()])
     else:
-        torch.manual_seed(seed + distributed.rank())
+        torch.manual_seed(seed)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:

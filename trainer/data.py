@@ -212,6 +212,6 @@ def shuffled(tokens: Sequence[str], seed: int) -> dict[str, str]:
         tokens: distinct, at least two.
         seed: of the cycle.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # not of `seeds`: no checkpoint of a run that goes on has it
     order = [tokens[i] for i in torch.randperm(len(tokens), generator=generator).tolist()]
     return dict(zip(order, [*order[1:], order[0]], strict=True))

@@ -7,7 +7,7 @@ means over samples and every rank has batches of one size, so averaged gradients
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from shards_schema.errors import ConfigError
+from shards_schema.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:  # students ask here whether other ranks go on
     from trainer.students.base import Student
@@ -146,6 +146,18 @@ def anywhere(flag: Tensor, model: nn.Module) -> bool:
     return bool(total > 0)
 
 
+def each_rank(values: Sequence[float], device: torch.device) -> list[list[float]]:
+    """Numbers of every rank, in order of ranks; as many on each."""
+    if not dist.is_initialized():
+        return [[float(value) for value in values]]
+    rows = [[0.0] * len(values) for _ in range(world_size())]
+    rows[rank()] = list(values)
+    every = torch.tensor(rows, dtype=torch.float64, device=device)
+    dist.all_reduce(every)
+    found: list[list[float]] = every.tolist()
+    return found
+
+
 def gathered(value: Any) -> list[Any]:
     """A picklable value of every rank, in order of ranks."""
     if not dist.is_initialized():
@@ -155,7 +167,37 @@ def gathered(value: Any) -> list[Any]:
     return out
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
+def by_rank_0(act: Callable[[], None]) -> None:
+    """Do something on rank 0 while the others wait; every rank calls, and where it fails every rank does.
+
+    Raises:
+        StoreError: on the other ranks, with the error of rank 0, which raises its own.
+    """
+    failed: Exception | None = None
+    if rank() == 0:
+        try:
+            act()
+        except Exception as error:
+            failed = error
     if dist.is_initialized():
-        dist.barrier()
+        told = [None if failed is None else f"{type(failed).__name__}: {failed}"]
+        dist.broadcast_object_list(told, src=0)
+        if failed is None and told[0] is not None:
+            raise StoreError(f"rank 0 failed, and so all ranks stop: {told[0]}")
+    if failed is not None:
+        raise failed
+
+
+def refuse_ranks(job: str, instead: str) -> None:
+    """For a job of one process.
+
+    Args:
+        job: its command.
+        instead: what many ranks can do for it.
+
+    Raises:
+        ConfigError: torchrun started several.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise ConfigError(f"{job} is one process, and WORLD_SIZE is {ranks}: run it without torchrun; {instead}")

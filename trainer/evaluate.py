@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from trainer.losses import answer_loss
 from trainer.model import SFTModel
 from trainer.segments import allow_table
 from trainer.students.base import Prompt, Student
+from trainer.tally import Number, add, read
 
 SECONDS = (1, 2, 3, 4)
 """Horizons of ADE and FDE; those beyond the answers' last step are left out."""
@@ -92,20 +94,20 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    table, sums = allow_table(stage), dict.fromkeys(_keys(batches[0]), 0.0)
+    table, sums = allow_table(stage, device), cast(dict[str, Number], dict.fromkeys(_keys(batches[0]), 0.0))
     world, mine = distributed.world_size(), distributed.rank()
     for i in range(-(-len(batches) // world)):
         place = i * world + mine
-        batch = batches[min(place, len(batches) - 1)].to(device)  # FSDP needs every rank in every pass
+        batch = model.student.prepare(batches[min(place, len(batches) - 1)]).to(device)  # FSDP: every rank in each pass
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             found = _sums(model, batch, table)
         if place < len(batches):
-            sums = {k: sums[k] + found[k] for k in sums}
+            add(sums, found)
     model.train(training)
     distributed.reshard(model)
-    sums = distributed.summed(sums, device)
-    samples, parsed = sums.pop("samples"), sums.pop("parsed")
-    means = {k: v / max(parsed if k[:4] in ("ade_", "fde_") else samples, 1.0) for k, v in sums.items()}
+    total = distributed.summed(read(sums), device)
+    samples, parsed = total.pop("samples"), total.pop("parsed")
+    means = {k: v / max(parsed if k[:4] in ("ade_", "fde_") else samples, 1.0) for k, v in total.items()}
     return {**means, "unparsed": 1 - parsed / samples, "samples": samples}
 
 
@@ -114,25 +116,25 @@ def _keys(batch: Batch) -> list[str]:
     return ["answer", *cosines, *displacement(batch.future, batch.future), "samples", "parsed"]
 
 
-def _sums(model: SFTModel, batch: Batch, table: Tensor) -> dict[str, float]:
+def _sums(model: SFTModel, batch: Batch, table: Tensor) -> dict[str, Number]:
     student, n = model.student, len(batch)
     answers = student.answers.encode(batch.future, batch.status)
     out = student(batch, answers, table)
-    sums = {"answer": n * answer_loss(out.logits, answers).item(), "samples": float(n)}
+    sums: dict[str, Number] = {"answer": n * answer_loss(out.logits, answers).double(), "samples": float(n)}
     for kind in LATENTS:
         predicted, stats = model.predict(kind, out.latents[kind]).float(), model.statistics[kind]
         target = batch.targets[kind].float()
         sums[f"cosine_{kind}"] = _cosine(predicted, stats.standardise(target))
         sums[f"cosine_{kind}_raw"] = _cosine(stats.restore(predicted), target)
     trajectory, parsed = student.answer(batch, table)
-    sums["parsed"] = float(parsed.sum())
+    sums["parsed"] = parsed.sum()
     for key, value in displacement(trajectory, batch.future.float()).items():
-        sums[key] = (value * parsed).sum().item()
+        sums[key] = (value * parsed).sum()
     return sums
 
 
-def _cosine(a_BNC: Tensor, b_BNC: Tensor) -> float:
-    return float(nn.functional.cosine_similarity(a_BNC, b_BNC, dim=-1, eps=1e-6).mean(1).sum())
+def _cosine(a_BNC: Tensor, b_BNC: Tensor) -> Tensor:
+    return nn.functional.cosine_similarity(a_BNC, b_BNC, dim=-1, eps=1e-6).mean(1).sum()
 
 
 def summary(metrics: Mapping[str, float]) -> str:

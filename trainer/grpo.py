@@ -17,7 +17,7 @@ import torch
 
 from pipeline.reader import Dataset
 from shards_schema.errors import AbsentError, ConfigError, MismatchError, MissingFileError
-from trainer import build, checkpoint, distributed
+from trainer import build, checkpoint, distributed, seeds
 from trainer.batch import Batch
 from trainer.config import SFTConfig
 from trainer.data import ExampleMaker, notices
@@ -33,7 +33,7 @@ from trainer.scored import Driven, policy_scores
 from trainer.segments import allow_table
 from trainer.splits import split_like
 from trainer.students.base import Student
-from trainer.tally import Tally, add
+from trainer.tally import Number, Tally, add
 
 POLICY = "policy.pt"
 HELD_BATCH = 32
@@ -70,7 +70,7 @@ class GRPO(Run[GRPOConfig]):
         self._policy_digest = checkpoint.digest(Path(config.policy))
         self.sft = SFTConfig.model_validate_json(begun["config"])
         self._origin = {k: begun[k] for k in ("config", "answers", "statistics", "history", "stage", "table_stage")}
-        self.table = allow_table(begun["table_stage"])
+        self.table = allow_table(begun["table_stage"], device)
         if self.sft.samples.steps != POSES:
             raise ConfigError(
                 f"{config.policy}: its answers have {self.sft.samples.steps} poses, the reward wants {POSES} (4 s)"
@@ -119,8 +119,8 @@ class GRPO(Run[GRPOConfig]):
             distributed.shard(self.reference, (), config.parallel, self.device, self.dtype)
         distributed.shard(student, self.model.adapters.values(), config.parallel, self.device, self.dtype)
         self._pass = distributed.wrap(PolicyPass(self.model, config, self.table), config.parallel, self.device).eval()
-        self._sampler = torch.Generator(self.device).manual_seed(config.seed * 1_000_003 + distributed.rank())
-        torch.manual_seed(config.seed + distributed.rank())
+        self._sampler = seeds.generator(self.device, config.seed, "answers", distributed.rank(), 0)
+        torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))
         self._optimiser = make_optimiser(self.model, config.optimiser)
         self._tally = Tally()
         if recorded is not None:
@@ -132,7 +132,7 @@ class GRPO(Run[GRPOConfig]):
         if len(states) == distributed.world_size() and states[0].shape == self._sampler.get_state().shape:
             self._sampler.set_state(states[distributed.rank()])
         else:
-            self._sampler.manual_seed(self.config.seed * 1_000_003 + distributed.rank() + 7_919 * self.step)
+            self._sampler.manual_seed(seeds.mixed(self.config.seed, "answers", distributed.rank(), self.step))
 
     @property
     def total(self) -> int:
@@ -162,19 +162,19 @@ class GRPO(Run[GRPOConfig]):
             add(numbers, self._learn(rollout))
         self._tally.add(numbers)
 
-    def _learn(self, rollout: Rollout) -> dict[str, float]:
+    def _learn(self, rollout: Rollout) -> dict[str, Number]:
         """The optimiser steps on a rollout; sums of what is logged of them."""
         config = self.config
         set_rate(self._optimiser, learning_rate(config, self.step))
         references = reference_logps(self.reference, rollout, self.table, config.temperature, self._autocast())
         old: list[torch.Tensor] = []
-        numbers: dict[str, float] = {}
+        numbers: dict[str, Number] = {}
         for _ in range(config.inner):
             self._optimiser.zero_grad(set_to_none=True)
             losses = backward(self._pass, rollout, references, old, config, self._autocast())
             norm = self._clipped(losses)
             self._optimiser.step()
-            add(numbers, {n: float(v) for n, v in losses.items()} | {"gradient": float(norm), "updates": 1.0})
+            add(numbers, {**losses, "gradient": norm, "updates": 1.0})
         return numbers
 
     def _numbers(self, steps: int, seconds: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics
+from trainer.constants import sent
 
 LATENTS = ("wm", "geo")
 """The two kinds, in the order in which they stand."""
@@ -125,11 +126,15 @@ class Statistics:
 
     def standardise(self, features: Tensor) -> Tensor:
         """(features - mean) / std, over the last axis."""
-        return (features - self.mean.to(features)) / self.std.to(features)
+        return (features - self._as(self.mean, features)) / self._as(self.std, features)
 
     def restore(self, features: Tensor) -> Tensor:
         """The inverse of `standardise`."""
-        return features * self.std.to(features) + self.mean.to(features)
+        return features * self._as(self.std, features) + self._as(self.mean, features)
+
+    @staticmethod
+    def _as(constant: Tensor, features: Tensor) -> Tensor:
+        return sent(constant, features.device).to(features.dtype)
 
 
 class LatentInputs(nn.Module):

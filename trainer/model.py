@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
-from trainer.batch import Batch
+from trainer.batch import ANSWERS, Batch
+from trainer.constants import sent
 from trainer.latents import LATENTS, Adapter, Statistics
 from trainer.losses import Alignment, LossWeights, alignment, answer_loss, total
 from trainer.segments import allow_table
@@ -36,7 +36,7 @@ class SFTModel(nn.Module):
         """The loss of a batch, a float32 scalar, and each part of it, detached.
 
         Args:
-            batch: on the model's device, with targets.
+            batch: on the model's device, with targets; with ``prepared[ANSWERS]`` where its drives are answers already.
             stage: whose allow table holds.
             weights: of the parts.
 
@@ -44,9 +44,13 @@ class SFTModel(nn.Module):
             The loss; ``loss``, ``answer``, ``regression`` (where the answers have one), and for each kind of latents
             ``<kind>_cosine`` and ``<kind>_smooth_l1``.
         """
-        answers = self.student.answers.encode(batch.future, batch.status)
-        out = self.student(batch, answers, allow_table(stage))
-        answer = answer_loss(out.logits, answers, self._smoothing(out.logits.device))
+        answers = batch.prepared.get(ANSWERS)
+        if answers is None:
+            answers = self.student.answers.encode(batch.future, batch.status)
+        smoothing = self.student.answers.smoothing
+        there = None if smoothing is None else sent(smoothing, answers.device)
+        out = self.student(batch, answers, allow_table(stage, answers.device))
+        answer = answer_loss(out.logits, answers, there)
         distance = self.student.answers.distance(out.logits, batch.future, batch.status)
         parts = self.align(out.latents, batch)
         loss = total(weights, answer if distance is None else answer + distance, parts["wm"], parts["geo"])
@@ -66,7 +70,3 @@ class SFTModel(nn.Module):
         """Standardised features [B, N, C] of hidden states."""
         out: Tensor = self.adapters[kind](states_BND)
         return out
-
-    def _smoothing(self, device: torch.device) -> Tensor | None:
-        smoothing = self.student.answers.smoothing
-        return None if smoothing is None else smoothing.to(device)

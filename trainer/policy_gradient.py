@@ -75,7 +75,7 @@ def reference_logps(
     for part in rollout.passes:
         with autocast:
             answers = rollout.answers[part.rows]
-            found.append(reference.logp(rollout.batch.take(part.rows), answers, table, temperature))
+            found.append(reference.logp(rollout.scenes(part), answers, table, temperature))
     distributed.reshard(reference)
     return found
 
@@ -108,7 +108,7 @@ def backward(
         mask = (answers >= 0) & part.counts
         with distributed.no_sync(policy, last=i == last):
             with autocast:
-                asked: PolicyOutput = policy(rollout.batch.take(part.rows), answers)
+                asked: PolicyOutput = policy(rollout.scenes(part), answers)
             if i == len(old):
                 old.append(asked.logp.detach())
             found = policy_loss(
@@ -118,7 +118,7 @@ def backward(
             )  # fmt: skip
             # losses of passes and ranks add up, and DDP and FSDP average: hence the factor; alignment is a mean
             loss = found.loss * world
-            share = len(part.rows) / rollout.rows
+            share = len(part.places) / rollout.rows
             for kind, value in asked.alignment.items():
                 loss = loss + share * getattr(config.regulariser, kind) * value
             loss.backward()  # type: ignore[no-untyped-call]

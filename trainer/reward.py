@@ -141,7 +141,8 @@ class Reward:
             if token in self._kept:
                 self._kept.move_to_end(token)
                 return self._kept[token]
-        arrays = self.dataset.read(token, {self.column: context_names(self.version)})[self.column]
+        # owned: a view would keep the whole shard mapped, and its file open, for as long as the context is kept
+        arrays = self.dataset.read(token, {self.column: context_names(self.version)}, owned=True)[self.column]
         try:
             context = context_from_targets(arrays, self.version, token)
         except SampleError as error:

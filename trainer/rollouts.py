@@ -21,16 +21,23 @@ from trainer.policy_loss import StepSize, group_advantages
 from trainer.reward import Reward
 from trainer.scored import scored
 from trainer.students.base import Student
+from trainer.tally import Number
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Answers that go through the network together: `rows` int64 [n] of B, and whether they `count`.
+    """Answers that go through the network together.
 
-    A pass that does not count is there for the other ranks' sake; it has one row, and adds nothing to the policy loss.
+    Attributes:
+        rows: int64 [n] of B, on the device.
+        scenes: int64 [n] of S, whose they are, on the device.
+        places: the same n numbers, here.
+        counts: a pass that does not is there for the other ranks' sake: one row, and nothing for the policy loss.
     """
 
     rows: Tensor
+    scenes: Tensor
+    places: tuple[int, ...]
     counts: bool
 
 
@@ -40,7 +47,7 @@ class Rollout:
 
     Attributes:
         passes: of this rank, at least one.
-        batch: of scenes, each G times, B in all.
+        batch: of S scenes; each has G answers, side by side.
         answers: int64 [B, A], padded with -1.
         advantage: float32 [B].
         sampled: float32 [B, A], the sampler's log-probabilities, 0 on padding.
@@ -57,19 +64,23 @@ class Rollout:
     @property
     def rows(self) -> int:
         """Rows in all passes of this rank, those that do not count among them."""
-        return sum(len(part.rows) for part in self.passes)
+        return sum(len(part.places) for part in self.passes)
+
+    def scenes(self, part: Pass) -> Batch:
+        """Those of a pass, one an answer: only so many copies of images are there at once."""
+        return self.batch.take(part.scenes, part.places)
 
 
 @torch.no_grad()
 def roll_out(
     student: Student, batch: Batch, reward: Reward, table: Tensor, config: GRPOConfig, generator: torch.Generator,
     autocast: torch.autocast,
-) -> tuple[Rollout, dict[str, float]]:  # fmt: skip
+) -> tuple[Rollout, dict[str, Number]]:  # fmt: skip
     """Draw `config.group` answers of each scene, score them, and say how much better each is than its group.
 
     Args:
         student: the policy, in eval mode.
-        batch: of S scenes, on the student's device.
+        batch: of S scenes, prepared, on the student's device.
         reward: scores.
         table: the allow table.
         config: the recipe.
@@ -89,13 +100,14 @@ def roll_out(
         drawn = student.sample(many, table, temperature=config.temperature, generator=generator)
     distributed.reshard(student)
     poses, parsed = student.answers.decode(drawn.tokens, many.status)
+    lengths_B = (drawn.tokens >= 0).sum(1).cpu()
     rows, counted = scored(reward, batch.tokens, poses.view(-1, g, *poses.shape[1:]), parsed.view(-1, g))
     advantage_SG, spread_S = group_advantages(rows["score"], scale=config.scale)
     if config.controls.shuffle_advantages:
         dealt = torch.rand(advantage_SG.shape, generator=generator, device=device).argsort(1).cpu()
         advantage_SG = advantage_SG.gather(1, dealt)
-    kept = spread_S.repeat_interleave(g).nonzero().squeeze(1).to(device)
-    numbers = {
+    kept = spread_S.repeat_interleave(g).nonzero().squeeze(1)
+    numbers: dict[str, Number] = {
         "scenes": float(len(batch)),
         "answers": float(len(many)),
         "spread": rows["score"].std(1).sum().item(),
@@ -103,18 +115,28 @@ def roll_out(
         "unparsed": float((~counted).sum()),
         **{f"reward/{name}": value.sum().item() for name, value in rows.items()},
     }
-    passes, size = _divide(kept, drawn.tokens, student.answers.length, config.micro)
+    passes, size = _divide(kept, lengths_B, student.answers.length, config, device)
     advantage_B = advantage_SG.flatten().float().to(device)
-    return Rollout(passes, many, drawn.tokens, advantage_B, drawn.logp, size), numbers
+    return Rollout(passes, batch, drawn.tokens, advantage_B, drawn.logp, size), numbers
 
 
-def _divide(kept: Tensor, answers_BA: Tensor, length: int, micro: int | None) -> tuple[list[Pass], StepSize]:
-    """The passes over the rows that are kept, `micro` at a time, and the size of the whole step. Every rank calls."""
-    parts = list(torch.split(kept, micro or len(kept))) if len(kept) else []
-    most = max(1, *distributed.gathered(len(parts)))
-    blank = Pass(torch.zeros(1, dtype=torch.long, device=kept.device), counts=False)
-    passes = [Pass(rows, counts=True) for rows in parts] + [blank] * (most - len(parts))
-    tokens = float((answers_BA[kept] >= 0).sum())
-    own = {"answers": float(len(kept)), "tokens": tokens, "passes": float(len(parts))}
-    total = distributed.summed(own, kept.device)
-    return passes, StepSize(total["answers"], total["tokens"], length, int(total["passes"]))
+def _divide(
+    kept: Tensor, lengths_B: Tensor, length: int, config: GRPOConfig, device: torch.device
+) -> tuple[list[Pass], StepSize]:
+    """The passes over the rows that are kept, `micro` at a time, and the size of the whole step. Every rank calls.
+
+    Rows and lengths are on the CPU; they go to the device together, here, where it has nothing to do anyway.
+    """
+    places = torch.stack((kept, kept // config.group))
+    there, at_once = places.to(device), config.micro or max(1, len(kept))
+    passes = []
+    for i in range(0, len(kept), at_once):
+        rows, scenes = there[:, i : i + at_once]
+        passes.append(Pass(rows, scenes, tuple(places[1, i : i + at_once].tolist()), counts=True))
+    own = (len(kept), lengths_B[kept].sum().item(), len(passes))
+    every = distributed.each_rank(own, device)
+    answers, tokens, count = (sum(numbers) for numbers in zip(*every, strict=True))
+    most = max(1, *(int(numbers[2]) for numbers in every))
+    first = torch.zeros(1, dtype=torch.long, device=device)
+    passes += [Pass(first, first, (0,), counts=False)] * (most - len(passes))
+    return passes, StepSize(answers, tokens, length, int(count))

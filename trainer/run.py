@@ -11,34 +11,26 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic
 
 import torch
-from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from pipeline.reader import Dataset
 from pipeline.stream import ShardStream
-from shards_schema.errors import MismatchError
-from trainer import checkpoint, distributed
+from trainer import checkpoint, distributed, seeds
 from trainer.answers.base import Answers
-from trainer.batch import Batch, collate
-from trainer.config import SFTConfig
+from trainer.batch import Batch, Example, collate
 from trainer.data import ExampleMaker
-from trainer.grpo_config import GRPOConfig
 from trainer.model import SFTModel
 from trainer.optimiser import clipped
+from trainer.resuming import ELASTIC, FREE, Config, refuse_other, refuse_other_step, step_samples
 from trainer.splits import Split, refuse_too_few, spread
 
-Config = TypeVar("Config", SFTConfig, GRPOConfig)
 Log = Callable[[str], None]
 Batches = Generator[Batch, None, None]
-
-FREE = frozenset(
-    {"data", "out", "device", "parallel", "evaluate_every", "save_every", "log_every", "evaluate_limit", "keep"}
-)
-"""What may differ when a run goes on: where things lie, ranks, how often is logged, evaluated and saved."""
 
 
 class Run(ABC, Generic[Config]):
@@ -113,6 +105,11 @@ class Run(ABC, Generic[Config]):
         return {}
 
     @property
+    def step_samples(self) -> int:
+        """Samples of a step, over all ranks."""
+        return step_samples(self.config, distributed.world_size())
+
+    @property
     def _folder(self) -> Path:
         return Path(self.config.out) / "checkpoints"
 
@@ -126,11 +123,11 @@ class Run(ABC, Generic[Config]):
             held_batch: held-out samples that go through the model at once.
 
         Raises:
-            ConfigError: there is no whole batch.
+            ConfigError: there is no whole step in an epoch.
         """
         self.train_tokens, self.held_tokens = parts
         self._held_batch = held_batch
-        refuse_too_few(self.config.data, self.train_tokens, self.config.stream.batch_size)
+        refuse_too_few(self.config.data, self.train_tokens, self.step_samples)
         self.reader = reader
         self.stream = ShardStream(
             self.dataset, maker.wanted, self.config.stream, tokens=self.train_tokens, transform=maker
@@ -140,19 +137,21 @@ class Run(ABC, Generic[Config]):
         """The newest checkpoint in the run's place, or None.
 
         Raises:
-            MismatchError: it is of another recipe.
+            MismatchError: it is of another recipe, or its steps had other samples.
         """
         path = checkpoint.latest(self._folder)
         if path is None:
             return None
         content = checkpoint.load(path)
-        refuse_other(content[self.recipe], self.config, path, FREE | self.also_free)
+        recorded = refuse_other(content[self.recipe], self.config, path, FREE | ELASTIC | self.also_free)
+        refuse_other_step(recorded, len(content["rng"]), self.config, path)  # each rank left the state of its RNG
         return content
 
     def _resume(self, content: Mapping[str, Any]) -> None:
         """Stand where a checkpoint stood: weights, optimiser, RNG of this rank, cursor."""
         self.step = int(content["step"])
-        checkpoint.restore(self.model, self._optimiser, content, self.config.seed)
+        seed = seeds.mixed(self.config.seed, "dropout", distributed.rank(), self.step)
+        checkpoint.restore(self.model, self._optimiser, content, seed)
         self.stream.load_state_dict(content["stream"])
         self._log(f"resumed at step {self.step} of {self.total}")
 
@@ -190,7 +189,7 @@ class Run(ABC, Generic[Config]):
                 on_numbers(self.step, {f"{part}/{name}": value for name, value in numbers.items()})
 
         held = self.held_batches(config.evaluate_limit)
-        batches = batches_of(self.stream, config.stream.batch_size, self.device)
+        batches = batches_of(self.stream, self._collate, config.optimiser.accumulate, self.device)
         began, since = time.perf_counter(), self.step
         while self.step < end:
             self._advance(batches)
@@ -209,6 +208,10 @@ class Run(ABC, Generic[Config]):
             if policy is not None and on_policy is not None:
                 on_policy()
         batches.close()
+
+    def _collate(self, examples: Sequence[Example]) -> Batch:
+        """A training batch, ready for the device; in the stream's threads."""
+        return self.model.student.prepare(collate(examples))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
@@ -241,35 +244,19 @@ class Run(ABC, Generic[Config]):
         }
 
 
-def batches_of(stream: ShardStream, size: int, device: torch.device) -> Batches:
-    """Whole batches of `size` a rank without end, epoch after epoch; the cursor moves when one is handed out."""
+def batches_of(
+    stream: ShardStream, collate: Callable[[Sequence[Example]], Batch], accumulate: int, device: torch.device
+) -> Batches:
+    """Whole batches of this rank without end, epoch after epoch; the cursor moves when one is handed out.
+
+    An epoch ends with the last whole step (`accumulate` batches of every rank) that is in it, so that the samples of a
+    step are the same however many ranks and batches share it.
+    """
+    together = stream.config.batch_size * distributed.world_size()
     while True:
-        for batch in stream.batches(collate=collate, pin_memory=device.type == "cuda", drop_last=True):
-            stream.advance(size * distributed.world_size())
+        steps = (stream.size - stream.start) // (together * accumulate)
+        read = stream.batches(collate=collate, pin_memory=device.type == "cuda", drop_last=True)
+        for batch in islice(read, steps * accumulate):
+            stream.advance(together)
             yield batch
         stream.set_epoch(stream.epoch + 1)
-
-
-def refuse_other(recorded_json: str, own: BaseModel, path: Path, free: Set[str]) -> None:
-    """Whether a run may go on from what is there: all of the recipe but `free` is as it was.
-
-    Args:
-        recorded_json: the recipe that it was begun with; a field that came later has its default.
-        own: the recipe now.
-        path: where that stands, for the message.
-        free: top-level fields that may differ.
-
-    Raises:
-        MismatchError: it is not; the first keys that differ are named.
-    """
-    try:
-        recorded = type(own).model_validate_json(recorded_json).model_dump(mode="json")
-    except ValidationError as error:
-        raise MismatchError(
-            f"{path}: begun with a recipe that this code does not take ({error.errors()[0]['msg']}); give another out"
-        ) from error
-    mine = own.model_dump(mode="json")
-    changed = [k for k in mine if k not in free and mine[k] != recorded[k]]
-    if changed:
-        told = "; ".join(f"{k}: {recorded[k]} -> {mine[k]}" for k in changed[:3])
-        raise MismatchError(f"{path}: begun with another recipe ({told}); give the same one, or another out")

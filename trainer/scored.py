@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import distributed
+from trainer import distributed, seeds
 from trainer.batch import Batch
 from trainer.evaluate import displacement
 from trainer.reward import Reward
@@ -38,7 +38,8 @@ def scored(
     good_SG = parsed_SG.cpu() & (poses.abs().flatten(2).amax(2) < REACH)
     found = reward.score(tokens, torch.where(good_SG[..., None, None], poses, 0.0))
     rows = {"score": found.score, **found.subscores}
-    return {name: value.cpu() * good_SG for name, value in rows.items()}, good_SG
+    read = torch.stack(tuple(rows.values())).cpu() * good_SG  # one wait for all of them
+    return dict(zip(rows, read.unbind(), strict=True)), good_SG
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,8 +137,8 @@ def policy_scores(
     own: list[tuple[int, Driven]] = []
     for i in range(-(-len(batches) // world)):
         place = i * world + mine
-        batch = batches[min(place, len(batches) - 1)].to(device)  # FSDP needs every rank in every pass
-        generator = torch.Generator(device).manual_seed(seed * 1_000_003 + place)
+        batch = student.prepare(batches[min(place, len(batches) - 1)]).to(device)  # FSDP: every rank in every pass
+        generator = seeds.generator(device, seed, "held out", place)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             said = student.answer(batch, table)
             more = (

@@ -11,6 +11,7 @@ softmax is empty. Source: the method figure of LaST-VLA, read cell by cell (spec
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,17 +50,27 @@ STAGE_2 = (
 )
 
 
-def allow_table(stage: int) -> Tensor:
+_CPU = torch.device("cpu")
+
+
+def allow_table(stage: int, device: torch.device = _CPU) -> Tensor:
     """The allow table of a stage, bool [6, 6] over (query, key); PAD sees nothing and is seen by nothing.
+
+    It goes to a device once.
 
     Raises:
         ConfigError: a stage other than 1 and 2.
     """
+    return _table(stage, device).clone()
+
+
+@lru_cache
+def _table(stage: int, device: torch.device) -> Tensor:
     if stage not in (1, 2):
         raise ConfigError(f"stage: expected 1 or 2, got {stage}")
     table = torch.zeros(len(Segment), len(Segment), dtype=torch.bool)
     table[: len(CONTENT), : len(CONTENT)] = torch.tensor(STAGE_1 if stage == 1 else STAGE_2, dtype=torch.bool)
-    return table
+    return table.to(device)
 
 
 def attention_mask(segments_BL: Tensor, table: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ rate is a function of the step. The batch of a step is `stream.batch_size` x ran
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from pipeline.reader import Dataset
 from shards_schema.errors import AbsentError, ConfigError
-from trainer import build, distributed
+from trainer import build, distributed, seeds
 from trainer.baselines import scores
-from trainer.batch import Batch
+from trainer.batch import ANSWERS, Batch, Example
 from trainer.config import SFTConfig, StageConfig
 from trainer.data import ExampleMaker, notices, shuffled
 from trainer.evaluate import evaluate, zeroed_latents
@@ -28,6 +29,7 @@ from trainer.optimiser import learning_rate, make_optimiser, set_rate
 from trainer.run import Batches, Log, Run
 from trainer.segments import allow_table
 from trainer.splits import split
+from trainer.tally import Number, read
 
 
 class SFT(Run[SFTConfig]):
@@ -73,7 +75,7 @@ class SFT(Run[SFTConfig]):
         else:
             statistics = build.restore_statistics(recorded)
             self.answers = build.restore_answers(recorded["answers"], config.student)
-        torch.manual_seed(config.seed)
+        torch.manual_seed(seeds.mixed(config.seed, "weights"))
         student = build.make_student(
             config.student, self.answers, config.counts, views=len(config.samples.views), history=self._history
         )
@@ -81,9 +83,9 @@ class SFT(Run[SFTConfig]):
         self.model = SFTModel(student, channels, config.adapter, statistics).to(self.device)
         distributed.shard(student, self.model.adapters.values(), config.parallel, self.device, self.dtype)
         self._wrapped = distributed.wrap(self.model, config.parallel, self.device)
-        torch.manual_seed(config.seed + distributed.rank())  # dropout: each rank its own
+        torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))  # each rank its own
         self._optimiser = make_optimiser(self.model, config.optimiser)
-        self._losses: dict[str, Tensor] = {}
+        self._losses: dict[str, Number] = {}
         if recorded is not None:
             self._resume(recorded)
 
@@ -109,11 +111,6 @@ class SFT(Run[SFTConfig]):
     def total(self) -> int:
         """Optimiser steps of all stages."""
         return self.config.total_steps
-
-    @property
-    def step_samples(self) -> int:
-        """Samples of an optimiser step, over all ranks."""
-        return self.config.stream.batch_size * self.config.optimiser.accumulate * distributed.world_size()
 
     @property
     def stage(self) -> StageConfig:
@@ -146,10 +143,16 @@ class SFT(Run[SFTConfig]):
         """Refuse a student that does not obey the tables of its stages (not under FSDP, whose hooks are in the way)."""
         if self.config.parallel.mode == "fsdp" and distributed.world_size() > 1:
             return
-        small = batch[0:1].to(self.device)
+        small = self.model.student.prepare(batch[0:1]).to(self.device)
         answers = self.answers.encode(small.future, small.status)
         for table in {stage.table_stage for stage in self.config.stages}:
-            check(self.model.student, small, answers, allow_table(table))
+            check(self.model.student, small, answers, allow_table(table, self.device))
+
+    def _collate(self, examples: Sequence[Example]) -> Batch:
+        """With the answers: writing them out takes numbers, which a device would be asked for."""
+        batch = super()._collate(examples)
+        answers = self.answers.encode(batch.future, batch.status)
+        return replace(batch, prepared={**batch.prepared, ANSWERS: answers})
 
     def _advance(self, batches: Batches) -> None:
         """One optimiser step; keeps the means of its losses on this rank, and the norm of its gradient."""
@@ -171,12 +174,12 @@ class SFT(Run[SFTConfig]):
             losses = {n: losses.get(n, torch.zeros_like(v)) + v / config.accumulate for n, v in parts.items()}
         norm = self._clipped(losses)
         self._optimiser.step()
-        self._losses = losses | {"gradient": norm, "lr": torch.tensor(rate)}
+        self._losses = {**losses, "gradient": norm, "lr": torch.tensor(rate).item()}  # in float32, as the others
 
     def _numbers(self, steps: int, seconds: float) -> dict[str, float]:
         """Of the last step, and samples per second."""
         rate = steps * self.step_samples / seconds
-        return {name: value.item() for name, value in self._losses.items()} | {"samples_per_s": rate}
+        return read(self._losses) | {"samples_per_s": rate}
 
     def _held(self, batches: Sequence[Batch]) -> dict[str, float]:
         return self.evaluate(batches)

@@ -70,19 +70,19 @@ def spread(tokens: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
     return tuple(tokens[i * len(tokens) // limit] for i in range(limit))
 
 
-def refuse_too_few(data: str, tokens: Sequence[str], batch_size: int) -> None:
+def refuse_too_few(data: str, tokens: Sequence[str], step_samples: int) -> None:
     """Whether an epoch has a step in it.
 
     Args:
         data: where the dataset is, for the message.
         tokens: to train on.
-        batch_size: of one rank.
+        step_samples: of a step, over all ranks.
 
     Raises:
-        ConfigError: fewer samples than ranks take at once: only whole batches are trained on.
+        ConfigError: fewer samples than a step takes: only whole steps are made.
     """
-    if len(tokens) < batch_size * distributed.world_size():
+    if len(tokens) < step_samples:
         raise ConfigError(
-            f"{data}: {len(tokens)} training samples, fewer than stream.batch_size {batch_size} x "
-            f"{distributed.world_size()} ranks: there is no whole batch"
+            f"{data}: {len(tokens)} training samples, and a step takes {step_samples} (stream.batch_size x "
+            f"optimiser.accumulate x {distributed.world_size()} ranks): there is no whole one"
         )

@@ -1,12 +1,21 @@
-"""What GRPO logs: sums of each step and rank, made into means per scene, answer, token or update when they are due."""
+"""What is logged: sums of steps, batches and ranks, kept on the device and read at once when they are due.
+
+Each number that is read makes the host wait for the device, so nothing is read on the way. A tensor is added up in
+float64, as Python does with its floats, which gives the same bits. `Tally` is what GRPO logs: sums of each step and
+rank, made into means per scene, answer, token or update.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from trainer import distributed
+
+Number = float | Tensor
+"""A number, or a scalar on some device."""
 
 COUNTS = ("scenes", "answers", "tokens", "updates")
 """The sums that others are divided by; they are not logged themselves."""
@@ -17,19 +26,27 @@ _PER = {"spread": "scenes", "dropped": "scenes", "unparsed": "answers"} | dict.f
 """Number -> what it is a mean over; ``reward/...`` are over answers, all others over updates."""
 
 
-def add(sums: dict[str, float], numbers: Mapping[str, float]) -> None:
-    """Add numbers to sums of the same names, in place."""
+def add(sums: dict[str, Number], numbers: Mapping[str, Number]) -> None:
+    """Add numbers to sums of the same names, in place; tensors without their gradients."""
     for name, value in numbers.items():
-        sums[name] = sums.get(name, 0.0) + value
+        sums[name] = sums.get(name, 0.0) + (value.detach().double() if isinstance(value, Tensor) else value)
+
+
+def read(numbers: Mapping[str, Number]) -> dict[str, float]:
+    """The same as Python's; the device is asked once."""
+    there = {name: value.double() for name, value in numbers.items() if isinstance(value, Tensor)}
+    values = torch.stack(tuple(there.values())).tolist() if there else []
+    found = dict(zip(there, values, strict=True))
+    return {name: found[name] if isinstance(value, Tensor) else value for name, value in numbers.items()}
 
 
 class Tally:
     """Sums of this rank, since the last `take`."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Number] = {}
 
-    def add(self, numbers: Mapping[str, float]) -> None:
+    def add(self, numbers: Mapping[str, Number]) -> None:
         """Those of one more step."""
         add(self._sums, numbers)
 
@@ -38,7 +55,7 @@ class Tally:
 
         What was not counted at all (tokens and updates, where every group was dropped) has no mean and is left out.
         """
-        sums, self._sums = self._sums, {}
+        sums, self._sums = read(self._sums), {}
         names = sorted({name for part in distributed.gathered(sorted(sums)) for name in part})
         total = distributed.summed({name: sums.get(name, 0.0) for name in names}, device)
         out = {}

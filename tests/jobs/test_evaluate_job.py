@@ -20,6 +20,7 @@ from scoring import extended_comfort
 from scoring.aggregate import epdms
 from shards_schema.errors import AbsentError, ConfigError, SampleError
 from tests.trainer.reward_toys import sft_policy, sft_recipe, write_reward_dataset
+from trainer import checkpoint
 from trainer.baselines import Scenes, train_mlp
 from trainer.batch import collate
 from trainer.build import load_policy
@@ -299,8 +300,17 @@ def test_notes_say_when_a_policy_may_have_seen_the_scenes(
 ) -> None:
     run(data, tmp_path, f"policy={policy}", "baselines=[]", "limit=1")
     assert "NOTE" not in capsys.readouterr().out
-    run(data, tmp_path, f"policy={policy}", "baselines=[]", "limit=1", "split_seed=9")
+    run(data, tmp_path, f"policy={policy}", "baselines=[]", "limit=40", "split_seed=1")
     assert "NOTE: stage_2 was trained with another split" in capsys.readouterr().out
+    # the same split by its numbers, but of a dataset that had fewer logs when the policy was trained
+    content = checkpoint.load(Path(policy))
+    earlier = tmp_path / "earlier.pt"
+    other = next(t for t in Dataset(data, columns=["samples"]).tokens("samples") if t not in content["held_out"])
+    torch.save(content | {"held_out": [other]}, earlier)
+    run(data, tmp_path, f"policy=[{policy}, {earlier}]", "baselines=[]", "limit=40")
+    said = capsys.readouterr().out
+    assert "NOTE: earlier was trained with another split: it may have learnt from these logs." in said
+    assert "NOTE: stage_2 was" not in said
     run(data, tmp_path, f"policy={policy}", "baselines=[]", "limit=4", "split=all")
     assert "NOTE: stage_2 may have learnt from some of these scenes" in capsys.readouterr().out
 

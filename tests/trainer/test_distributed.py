@@ -1,8 +1,14 @@
-"""Two processes with gloo: DDP and FSDP2 give the gradients, and train to the weights, of one process."""
+"""Two processes with gloo: DDP and FSDP2 give the gradients, and train to the weights, of one process.
+
+A run may go on with other ranks; what fails on one rank fails on all.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +16,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from jobs import experiments, grpo_experiments
+from shards_schema.errors import ConfigError, MismatchError, StoreError
 from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
 from trainer import build, checkpoint, distributed
@@ -19,6 +27,7 @@ from trainer.distributed import ParallelConfig
 from trainer.latents import Statistics
 from trainer.losses import LossWeights
 from trainer.model import SFTModel
+from trainer.run import Batches
 from trainer.segments import allow_table
 from trainer.sft import SFT
 from trainer.students.base import Sampled
@@ -82,6 +91,43 @@ def train(config: Any, until: int | None = None) -> SFT:
     return run
 
 
+class Noted(SFT):
+    """Notes the samples of each step, of this rank."""
+
+    seen: list[list[str]]
+
+    def _advance(self, batches: Batches) -> None:
+        self.seen = [*getattr(self, "seen", []), []]
+
+        def noted() -> Batches:
+            for batch in batches:
+                self.seen[-1] += batch.tokens
+                yield batch
+
+        super()._advance(noted())
+
+
+def elastic_recipe(shards: str, out: Path, batch: int, accumulate: int = 1, **stream: Any) -> SFTConfig:
+    """Twelve steps of four samples; fifteen samples are three such steps, and three that are left out."""
+    stages = [{"stage": 1, "steps": 12, "lr": 1e-3}]
+    stream = {"batch_size": batch, "threads": 1, **stream}
+    quiet = {"evaluate_every": 99, "save_every": 5}
+    return recipe(shards, out, stages=stages, stream=stream, optimiser={"accumulate": accumulate}, **quiet)
+
+
+def written_to_a_full_disk(path: Path) -> str:
+    """What a rank says of it; rank 0 may write one page."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        checkpoint.save(path, {"weights": torch.zeros(10_000)})
+    except StoreError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return ""
+
+
 def worker(rank: int, root: str, shards: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
@@ -105,6 +151,10 @@ def worker(rank: int, root: str, shards: str) -> None:
                 torch.save({"tokens": drawn.tokens, "logp": drawn.logp}, Path(root, f"text_{rank}.pt"))
             run = train(plain_recipe(shards, Path(root, f"run_{mode}"), 2, parallel={"mode": mode}), until=3)
             torch.save(run.evaluate(run.held_batches()), Path(root, f"held_{mode}_{rank}.pt"))
+        run = Noted(elastic_recipe(shards, Path(root, "elastic"), 2), CPU, log=lambda text: None)
+        run.fit(until=5)
+        Path(root, f"seen_{rank}.json").write_text(json.dumps(run.seen))
+        Path(root, f"full_{rank}.txt").write_text(written_to_a_full_disk(Path(root, "full", "step_00000001.pt")))
         both = {"batch_size": 2, "threads": 1}
         half = recipe(shards, Path(root, "half"), stream=both, parallel={"mode": "fsdp"}, dtype="bfloat16")
         SFT(half, CPU, log=lambda text: None).fit(until=5)
@@ -187,3 +237,52 @@ def test_both_stages_resumed_in_bfloat16_shards_are_saved_as_float32(two_ranks: 
     assert set(trained) <= {*moved}
     assert {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.float32}
     assert all(v.isfinite().all() for v in weights.values())
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(4, 1), (2, 2), (1, 4)])
+def test_a_run_goes_on_with_other_ranks_in_the_same_steps(
+    two_ranks: Path, shards: str, tmp_path: Path, batch: int, accumulate: int
+) -> None:
+    """Five steps on two ranks and seven on one, over the ends of epochs: each takes the samples that it would have."""
+    alone = Noted(elastic_recipe(shards, tmp_path / "alone", 4), CPU, log=lambda text: None)
+    alone.fit()
+    shutil.copytree(two_ranks / "elastic", tmp_path / "elastic")
+    config = elastic_recipe(shards, tmp_path / "elastic", batch, accumulate, threads=2, prefetch=3)
+    run = Noted(config, CPU, log=lambda text: None)
+    assert run.step == 5
+    run.fit()
+    ranks = [json.loads((two_ranks / f"seen_{rank}.json").read_text()) for rank in range(2)]
+    steps = [sorted(a + b) for a, b in zip(*ranks, strict=True)] + [sorted(seen) for seen in run.seen]
+    assert steps == [sorted(seen) for seen in alone.seen]
+    assert {len(set(step)) for step in steps} == {4}
+    for epoch in range(0, 12, 3):
+        assert len({token for step in steps[epoch : epoch + 3] for token in step}) == 12  # none twice
+
+
+def test_a_step_of_another_size_is_refused(two_ranks: Path, shards: str, tmp_path: Path) -> None:
+    shutil.copytree(two_ranks / "elastic", tmp_path / "elastic")
+    found = (
+        r"a step had 4 samples \(stream\.batch_size 2 x optimiser\.accumulate 1 x 2 ranks\), now it has 2 \(2 x 1 x 1\)"
+    )
+    with pytest.raises(MismatchError, match=found):
+        SFT(elastic_recipe(shards, tmp_path / "elastic", 2), CPU, log=lambda text: None)
+    with pytest.raises(MismatchError, match=r"another recipe \(stream\.seed: 0 -> 1\)"):
+        SFT(elastic_recipe(shards, tmp_path / "elastic", 4, seed=1), CPU, log=lambda text: None)
+
+
+def test_a_full_disk_stops_all_ranks(two_ranks: Path) -> None:
+    """None waits for one that has gone; nothing half-written stays."""
+    said = [(two_ranks / f"full_{rank}.txt").read_text() for rank in range(2)]
+    assert "step_00000001.pt: cannot be written" in said[0]
+    assert "make room" in said[0]
+    assert said[1] == f"rank 0 failed, and so all ranks stop: StoreError: {said[0]}"
+    assert not list((two_ranks / "full").iterdir())
+
+
+def test_jobs_of_one_process_refuse_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed.refuse_ranks("a", "b")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"jobs\.experiments is one process, and WORLD_SIZE is 2: .* -m jobs\.sft"):
+        experiments.main(["nowhere.yaml"])
+    with pytest.raises(ConfigError, match=r"jobs\.grpo_experiments is one process, .* -m jobs\.grpo "):
+        grpo_experiments.main(["nowhere.yaml"])

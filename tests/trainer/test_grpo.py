@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_refused(reward_shards: str, policy: str, shards: s
         start(reward_shards, str(tmp_path / "sft" / "stage_1.pt"), tmp_path / "a")
     with pytest.raises(AbsentError, match="toy cannot be scored"):
         start(reward_shards, policy, tmp_path / "b", reward={"column": "toy"})
-    with pytest.raises(ConfigError, match="there is no whole batch"):
+    with pytest.raises(ConfigError, match="there is no whole one"):
         start(reward_shards, policy, tmp_path / "c", stream={"batch_size": 64})
     with pytest.raises(ValueError, match=r"optimiser.accumulate: expected 1, got 2"):
         grpo_recipe(reward_shards, policy, tmp_path / "d", optimiser={"accumulate": 2})

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from shards_schema.errors import MismatchError
 from tests.trainer.reward_toys import grpo_recipe
 from trainer import checkpoint, distributed
 from trainer.batch import Batch
@@ -115,13 +116,16 @@ def test_adapters_that_were_frozen_are_in_the_policy_as_they_were(two_ranks: Pat
 
 
 def test_a_run_of_two_ranks_goes_on_in_one(two_ranks: Path, reward_shards: str, policy: str) -> None:
-    run = GRPO(
-        grpo_recipe(
-            reward_shards, policy, two_ranks / "honest", micro=5, save_every=1, stream={"batch_size": 3, "threads": 1}
-        ),
-        CPU,
-        log=lambda text: None,
-    )
+    """With as many scenes a step as both had."""
+
+    def resumed(batch: int) -> GRPO:
+        stream = {"batch_size": batch, "threads": 1}
+        config = grpo_recipe(reward_shards, policy, two_ranks / "honest", micro=5, save_every=1, stream=stream)
+        return GRPO(config, CPU, log=lambda text: None)
+
+    with pytest.raises(MismatchError, match=r"a step had 6 samples .* 3 x .* 2 ranks\), now it has 3"):
+        resumed(3)
+    run = resumed(6)
     assert run.step == 4
     assert len(checkpoint.load(two_ranks / "honest" / "checkpoints" / "step_00000004.pt")["sampler"]) == 2
     run.fit(until=5)

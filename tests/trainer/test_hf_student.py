@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from shards_schema.errors import ConfigError
+from tests.trainer.reward_toys import grpo_recipe, sft_policy
 from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import CHANNELS, COUNTS, batch_of, motion_answers
 from tests.trainer.vlm_toys import hf_student, image_processor, tokenizer, vlm
@@ -16,6 +18,7 @@ from trainer import checkpoint, distributed
 from trainer.answers.text import TextAnswers
 from trainer.build import load_policy
 from trainer.distributed import ParallelConfig
+from trainer.grpo import GRPO
 from trainer.latents import Statistics
 from trainer.leaks import LeakError, check, cut, influence
 from trainer.losses import LossWeights
@@ -94,6 +97,90 @@ def test_padding_changes_nothing(family: str) -> None:
         both = student(batch, answers, allow_table(1)).logits
         each = torch.cat([student(batch[i : i + 1], answers[i : i + 1], allow_table(1)).logits for i in range(2)])
     torch.testing.assert_close(both, each, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_is_prepared_once_for_all_its_passes(family: str) -> None:
+    """Groups, passes and slices of it have the prompts, bit for bit, that they would have alone; with two views."""
+    student, batch = hf_student(family, text_answers()), batch_of(4, views=2)
+    batch.status[0, :3] *= 30  # the longest text by far
+    made = student.prepare(batch)
+    assert student.prepare(made) is made
+    rows = (3, 1, 1)
+    pairs = [
+        (made, batch),
+        (made[1:3], batch[1:3]),
+        (made.repeat(2), batch.repeat(2)),
+        (made.take(torch.tensor(rows), rows), batch.take(torch.tensor(rows), rows)),
+    ]
+    alone = [student.prompt(plain) for _, plain in pairs]
+    student._processor = student._tokenizer = None
+    for (ready, plain), expected in zip(pairs, alone, strict=True):
+        found = student.prompt(ready)
+        assert found.segments.shape[1] == max(student_lengths(expected.segments))
+        assert torch.equal(found.segments, expected.segments)
+        assert torch.equal(found.data.ids, expected.data.ids)
+        assert torch.equal(found.data.positions, expected.data.positions)
+        assert found.data.vision.keys() == expected.data.vision.keys()
+        assert all(torch.equal(found.data.vision[name], value) for name, value in expected.data.vision.items())
+        assert ready.tokens == plain.tokens
+
+
+def student_lengths(segments: torch.Tensor) -> list[int]:
+    """Of the prompts, without their padding."""
+    lengths: list[int] = (segments != Segment.PAD).sum(1).tolist()
+    return lengths
+
+
+def test_batches_are_prepared_in_reading_threads() -> None:
+    """One tokenizer, four threads."""
+    student, batches = hf_student("internvl"), [batch_of(2, seed=i) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(student.prepare, batches))
+    for ready, batch in zip(found, batches, strict=True):
+        expected = student.prepare(batch)
+        assert ready.lengths == expected.lengths
+        assert all(torch.equal(ready.prepared[name], value) for name, value in expected.prepared.items())
+
+
+@pytest.mark.parametrize("family", ["internvl", "qwen3_vl"])
+def test_images_go_through_the_processor_once_a_step(
+    family: str, reward_shards: str, shards: str, tmp_path: Path
+) -> None:
+    """SFT with accumulation; GRPO with groups, a reference, two updates and passes of three answers."""
+    folder = tmp_path / "model"
+    for part in (vlm(family), tokenizer(), image_processor(family)):
+        part.save_pretrained(folder)  # type: ignore[operator, union-attr]
+    student = {"kind": "hf", "model": str(folder)}
+    calls = []
+
+    def counting(run: SFT | GRPO) -> None:
+        inner = run.model.student._processor
+        run.model.student._processor = lambda images, **kw: calls.append(len(images)) or inner(images=images, **kw)  # type: ignore[assignment]
+        if isinstance(run, GRPO):
+            assert run.reference is not None
+            run.reference._processor = None  # type: ignore[assignment]
+
+    cpu, quiet = torch.device("cpu"), {"evaluate_every": 9, "save_every": 9}
+    one = [{"stage": 2, "steps": 1, "lr": 1e-3}]
+    two = {"batch_size": 2, "threads": 0, "prefetch": 1}
+    policy = sft_policy(reward_shards, tmp_path / "sft", student=student, stages=one, stream=two)
+    stages = [{"stage": 2, "steps": 3, "lr": 1e-3}]
+    recipes = recipe(
+        shards, tmp_path / "a", student=student, stages=stages, stream=two, optimiser={"accumulate": 2}, **quiet
+    )
+    sft = SFT(recipes, cpu, log=lambda text: None)
+    counting(sft)
+    sft.fit(until=2)
+    assert calls[:4] == [2, 2, 2, 2]
+    assert len(calls) <= 5  # one batch is read ahead
+    calls.clear()
+    changes = {"inner": 2, "micro": 3, "group": 4, "stream": two, **quiet}
+    grpo = GRPO(grpo_recipe(reward_shards, policy, tmp_path / "b", **changes), cpu, log=lambda text: None)
+    counting(grpo)
+    grpo.fit(until=2)
+    assert calls[:2] == [2, 2]
+    assert len(calls) <= 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import threading
 from pathlib import Path
 
@@ -63,11 +64,23 @@ def test_contexts_are_kept_up_to_a_bound(reward_shards: str, monkeypatch: pytest
     reward = Reward(reward_shards, keep=2)
     read: list[str] = []
     own = reward.dataset.read
-    monkeypatch.setattr(reward.dataset, "read", lambda token, wanted: read.append(token) or own(token, wanted))
+    monkeypatch.setattr(reward.dataset, "read", lambda token, *a, **kw: read.append(token) or own(token, *a, **kw))
     a, b, c = reward.tokens[:3]
     for token in (a, b, a, c, a, b):
         reward.contexts([token])
     assert read == [a, b, c, b]  # b was used longest ago when c came
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what is mapped is read from Linux's /proc")
+def test_what_is_kept_keeps_no_file(reward_shards: str, tmp_path: Path) -> None:
+    """A view would hold its shard's tar mapped, and open: a run of a thousand shards would have no descriptors left."""
+    copied = shutil.copytree(reward_shards, tmp_path / "copied")
+    reward = Reward(str(copied))
+    kept = reward.contexts(reward.tokens[:3])
+    assert str(copied) not in Path("/proc/self/maps").read_text()
+    view = Dataset(str(copied), columns=["pdm"]).read(reward.tokens[0])
+    assert str(copied) in Path("/proc/self/maps").read_text()
+    del kept, view
 
 
 def test_threads_and_copies_score_alike(reward_shards: str) -> None:

@@ -70,7 +70,7 @@ def test_a_limit_is_spread_over_all() -> None:
     assert spread(tokens, None) == spread(tokens, 10) == spread(tokens, 11) == tokens
 
 
-def test_an_epoch_needs_a_whole_batch() -> None:
+def test_an_epoch_needs_a_whole_step() -> None:
     refuse_too_few("here", "abcd", 4)
-    with pytest.raises(ConfigError, match=r"4 training samples, fewer than stream\.batch_size 5 x 1 ranks"):
+    with pytest.raises(ConfigError, match=r"4 training samples, and a step takes 5 \(.* x 1 ranks\)"):
         refuse_too_few("here", "abcd", 5)

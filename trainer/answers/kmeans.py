@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from shards_schema.errors import ConfigError
+from trainer import seeds
 
 MOST_POINTS = 100_000
 """Points that are looked at; of more, so many are drawn."""
@@ -26,7 +27,7 @@ def kmeans(points_N3: Tensor, size: int, seed: int, iterations: int) -> Tensor:
     Raises:
         ConfigError: fewer distinct points than `size`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeds.generator("cpu", seed, "k-means")
     points = points_N3[torch.randperm(len(points_N3), generator=generator)[:MOST_POINTS]].double()
     distance = torch.full((len(points),), torch.inf, dtype=torch.float64)
     centre, chosen = points[0], [points[0]]

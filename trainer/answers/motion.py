@@ -21,6 +21,7 @@ from torch import Tensor
 from trainer.answers.base import Expectation
 from trainer.answers.geometry import compose, motions_of, path, wrap
 from trainer.answers.kmeans import kmeans
+from trainer.constants import sent
 
 HEADING_METRES = 3.0
 """A radian of heading counts as this many metres: what it moves the car sideways over the next few steps."""
@@ -116,7 +117,7 @@ class MotionAnswers:
 
     def _motions(self, status_BH7: Tensor) -> Tensor:
         """[B, K, 3]: the motions that the tokens mean to each scene."""
-        motions = self.motions.to(status_BH7.device).expand(len(status_BH7), -1, -1)
+        motions = sent(self.motions, status_BH7.device).expand(len(status_BH7), -1, -1)
         return motions + going_on(status_BH7).unsqueeze(1) if self.relative else motions
 
     def encode(self, future_BS3: Tensor, status_BH7: Tensor) -> Tensor:

@@ -114,6 +114,14 @@ class Student(nn.Module, ABC):
         self.latents = latents
         self.prefix = prefix
 
+    def prepare(self, batch: Batch) -> Batch:
+        """A batch with what `prompt` needs and the CPU makes: call it once, before the batch goes to the device.
+
+        In any thread, the reading ones too. A student that needs nothing gives the batch as it is; one that does also
+        takes a batch that nobody has prepared, and then asks the device for it in each `prompt`.
+        """
+        return batch
+
     @abstractmethod
     def prompt(self, batch: Batch) -> Prompt:
         """The prompt of a batch."""
@@ -187,7 +195,7 @@ class Student(nn.Module, ABC):
             if choose is not None:
                 token_B = choose(logp_BV)
             elif temperature:
-                token_B = torch.multinomial(logp_BV.exp(), 1, generator=generator).squeeze(1)
+                token_B = _drawn(logp_BV, generator)
             else:
                 token_B = logp_BV.argmax(-1)
             logp_B = logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
@@ -230,6 +238,16 @@ class Student(nn.Module, ABC):
             out[kind] = states.aligned[:, begin : begin + counts[kind]]
             begin += counts[kind]
         return out
+
+
+def _drawn(logp_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token a row, int64 [B]: the race of exponentials by which `torch.multinomial` draws one, number for number.
+
+    That asks the device, at each token, whether these are probabilities; here a policy that has none is found by the
+    gradient that is not finite (`optimiser.clipped`).
+    """
+    race_BV = torch.empty_like(logp_BV).exponential_(1, generator=generator)
+    return (logp_BV.exp() / race_BV).argmax(-1)
 
 
 def token_logp(logits_BAV: Tensor, answers_BA: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

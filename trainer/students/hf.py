@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,10 @@ FAMILIES = ("internvl", "qwen2_5_vl", "qwen3_vl")
 _OPENING, _CLOSING, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
 _NEVER = -1e9
 """A logit of probability 0; finite, so that entropies stay numbers."""
+_VISION = ("pixel_values", "image_grid_thw")
+"""What vision towers take, as processors call it."""
+_TOKENIZING = Lock()
+"""A fast tokenizer may not be asked by two threads while one of them sets it up."""
 _LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -166,26 +171,39 @@ class HFStudent(Student):
         model: Any = self.vlm
         return list(model.model.language_model.layers)
 
-    def prompt(self, batch: Batch) -> Prompt:
-        """Ids, segments, positions and pixels of a batch."""
-        vision, counts = self._vision(batch)
-        rows = [self._row(batch, i, counts[i]) for i in range(len(batch))]
-        longest = max(len(ids) for ids, _ in rows)
-        device = batch.images.device
-        ids = torch.full((len(rows), longest), self._placeholder, dtype=torch.long)
-        segments = torch.full((len(rows), longest), int(Segment.PAD))
+    def prepare(self, batch: Batch) -> Batch:
+        """With ids and segments [B, P], positions [B, P] or [B, 3, P], pixels and grid sizes, each by sample."""
+        if batch.lengths:
+            return batch
+        status, command = batch.status.cpu(), batch.command.tolist()
+        vision, counts = self._vision(batch.images.cpu())
+        with _TOKENIZING:
+            rows = [self._row(status[i], command[i], counts[i]) for i in range(len(batch))]
+        lengths = tuple(len(ids) for ids, _ in rows)
+        ids = torch.full((len(rows), max(lengths)), self._placeholder, dtype=torch.long)
+        segments = torch.full((len(rows), max(lengths)), int(Segment.PAD))
         for i, (row_ids, row_segments) in enumerate(rows):
-            ids[i, longest - len(row_ids) :] = torch.tensor(row_ids)
-            segments[i, longest - len(row_segments) :] = torch.tensor(row_segments)
-        ids, segments = ids.to(device), segments.to(device)
-        return Prompt(segments, _Inputs(ids, self._positions(ids, segments, vision), vision))
+            ids[i, -lengths[i] :] = torch.tensor(row_ids)
+            segments[i, -lengths[i] :] = torch.tensor(row_segments)
+        made = {"ids": ids, "segments": segments, "positions": self._positions(ids, segments, vision), **vision}
+        device = batch.images.device
+        there = {name: value.to(device) for name, value in made.items()}
+        return replace(batch, prepared={**batch.prepared, **there}, lengths=lengths)
 
-    def _row(self, batch: Batch, i: int, image_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
+    def prompt(self, batch: Batch) -> Prompt:
+        """Ids, segments, positions and pixels of a batch, best one that `prepare` has seen on the CPU."""
+        batch = self.prepare(batch)
+        longest = max(batch.lengths)  # of these samples; they may have been prepared among others
+        ids, segments, positions = (batch.prepared[name][..., -longest:] for name in ("ids", "segments", "positions"))
+        vision = {name: batch.prepared[name].flatten(0, 1) for name in _VISION if name in batch.prepared}
+        return Prompt(segments, _Inputs(ids, positions if positions.ndim == 2 else positions.transpose(0, 1), vision))
+
+    def _row(self, status_H7: Tensor, command: int, image_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
         start, end = self._image_ends()
         image = list(self._tokenizer(_OPENING, add_special_tokens=False).input_ids)
         for count in image_tokens:
             image += [start, *[self._image_id] * count, end]
-        words = prompt_text(batch.status[i].cpu(), int(batch.command[i])) + _CLOSING
+        words = prompt_text(status_H7, command) + _CLOSING
         text = self._tokenizer(words, add_special_tokens=False).input_ids
         parts = [(Segment.IMAGE, image), (Segment.TEXT, text)]
         for segment, kind in ((Segment.WM, "wm"), (Segment.GEO, "geo")):
@@ -203,24 +221,25 @@ class HFStudent(Student):
         first, last = (int(self._tokenizer.convert_tokens_to_ids(n)) for n in names)
         return first, last
 
-    def _vision(self, batch: Batch) -> tuple[dict[str, Tensor], list[list[int]]]:
-        """What the vision tower takes, and the image tokens of each view of each sample."""
-        b, views = batch.images.shape[:2]
-        images = [image.permute(1, 2, 0).cpu().numpy() for image in batch.images.flatten(0, 1)]
+    def _vision(self, images_BV3hw: Tensor) -> tuple[dict[str, Tensor], list[list[int]]]:
+        """What the vision tower takes, by sample, and the image tokens of each view of each sample.
+
+        Images of one batch have one size, so each sample has as many tiles or patches as any other.
+        """
+        b, views = images_BV3hw.shape[:2]
+        images = [image.permute(1, 2, 0).numpy() for image in images_BV3hw.flatten(0, 1)]
         settings: Any = self.vlm.config
         if self._family == "internvl":
             tiles = {"crop_to_patches": True, "max_patches": self.config.tiles} if self.config.tiles > 1 else {}
             made = self._processor(images=images, return_tensors="pt", **tiles)
             per = [int(n) for n in made["num_patches"]] if tiles else [1] * len(images)
             counts = [n * int(settings.image_seq_length) for n in per]
-            vision = {"pixel_values": made["pixel_values"]}
         else:
             made = self._processor(images=images, return_tensors="pt")
             merge = int(settings.vision_config.spatial_merge_size) ** 2
             counts = [int(t * h * w) // merge for t, h, w in made["image_grid_thw"].tolist()]
-            vision = {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
-        moved = {k: v.to(batch.images.device) for k, v in vision.items()}
-        return moved, [counts[i * views : (i + 1) * views] for i in range(b)]
+        vision = {name: made[name].unflatten(0, (b, -1)) for name in _VISION if name in made}
+        return vision, [counts[i * views : (i + 1) * views] for i in range(b)]
 
     def _positions(self, ids: Tensor, segments: Tensor, vision: Mapping[str, Tensor]) -> Tensor:
         there = (segments != Segment.PAD).long()
@@ -230,11 +249,11 @@ class HFStudent(Student):
         positions, _ = model.model.get_rope_index(
             ids,
             mm_token_type_ids=(ids == self._image_id).int(),
-            image_grid_thw=vision["image_grid_thw"],
+            image_grid_thw=vision["image_grid_thw"].flatten(0, 1),
             attention_mask=there,
         )
-        out: Tensor = positions
-        return out
+        by_sample: Tensor = positions.transpose(0, 1).contiguous()
+        return by_sample
 
     def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
         """One pass over the whole sequence."""
