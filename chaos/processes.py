@@ -11,7 +11,7 @@ from pathlib import Path
 from shards_schema import layout
 
 ROOT = Path(__file__).parents[1]
-MOST = 180.0
+MOST = 300.0
 """Seconds after which a run counts as hung."""
 
 
@@ -39,6 +39,7 @@ class Job:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_heed_ctrl_c,
             )
         self.family: set[int] = set()
 
@@ -54,6 +55,14 @@ class Job:
                 raise RuntimeError(f"the job ended or hung before record {number}:\n{self.said()[-2000:]}")
             time.sleep(0.01)
         self.family |= set(descendants(self.process.pid))
+
+    def hear(self, text: str) -> None:
+        """Wait until it has printed `text`."""
+        deadline = time.monotonic() + MOST
+        while text not in self.said():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the job ended or hung before it said {text!r}:\n{self.said()[-2000:]}")
+            time.sleep(0.02)
 
     def find(self, name: str) -> int:
         """The pid of a descendant whose command begins with, or names, `name`."""
@@ -78,14 +87,19 @@ class Job:
         return self.process.returncode
 
     def kill(self) -> None:
-        """All of it."""
-        for pid in [*descendants(self.process.pid), self.process.pid]:
+        """All of it at once, as the end of a machine does."""
+        for pid in [self.process.pid, *descendants(self.process.pid)]:
             kill(pid, signal.SIGKILL)
         self.process.wait()
 
     def said(self) -> str:
         """What it printed."""
         return self.log.read_text(errors="replace")
+
+
+def _heed_ctrl_c() -> None:
+    """A shell that starts us in the background has us, and all that we start, pass over SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def records(out: Path) -> dict[str, tuple[int, int]]:

@@ -1,16 +1,22 @@
-"""`jobs.teachers` without Ray: its shards are made in this process, where a test can look."""
+"""`jobs.teachers` without Ray: its shards are made in this process, where a test can look.
+
+What Ray would carry to a worker and back goes through Ray's pickle all the same.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
+from ray import cloudpickle
 
 from jobs import teachers as teachers_job
 from pipeline.worker import ShardReceipt, ShardTask, ShardWorker
+
+_Value = TypeVar("_Value")
 
 
 def run_inline(monkeypatch: pytest.MonkeyPatch) -> list[ShardReceipt]:
@@ -29,11 +35,11 @@ def run_inline(monkeypatch: pytest.MonkeyPatch) -> list[ShardReceipt]:
         on_receipt: Callable[[ShardReceipt], None],
         **_: Any,
     ) -> None:
-        worker = make()
+        worker = _carried(make)()
         worker.load()
         on_start(os.getpid())
         for task in tasks:
-            receipts.append(worker.process(task))
+            receipts.append(_carried(worker.process(_carried(task))))
             on_receipt(receipts[-1])
         worker.close()
 
@@ -41,3 +47,7 @@ def run_inline(monkeypatch: pytest.MonkeyPatch) -> list[ShardReceipt]:
     monkeypatch.setattr(teachers_job, "drive", drive)
     monkeypatch.setattr(teachers_job, "worker_count", lambda config: 1)
     return receipts
+
+
+def _carried(value: _Value) -> _Value:
+    return cast(_Value, cloudpickle.loads(cloudpickle.dumps(value)))

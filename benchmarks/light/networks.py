@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from benchmarks.light import Plan, absent
 from benchmarks.light.meter import Device, Readings, Row, matmuls
 from benchmarks.light.upstream import UpstreamStyle
-from shards_schema.records import CHANNELS, Camera, Frame, Scene
 from teachers import registry
 from teachers.base import Teacher, TeacherInput
 from teachers.flops import flops_of
+from teachers.testing import synthetic_scene
 from teachers.vggt.flops import parts
 from teachers.vggt.geometry import PATCH
 
@@ -73,7 +73,7 @@ def teachers(plan: Plan, readings: Sequence[Readings]) -> list[Teacher]:
 def ready(teacher: Teacher, seed: int, count: int) -> list[TeacherInput]:
     """Inputs of `count` scenes: noise, in the shape that the teacher's own `preprocess` gives."""
     draw = np.random.default_rng(seed)
-    scene = _scene()
+    scene = synthetic_scene(history=5, future=FUTURE)
     one = teacher.preprocess(draw.integers(0, 256, (270, 480, 3), dtype=np.uint8))
     shape = (len(teacher.requests(scene)), *one.shape)
     return [TeacherInput(scene, draw.integers(0, 256, shape, dtype=np.uint8)) for _ in range(count)]
@@ -202,7 +202,7 @@ def _taught(device: Device, name: str, kind: str, loaded: tuple[Teacher, int], b
         kind=kind,
         dtype=_short(teacher),
         scenes=batch,
-        frames=len(teacher.requests(_scene())),
+        frames=len(teacher.requests(batches[0][0].scene)),
         flops=flops * batch,
         run=lambda calls: loop(device, [(teacher, batches)], calls),
         weights=weights,
@@ -233,35 +233,3 @@ def _upstream(device: Device, name: str, built: _Built, heads: bool) -> Row:
 
 def _short(teacher: Any) -> str:
     return "bf16" if teacher.config.dtype == "bfloat16" else "fp32"
-
-
-def _scene() -> Scene:
-    """Now and the future, every camera there; nothing else of it is read."""
-    frames = tuple(
-        Frame(
-            token=f"{step:016x}",
-            timestamp=1_600_000_000_000_000 + 500_000 * step,
-            ego_pose=np.zeros(3),
-            ego_translation=np.zeros(3),
-            ego_rotation=np.array([1.0, 0, 0, 0]),
-            velocity=np.zeros(2),
-            acceleration=np.zeros(2),
-            command=(0, 1, 0, 0),
-            roadblock_ids=(),
-            traffic_lights=(),
-            cameras={channel: _camera(channel, step) for channel in CHANNELS},
-        )
-        for step in range(-4, FUTURE + 1)
-    )
-    return Scene(log="ready", scene_token="0" * 16, map_name="none", frames=frames, num_history=5)
-
-
-def _camera(channel: str, step: int) -> Camera:
-    return Camera(
-        channel=channel,
-        image=f"{channel}/{step}.jpg",
-        intrinsics=np.eye(3),
-        distortion=np.zeros(5),
-        sensor2ego_rotation=np.eye(3),
-        sensor2ego_translation=np.zeros(3),
-    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,15 +19,17 @@ from chaos.jobs import strike
 from chaos.processes import records
 from chaos.report import page
 from chaos.room import Room
+from tests.made_once import drive, undisturbed
 from tests.test_house import ROOMS, imports
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def room() -> Iterator[Room]:
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    data, clean = drive(tmp_path_factory), undisturbed(tmp_path_factory)
     with tempfile.TemporaryDirectory(prefix="cj", dir="/tmp") as folder:  # Ray's sockets want a short path
-        yield Room(Path(folder), logs=2)
+        yield Room(Path(folder), logs=2, data=data, clean=clean)
 
 
 def by_name(name: str) -> Scenario:
@@ -83,10 +85,11 @@ def test_the_product_does_not_know_of_chaos() -> None:
             assert not any(m.split(".")[0] == "chaos" for m in imports(path)), path
 
 
-def test_an_unknown_part_is_named() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "chaos", "monkey"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert re.search(r"expected one of .*faults, .*jobs, .*report, .*got monkey", done.stderr), done.stderr
+def test_an_unknown_part_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["chaos", "monkey"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("chaos", run_name="__main__")
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(r"expected one of .*faults, .*jobs, .*report, .*got monkey", said), said
     assert ast.get_docstring(ast.parse((ROOT / "chaos" / "__main__.py").read_text())) is not None

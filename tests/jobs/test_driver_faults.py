@@ -69,7 +69,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_differs(ray: ClusterConfig,
     drive(
         run.todo(),
         functools.partial(world.build, run),
-        config=ray.model_copy(update={"shard_seconds": 8.0}),
+        config=ray.model_copy(update={"shard_seconds": 5.0}),
         in_flight=2,
         on_start=pids.append,
         on_receipt=received,
@@ -78,7 +78,7 @@ def test_a_worker_that_hangs_is_replaced_and_nothing_differs(ray: ClusterConfig,
     runs.close(run)
     assert not compare(tmp_path / "out", tmp_path / "clean")
     assert sorted(r.shard for r in receipts) == list(range(run.plan.shards))
-    hang = rf"a worker hangs: process {pids[0]} on host \S+ has had shard \d for \d+ s, and 8 are given"
+    hang = rf"a worker hangs: process {pids[0]} on host \S+ has had shard \d for \d+ s, and 5 are given"
     assert [line for line in said if re.match(hang, line)], said
     deadline = time.monotonic() + 30
     while alive(pids[0]) and time.monotonic() < deadline:  # Ray asks it to end for five seconds, and then kills it

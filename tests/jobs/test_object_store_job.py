@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from chaos import small
+from chaos.processes import ROOT
 from pipeline.sources import registry
 from pipeline.stores.remote import store_of
 from pipeline.stores.retry import ENVIRONMENT
@@ -26,7 +28,6 @@ from tests.s3_server import Faults, s3_server
 pytest.importorskip("s3fs")
 pytest.importorskip("moto.server")
 
-ROOT = Path(__file__).parents[2]
 RATES = {"500": 0.05, "503": 0.05, "reset": 0.05, "cut": 0.05}
 
 
@@ -70,15 +71,9 @@ def test_the_job_on_a_failing_store(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "cameras": ["CAM_F0"],
     }
     registry.build({"kind": "synthetic", "root": str(logs), "processes": 1, "traffic": 0.0, **making})
-    config = {
-        "out": "unset",
-        "source": {"kind": "navsim", "root": "unset", "split": "mini", "filter": {"frame_interval": 1}},
-        "plan": {"shard_size": 4},
-        "teachers": {"cosmos": {"weights": {"random": 0}, "network": "tiny", "size": [64, 32], "batch_size": 2}},
-        "worker": {"device": "cpu", "decode_threads": 1, "shards_in_flight": 1, "torch_threads": 1},
-        "cluster": {"cpus": 1},
-        "scan_processes": 1,
-    }
+    teachers = {"cosmos": {**small.COSMOS, "size": [64, 32]}}
+    source = {"kind": "navsim", "root": "unset", "split": "mini", "filter": {"frame_interval": 1}}
+    config = small.settings(logs, shard_size=4, teachers=teachers) | {"source": source}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
     run(tmp_path, **{"out": str(tmp_path / "out"), "source.root": str(logs)})
     with s3_server() as s3:

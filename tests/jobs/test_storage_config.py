@@ -7,33 +7,24 @@ from pathlib import Path
 import pytest
 import yaml
 
+from chaos import small
 from jobs import teachers as teachers_job
 from pipeline.reader import Dataset
 from pipeline.verify import verify
 from shards_schema.errors import ConfigError, MismatchError
+from tests.inline_job import run_inline
+from tests.made_once import drive
 
-pytestmark = pytest.mark.timeout(600)  # it starts Ray
 
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two logs with one scene each, and a small VGGT whose grid is kept as int8."""
-    folder = tmp_path_factory.mktemp("storage-job")
+@pytest.fixture
+def config(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small VGGT whose grid is kept as int8."""
     storage = {"l3_grid": "int8", "l3_special": "bfloat16"}
-    source = {"kind": "synthetic", "root": str(folder / "data"), "logs": 2, "frames": 14, "width": 96, "height": 54}
-    values = {
-        "out": str(folder / "out"),
-        "source": {**source, "lidar_points": 50, "filter": {"frame_interval": 1}},
-        "plan": {"shard_size": 2},
-        "samples": {"size": [64, 36]},
-        "teachers": {"vggt": {"weights": {"random": 0}, "network": "tiny", "width": 266, "storage": storage}},
-        "worker": {"device": "cpu", "decode_threads": 1, "shards_in_flight": 1, "torch_threads": 1},
-        "cluster": {"cpus": 1},
-        "scan_processes": 1,
-    }
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return str(path)
+    values = small.settings(
+        drive(tmp_path_factory), shard_size=2, teachers={"vggt": {**small.VGGT, "storage": storage}}
+    )
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values | {"out": str(tmp_path / "out")}, sort_keys=False))
+    return str(tmp_path / "job.yaml")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +42,8 @@ def test_an_impossible_storage_ends_before_any_work(config: str, storage: str, m
     assert not (Path(config).parent / "out").exists()
 
 
-def test_a_column_in_its_own_storage(config: str) -> None:
+def test_a_column_in_its_own_storage(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_inline(monkeypatch)
     teachers_job.main([config])
     out = Path(config).parent / "out"
     assert verify(str(out)).faults == ()

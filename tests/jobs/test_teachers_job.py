@@ -1,142 +1,107 @@
-"""The real job on a real local Ray: the command line, a killed driver, a killed worker, the exit codes."""
+"""The real job on a real local Ray: the command line, an interrupted driver, a killed one, the exit codes."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import re
+import runpy
+import shutil
 import signal
-import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
-from chaos.processes import descendants
+from chaos import small
+from chaos.processes import ROOT, kill, records
+from chaos.small import SmallJob
+from chaos.world import digests
+from jobs import config as job_config
 from jobs import teachers as teachers_job
 from pipeline.lease import hold
+from pipeline.sources import registry as sources
 from pipeline.stores.volume import Volume
 from pipeline.verify import verify
-from shards_schema import layout
 from shards_schema.errors import ConfigError, HeldError
+from shards_schema.records import Scene
 from shards_schema.specs import TargetSpec
 from shards_schema.storage import decode, encode, stored_specs
+from tests.inline_job import run_inline
+from tests.made_once import drive
 
-ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(600)  # each of these starts Ray and the networks, some of them three times
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a config, whose first run generates the data: 4 logs, 5 scenes each, in 4 shards."""
-    folder = tmp_path_factory.mktemp("job")
-    config = {
-        "out": "unset",
-        "source": {
-            "kind": "synthetic",
-            "root": str(folder / "data"),
-            "logs": 4,
-            "frames": 18,
-            "width": 96,
-            "height": 54,
-            "lidar_points": 50,
-            "filter": {"frame_interval": 1},
-        },
-        "plan": {"shard_size": 5},
-        "samples": {"size": [64, 36]},
-        "teachers": {
-            "vggt": {"weights": {"random": 0}, "network": "tiny", "width": 266, "batch_size": 2},
-            "cosmos": {"weights": {"random": 0}, "network": "tiny", "size": [128, 64], "batch_size": 2},
-        },
-        "worker": {"device": "cpu", "decode_threads": 1, "shards_in_flight": 1, "torch_threads": 1},
-        "cluster": {"cpus": 2},
-        "scan_processes": 1,
-    }
-    (folder / "job.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    return folder
-
-
-def start(work: Path, out: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "jobs.teachers", str(work / "job.yaml"), f"out={out}", *overrides]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        preexec_fn=_heed_ctrl_c,
-    )  # fmt: skip
-
-
-def _heed_ctrl_c() -> None:
-    """A shell that puts the tests into the background has them, and all that they start, pass over SIGINT."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
-
-
-def run(work: Path, out: Path, *overrides: str) -> tuple[int, str]:
-    return finish(start(work, out, *overrides))
-
-
-def digests(out: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(out.rglob("*"))
-        if p.is_file() and p.relative_to(out).parts[0] != layout.LOGS
-    }
+RECORDS = 15
+"""10 scenes in 5 shards of 3 columns."""
+pytestmark = pytest.mark.timeout(600)  # some of these start Ray and the networks, one of them three times
 
 
 @pytest.fixture(scope="module")
-def undisturbed(work: Path) -> Path:
-    code, output = run(work, work / "undisturbed")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drive(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def job(data: Path) -> Iterator[SmallJob]:
+    """Both kinds of network on 2 logs of 5 scenes."""
+    teachers = {"vggt": small.VGGT, "cosmos": small.COSMOS}
+    config = small.settings(data, shard_size=2, teachers=teachers)
+    with tempfile.TemporaryDirectory(prefix="tj", dir="/tmp") as folder, SmallJob(Path(folder), config) as made:
+        yield made  # (the short path is for Ray's sockets)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: SmallJob) -> Path:
+    code, output = job.run(job.folder / "undisturbed")
     assert code == 0, output
-    assert "planned 20 scenes in 4 shards" in output
+    assert "planned 10 scenes in 5 shards" in output
     assert "RANDOM WEIGHTS: vggt, cosmos" in output
     assert "synthetic" in output
-    assert re.search(r"^vggt +4 +20 +20 +0 ", output, re.MULTILINE), output
-    assert re.search(r"^cosmos +4 +20 +20 +0 ", output, re.MULTILINE), output
+    assert re.search(r"^vggt +5 +10 +10 +0 ", output, re.MULTILINE), output
+    assert re.search(r"^cosmos +5 +10 +10 +0 ", output, re.MULTILINE), output
     assert "1.00 JPEG decodes per distinct image" in output
-    return work / "undisturbed"
+    assert len(records(job.folder / "undisturbed")) == RECORDS
+    return job.folder / "undisturbed"
 
 
-def committed(out: Path) -> int:
-    return len([*out.glob("vggt/0*.json"), *out.glob("cosmos/0*.json"), *out.glob("samples/0*.json")])
+class Shell:
+    """A command line in this process, which has all imports: the exit code, and what is printed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def run(self, job: SmallJob, out: Path, *overrides: str) -> tuple[Any, str]:
+        """`python -m jobs.teachers` of `job`, as a test may have changed it."""
+        arguments = [str(job.config), f"out={out}", *overrides]
+        return self._left("jobs.teachers", arguments, lambda: job_config.run(teachers_job.main))
+
+    def module(self, name: str, *arguments: str) -> tuple[Any, str]:
+        """`python -m name`."""
+        return self._left(name, arguments, lambda: runpy.run_module(name, run_name="__main__"))
+
+    def _left(self, name: str, arguments: Sequence[str], run: Callable[[], object]) -> tuple[Any, str]:
+        self._monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as left:
+            run()
+        captured = self._capsys.readouterr()
+        return left.value.code, captured.out + captured.err
 
 
-def wait_for(out: Path, process: subprocess.Popen[str], records: int) -> None:
-    deadline = time.monotonic() + 200
-    while committed(out) < records:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
 
 
-def actor_of(pid: int) -> int:
-    for child in descendants(pid):
-        name = Path(f"/proc/{child}/cmdline").read_bytes()
-        if name.startswith(b"ray::TeacherActor"):
-            return child
-    raise AssertionError("no actor is running")
-
-
-def test_the_job_and_verify(undisturbed: Path, work: Path) -> None:
+def test_the_job_and_verify(undisturbed: Path, job: SmallJob, shell: Shell) -> None:
     assert verify(str(undisturbed)).faults == ()
-    code, output = run(work, undisturbed)
+    code, output = shell.run(job, undisturbed)
     assert code == 0
     assert "0 to do" in output
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.verify", f"out={undisturbed}"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout.strip().rsplit(": ", 1)[-1]) == (0, "clean")
+    code, output = shell.module("jobs.verify", f"out={undisturbed}")
+    assert (code, output.strip().rsplit(": ", 1)[-1]) == (0, "clean")
 
 
 def encoded_sample() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -165,7 +130,7 @@ def test_the_format_page_is_true(undisturbed: Path) -> None:
         assert "shards_schema" not in block
         assert "pipeline" not in block
         if "l23_grid_scale" in block:  # nothing is encoded in the job's own dataset
-            assert names["grid"].shape[:2] == (20, 3)
+            assert names["grid"].shape[:2] == (10, 3)
             names["sample"], expected = encoded_sample()
         exec(block.replace("out/demo", str(undisturbed)), names)
     assert names["pose"].shape == (3, 9)
@@ -173,71 +138,68 @@ def test_the_format_page_is_true(undisturbed: Path) -> None:
         np.testing.assert_array_equal(names[name], expected[name])
     assert names["mean"].shape == names["std"].shape == (128,)
     assert names["good"].all()
-    assert names["future"].shape == (20, 10, 3)
+    assert names["future"].shape == (10, 10, 3)
     assert len(names["bad"]) == 0
 
 
-def test_kill_the_driver_and_resume(undisturbed: Path, work: Path) -> None:
-    out = work / "driver"
-    process = start(work, out)
-    wait_for(out, process, 2)
-    family = descendants(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = committed(out)
-    assert 2 <= before < 12  # mid-run, or the test shows nothing
-    for pid in family:  # what a machine's end would do at once, Ray's own reaper does in seconds
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    code, output = run(work, out)
+def test_interrupt_then_kill_then_finish(undisturbed: Path, job: SmallJob) -> None:
+    """Ctrl-C ends the first run, the end of its machine the second; the third finishes, and nothing differs."""
+    out = job.folder / "disturbed"
+    first = job.start(out)
+    first.reach(1)
+    os.kill(first.process.pid, signal.SIGINT)
+    there = len(records(out))
+    code, output = first.end(), first.said()
+    left = records(out)
+    assert code == 130, f"{there} records at the signal, {len(left)} at the end\n{output}"
+    assert "run the same command again" in output
+    assert 1 <= len(left) < RECORDS  # mid-run, or the test shows nothing
+    second = job.start(out)
+    second.reach(len(left) + 1)
+    second.kill()
+    assert len(left) < len(records(out)) < RECORDS
+    code, output = job.run(out)
     assert code == 0, output
     assert digests(out) == digests(undisturbed)
+    assert left.items() <= records(out).items(), "a record that was there was written anew"
 
 
 @pytest.mark.slow
-def test_kill_a_worker(undisturbed: Path, work: Path) -> None:
-    out = work / "worker"
-    process = start(work, out)
-    wait_for(out, process, 2)
-    os.kill(actor_of(process.pid), signal.SIGKILL)
-    assert committed(out) < 12
-    code, output = finish(process)
+def test_kill_a_worker(undisturbed: Path, job: SmallJob) -> None:
+    out = job.folder / "worker"
+    run = job.start(out)
+    run.reach(2)
+    kill(run.find("ray::TeacherActor"), signal.SIGKILL)
+    assert len(records(out)) < RECORDS
+    code = run.end()
+    assert code == 0, run.said()
+    assert digests(out) == digests(undisturbed)
+
+
+def test_a_run_over_its_quarantine_limit_is_red(
+    job: SmallJob, data: Path, tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    source = sources.build(small.source(tmp_path / "data"))
+    ref = source.scan().refs[0]
+    (scene,) = source.scenes(ref.log, [ref])
+    assert isinstance(scene, Scene)
+    image = Path(scene.camera(0, "CAM_F0").image)
+    image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    run_inline(monkeypatch)
+    out, overrides = (
+        tmp_path / "bad",
+        [f"source.root={tmp_path / 'data'}", f"teachers={json.dumps({'cosmos': small.COSMOS})}"],
+    )
+    code, output = shell.run(job, out, *overrides, "max_quarantined=0")
+    assert code == 1
+    assert "IncompleteError" in output
+    assert "quarantine.parquet" in output
+    assert verify(str(out)).faults == ()
+    # everything is done: only the books are closed again
+    code, output = shell.run(job, out, *overrides, "max_quarantined=1")
     assert code == 0, output
-    assert digests(out) == digests(undisturbed)
-
-
-def test_interrupt_and_resume(undisturbed: Path, work: Path) -> None:
-    out = work / "interrupt"
-    process = start(work, out)
-    wait_for(out, process, 1)
-    process.send_signal(signal.SIGINT)
-    there = committed(out)
-    code, output = finish(process)
-    assert code == 130, f"{there} records at the signal, {committed(out)} at the end\n{output}"
-    assert "run the same command again" in output
-    assert committed(out) < 12
-    assert run(work, out)[0] == 0
-    assert digests(out) == digests(undisturbed)
-
-
-def test_a_run_over_its_quarantine_limit_is_red(work: Path, undisturbed: Path) -> None:
-    image = next((work / "data" / "sensor_blobs").rglob("CAM_F0/*.jpg"))
-    whole = image.read_bytes()
-    image.write_bytes(whole[: len(whole) // 2])
-    try:
-        code, output = run(work, work / "bad", "max_quarantined=0")
-        assert code == 1
-        assert "IncompleteError" in output
-        assert "quarantine.parquet" in output
-        assert verify(str(work / "bad")).faults == ()
-        code, output = run(
-            work, work / "bad", "max_quarantined=1"
-        )  # everything is done: only the books are closed again
-        assert code == 0, output
-    finally:
-        image.write_bytes(whole)
+    assert "0 to do" in output
 
 
 @pytest.mark.parametrize(
@@ -252,24 +214,26 @@ def test_a_run_over_its_quarantine_limit_is_red(work: Path, undisturbed: Path) -
         (["source.filter={frame_interval: 0}"], "frame_interval"),
     ],
 )
-def test_a_config_that_cannot_be_is_named(work: Path, overrides: list[str], said: str) -> None:
+def test_a_config_that_cannot_be_is_named(job: SmallJob, tmp_path: Path, overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        teachers_job.main([str(work / "job.yaml"), f"out={work / 'never'}", *overrides])
-    assert not (work / "never").exists()
+        teachers_job.main([str(job.config), f"out={tmp_path / 'never'}", *overrides])
+    assert not (tmp_path / "never").exists()
 
 
-def test_a_refusal_is_printed_without_a_traceback(work: Path, undisturbed: Path) -> None:
-    code, output = run(work, undisturbed, "teachers.vggt.weights={random: 1}")
+def test_a_refusal_is_printed_without_a_traceback(
+    job: SmallJob, undisturbed: Path, tmp_path: Path, shell: Shell
+) -> None:
+    code, output = shell.run(job, undisturbed, "teachers.vggt.weights={random: 1}")
     assert code == 1
     assert "MismatchError" in output
     assert re.search(r"weights\.seed: 0 -> 1", output), output
-    code, output = run(work, work / "never", "plan.shard_size=0")
+    code, output = shell.run(job, tmp_path / "never", "plan.shard_size=0")
     assert code == 2
     assert "Traceback" not in output
 
 
-def test_a_second_driver_is_refused_by_name(work: Path, tmp_path: Path) -> None:
+def test_a_second_driver_is_refused_by_name(job: SmallJob, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with hold(Volume(str(out))), pytest.raises(HeldError, match=rf"pid {os.getpid()}"):
-        teachers_job.main([str(work / "job.yaml"), f"out={out}"])
+        teachers_job.main([str(job.config), f"out={out}"])
     assert not out.exists() or not any(out.iterdir())

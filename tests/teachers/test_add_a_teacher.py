@@ -6,7 +6,6 @@ registry and the job with its Ray workers find it there by its entry point.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shlex
@@ -20,6 +19,8 @@ import pytest
 import yaml
 import zarr
 
+from chaos import small
+from chaos.world import digests
 from jobs import teachers as teachers_job
 from pipeline.verify import verify
 from pipeline.worker import ShardReceipt
@@ -27,6 +28,7 @@ from shards_schema import layout
 from teachers.cosmos.teacher import CosmosTeacher
 from teachers.vggt.teacher import VGGTTeacher
 from tests.inline_job import run_inline
+from tests.made_once import drive
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "add-a-teacher.md"
@@ -57,20 +59,18 @@ class TestPhased(Plain):
         assert isinstance(self.loaded(), PhasedTeacher)
         for scene, mine in zip(self.scenes(), self.alone()):
             assert np.array_equal(mine["grid"], plain.compute(self.inputs(plain, [scene]))[0]["grid"])
+
+
+def test_the_registry_finds_it():
+    from teachers import registry
+
+    assert registry.available()["stripes"] == "stripes:build"
 """
 pytestmark = pytest.mark.timeout(600)
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
-
-
-def digests(out: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(out.rglob("*"))
-        if p.is_file() and p.relative_to(out).parts[0] not in (layout.LOGS, layout.TEMP)
-    }
 
 
 def gained(before: dict[str, str], out: Path, column: str) -> None:
@@ -93,31 +93,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[ShardReceipt]:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a config: 2 logs of 3 scenes, in 2 shards."""
+    """A folder with a config: 2 logs of 5 scenes, in 2 shards."""
     folder = tmp_path_factory.mktemp("work")
-    config = {
-        "out": str(folder / "out"),
-        "source": {
-            "kind": "synthetic",
-            "root": str(folder / "data"),
-            "logs": 2,
-            "frames": 16,
-            "width": 96,
-            "height": 54,
-            "lidar_points": 0,
-            "cameras": ["CAM_F0"],
-            "filter": {"frame_interval": 1},
-        },
-        "plan": {"shard_size": 3},
-        "samples": {"size": [64, 36]},
-        "teachers": {
-            "vggt": {"weights": {"random": 0}, "network": "tiny", "width": 266, "views": ["CAM_F0"], "batch_size": 2},
-            "cosmos": {"weights": {"random": 0}, "network": "tiny", "size": [128, 64], "batch_size": 2},
-        },
-        "worker": {"device": "cpu", "decode_threads": 1, "shards_in_flight": 1, "torch_threads": 1},
-        "cluster": {"cpus": 1},
-        "scan_processes": 1,
-    }
+    teachers = {"vggt": {**small.VGGT, "views": ["CAM_F0"]}, "cosmos": small.COSMOS}
+    config = small.settings(drive(tmp_path_factory), shard_size=5, teachers=teachers) | {"out": str(folder / "out")}
     (folder / "job.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
 
@@ -177,32 +156,27 @@ def test_a_fourth_column_and_no_other_is_computed(
             monkeypatch.setattr(teacher, member, never)
     teachers_job.main([str(work / "job.yaml"), TINY_VJEPA2])  # vggt and cosmos still stand in the config
     assert [[column.column for column in receipt.columns] for receipt in in_this_process] == [["vjepa2"]] * 2
-    assert {receipt.decodes for receipt in in_this_process} == {6}  # of 3 scenes: their windows of 4 frames, once each
+    assert {receipt.decodes for receipt in in_this_process} == {8}  # of 5 scenes: their windows of 4 frames, once each
     gained(before, dataset, "vjepa2")
     group: Any = zarr.open_group(str(dataset / layout.ZARR), mode="r")
-    assert group["vjepa2/grid"].shape == (6, 1, 2, 3, 6, 32)
+    assert group["vjepa2/grid"].shape == (10, 1, 2, 3, 6, 32)
     assert group["vjepa2/valid"][:].all()
 
 
 def test_a_fifth_from_a_package_of_somebody_else(dataset: Path, work: Path, package: dict[str, str]) -> None:
-    found = ran(["-c", "from teachers import registry; print(registry.available()['stripes'])"], work, package)
-    assert found.strip() == "stripes:build"
-    # its own test file, as its author runs it
-    output = ran(["-m", "pytest", "-q", "-p", "no:cacheprovider", package["TESTS"]], work, package)
-    count = int(re.findall(r"^(\d+) checks", PAGE.read_text(), re.MULTILINE)[0])
-    assert f"{count} passed, 1 skipped" in output
-    # and with its compute in phases
+    # its own test file, as its author runs it; the same with its compute in phases; and where the registry finds it
     again = "from test_stripes import TestStripes as Plain\nfrom stripes import StripesConfig\n" + PHASED_TEST
     (Path(package["TESTS"]) / "test_phased.py").write_text(again)
-    output = ran(["-m", "pytest", "-q", "-p", "no:cacheprovider", f"{package['TESTS']}/test_phased.py"], work, package)
-    assert f"{count + 2} passed" in output  # the skipped one, and that below
+    output = ran(["-m", "pytest", "-q", "-p", "no:cacheprovider", package["TESTS"]], work, package)
+    count = int(re.findall(r"^(\d+) checks", PAGE.read_text(), re.MULTILINE)[0])
+    assert f"{count + (count + 3)} passed, 1 skipped" in output  # the skipped one passes in phases; and the two below
     # the page's command, in a real Ray: only this teacher is in the config, and only its module is in the worker
     (command,) = (line for line in "".join(blocks("bash")).splitlines() if "jobs.teachers" in line)
     _, *arguments = shlex.split(command)
     swap = {"configs/demo.yaml": str(work / "job.yaml"), "out=out/demo": f"out={dataset}"}
     before = digests(dataset)
     output = ran([swap.get(argument, argument) for argument in arguments], work, package)
-    assert re.search(r"^stripes +2 +6 +6 +0 ", output, re.MULTILINE), output
+    assert re.search(r"^stripes +2 +10 +10 +0 ", output, re.MULTILINE), output
     gained(before, dataset, "stripes")
     # and what the page reads
     (block,) = (block for block in blocks("python") if "zarr.open_group" in block)

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from safetensors.torch import save_file
 
 import teachers.vggt
 from shards_schema.errors import ConfigError, SampleError, ShardsError, WeightsError
-from shards_schema.records import Camera, Frame, Scene
+from shards_schema.records import CHANNELS, Scene
 from shards_schema.specs import TargetSpec
 from shards_schema.storage import decode, encode, stored_specs
 from teachers.base import ImageRequest, Targets, Teacher, TeacherInput, fingerprint
+from teachers.testing import synthetic_scene
 from teachers.vggt.checkpoint import fill_random
 from teachers.vggt.geometry import PRESETS
 from teachers.vggt.network import VGGTNetwork, VGGTOutput
@@ -36,39 +38,11 @@ BASE: dict[str, Any] = {
 }
 
 
-def scene(token: str = "0" * 16, channels: Sequence[str] = VIEWS, frames: int = 6) -> Scene:
-    def camera(channel: str) -> Camera:
-        return Camera(
-            channel=channel,
-            image=f"{channel}.jpg",
-            intrinsics=np.eye(3),
-            distortion=np.zeros(5),
-            sensor2ego_rotation=np.eye(3),
-            sensor2ego_translation=np.zeros(3),
-        )
-
-    def frame(i: int) -> Frame:
-        return Frame(
-            token=token if i == 3 else f"{i:016x}",
-            timestamp=500_000 * i,
-            ego_pose=np.zeros(3),
-            ego_translation=np.zeros(3),
-            ego_rotation=np.array([1.0, 0, 0, 0]),
-            velocity=np.zeros(2),
-            acceleration=np.zeros(2),
-            command=(0, 1, 0, 0),
-            roadblock_ids=(),
-            traffic_lights=(),
-            cameras={channel: camera(channel) for channel in channels},
-        )
-
-    return Scene(
-        log="log",
-        scene_token="scene",
-        map_name="us-nv-las-vegas-strip",
-        frames=tuple(frame(i) for i in range(frames)),
-        num_history=4,
-    )
+def scene(seed: int = 0, channels: Sequence[str] = CHANNELS) -> Scene:
+    """Two frames after now; each with these cameras."""
+    whole = synthetic_scene(seed, history=4, future=2)
+    frames = (replace(f, cameras={c: f.cameras[c] for c in channels}) for f in whole.frames)
+    return replace(whole, frames=tuple(frames))
 
 
 def photo(seed: int) -> np.ndarray:
@@ -81,7 +55,7 @@ def photo(seed: int) -> np.ndarray:
 def item(teacher: VGGTTeacher, seed: int, order: Sequence[int] | None = None) -> TeacherInput:
     count = len(teacher.requests(scene()))
     images = [teacher.preprocess(photo(100 * seed + i)) for i in (order or range(count))]
-    return TeacherInput(scene(f"{seed:016x}"), np.stack(images))
+    return TeacherInput(scene(seed), np.stack(images))
 
 
 def build(**changes: Any) -> VGGTTeacher:
@@ -394,7 +368,7 @@ def test_impossible_configs_are_refused(changes: dict[str, Any], said: str) -> N
 
 @pytest.mark.skipif(importlib.util.find_spec("vggt") is not None, reason="the package is installed here")
 def test_upstream_without_its_package_says_how_to_get_it() -> None:
-    with pytest.raises(ConfigError, match=r"last-shards\[vggt\]"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[vggt\]'"):
         build(implementation="upstream")
 
 

@@ -1,0 +1,78 @@
+"""Ten million scenes and a thousand GPUs: driver memory and time, measured; lost GPU time, simulated.
+
+Real: the plan, the documents on a local disk, the commit records, the index, the dispatcher, Ray's own part of the
+driver. Each is measured in a process of its own: peak memory is VmHWM less what the imports hold, seconds are of CPU
+(all of this is one thread's work, and the machine is shared). Made up: the scenes, and the cluster
+(`benchmarks/simulator.py`). With `scale.svg=docs/scale.svg` the curves are drawn there.
+
+    scenes    made up: scenes and columns
+    driver    the driver's work, measured
+    cluster   the cluster, simulated
+    picture   the curves
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks import curves
+from benchmarks.measure import temporary
+from benchmarks.scale.cluster import simulate
+from benchmarks.scale.driver import Measured, apart, print_rates, print_tables
+from benchmarks.scale.picture import panels
+from benchmarks.simulator import Fleet
+
+
+class Config(BaseModel):
+    """Knobs.
+
+    Attributes:
+        plan: numbers of scenes to plan from columns; `objects`: from `SceneRef` objects; `tasks`: for `Run.todo`.
+        records: numbers of scenes to write the commit records of, list, and index; `close`: for `runs.close`.
+        gpus: sizes of the simulated clusters; the first of them is the one of the table.
+        seeds: runs of each simulated case.
+        fleet: the cluster.
+        svg: where the picture goes; None draws none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    plan: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    objects: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    tasks: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    records: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    close: tuple[int, ...] = (10_000, 100_000)
+    gpus: tuple[int, ...] = (1000, 300, 3000)
+    seeds: int = 1
+    fleet: Fleet = Fleet()
+    svg: str | None = None
+
+
+def run(config: Config) -> None:
+    """Measure, simulate, print the tables."""
+    with temporary() as root:
+        counts = root / "counts.json"
+        measured: dict[str, dict[int, Measured]] = {
+            "plan": {n: apart("plan", scenes=n, counts=str(counts)) for n in sorted(config.plan)},
+            "objects": {n: apart("objects", scenes=n) for n in config.objects},
+            "tasks": {n: apart("tasks", scenes=n, root=str(root / f"tasks{n}")) for n in config.tasks},
+            "resume": {},
+            "index": {},
+            "close": {},
+        }
+        for n in config.records:
+            out = str(root / f"dataset{n}")
+            apart("write", scenes=n, root=out)
+            measured["resume"][n] = apart("resume", scenes=n, root=out)
+            measured["index"][n] = apart("index", scenes=n, root=out)
+            if n in config.close:
+                measured["close"][n] = apart("close", scenes=n, root=out)
+        print_tables(measured)
+        print_rates(apart("rates", scenes=config.fleet.gpus))
+        scenes = sorted(json.loads(counts.read_text()), reverse=True)
+    outcomes = simulate(config.fleet, config.gpus, config.seeds, scenes)
+    if config.svg:
+        Path(config.svg).write_text(curves.svg(panels(measured, outcomes, config.fleet, config.gpus, max(config.plan))))
