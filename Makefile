@@ -18,8 +18,13 @@ WORLD  := out/world
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo "  Each takes SET=\"key=value ...\" and, with these defaults, CONFIG (configs/demo.yaml, sft_demo.yaml, grpo_demo.yaml),"
-	@echo "  OUT (out/demo, runs/sft, runs/grpo, ...), DATA (data/synthetic; sft, grpo, evaluate: $(WORLD)), POLICY ($(POLICY))."
+	@echo "  All from data to fidelity, bench, bench-gpu and chaos take SET=\"key=value ...\"; some have words of their own:"
+	@echo "    CONFIG  teachers, probe: $(CONFIG); sft, experiments: configs/sft_demo.yaml; grpo: configs/grpo_demo.yaml"
+	@echo "    OUT     teachers, probe, verify, inspect, fidelity: $(OUT); sft, experiments, grpo: runs/NAME; evaluate: runs/evaluation"
+	@echo "    DATA    data: $(DATA); sft, experiments, grpo, evaluate: $(WORLD)"
+	@echo "    POLICY  grpo, evaluate: $(POLICY)"
+	@echo "  teachers and probe read the logs that CONFIG names: SET=\"source.root=DIR\" names others."
+	@echo "  What a job's keys are: $(PY) -m jobs.NAME --help"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 import benchmarks
 from benchmarks.measure import print_machine
 from jobs import config as job_config
+from jobs.usage import HELP, asks_help
 from shards_schema.errors import ConfigError
 
 
@@ -53,12 +54,17 @@ def named(overrides: Sequence[str], wanted: Sequence[str]) -> list[str]:
 def main(arguments: list[str]) -> None:
     """Run what is named; everything when nothing is."""
     known = measurements()
-    wanted = [a for a in arguments if "=" not in a] or list(known)
+    listed = "\n".join(f"  {name:8} {line}" for name, line in known.items())
+    given = [a for a in arguments if "=" not in a and a not in HELP]
+    if asks_help(arguments) and not given:
+        print(f"{__doc__}\n{listed}")
+        return
+    wanted = given or list(known)
     if unknown := [name for name in wanted if name not in known]:
-        listed = "\n".join(f"  {name:8} {line}" for name, line in known.items())
         raise ConfigError(f"no measurement {', '.join(unknown)}; there are:\n{listed}")
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in wanted}
-    settings = job_config.load(settings_model(modules), named([a for a in arguments if "=" in a], wanted))
+    overrides = named([a for a in arguments if "=" in a], wanted)
+    settings = job_config.load(settings_model(modules), [*overrides, *(a for a in arguments if a in HELP)])
     print_machine()
     for name in wanted:
         print(f"\n\n== {name}: {known[name]}\n", flush=True)

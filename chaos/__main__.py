@@ -17,6 +17,7 @@ import pkgutil
 
 import chaos
 from jobs import config as job_config
+from jobs.usage import HELP, asks_help
 from shards_schema.errors import ConfigError
 
 MINUTES = ("faults", "jobs", "corruption", "report")
@@ -32,8 +33,11 @@ def parts() -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Run a part; the exit code."""
-    names = [a for a in arguments if "=" not in a]
-    settings = [a for a in arguments if "=" in a]
+    names = [a for a in arguments if "=" not in a and a not in HELP]
+    settings = [a for a in arguments if a not in names]
+    if asks_help(arguments) and not names:
+        print(__doc__)
+        return 0
     there = parts()
     if len(names) > 1 or not set(names) <= set(there) or (settings and not names):
         raise ConfigError(

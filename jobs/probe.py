@@ -26,7 +26,7 @@ from jobs import config as job_config
 from jobs.report import bytes_text, table
 from jobs.teachers import TeachersConfig
 from pipeline.stores.volume import Volume
-from pipeline.worker import resolved
+from pipeline.worker import refuse_absent, resolved
 from shards_schema.errors import ConfigError, SampleError
 from teachers import registry
 from teachers.base import PhasedTeacher, Teacher, TeacherInput
@@ -106,6 +106,7 @@ def main(arguments: list[str]) -> None:
     """Run the job."""
     config: ProbeConfig = job_config.load_around(ProbeConfig, TeachersConfig, arguments)
     recipe, volume = config.recipe, Volume(config.recipe.out)
+    refuse_absent(recipe.worker.device)
     wanted = [column for column, fields in recipe.teachers.items() if batch_sizes.is_auto(fields)]
     if not wanted:
         raise ConfigError(

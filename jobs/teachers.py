@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tqdm import tqdm
 
 from jobs import batch_sizes, preemption, sight
 from jobs import config as job_config
-from jobs.cluster import ClusterConfig, session, worker_count
+from jobs.cluster import ClusterConfig, joining, session, worker_count
 from jobs.driver import StoppedError, drive
 from jobs.light import LightMeter
 from jobs.preemption import Preemption
@@ -33,10 +33,11 @@ from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardReceipt, WorkerConfig
+from pipeline.worker import ShardReceipt, WorkerConfig, refuse_absent
 from shards_schema import layout
-from shards_schema.errors import ConfigError, IncompleteError
+from shards_schema.errors import IncompleteError
 from shards_schema.manifests import ColumnManifest
+from shards_schema.storage import stored_specs
 from teachers import registry as teachers
 from teachers.base import Teacher, column_manifest
 
@@ -46,7 +47,7 @@ class TeachersConfig(BaseModel):
 
     Attributes:
         out: where the dataset goes: a path or an fsspec URL.
-        source: `kind` (navsim, synthetic) and that source's own config.
+        source: `kind` (navsim, nuplan, synthetic) and that source's own config.
         teachers: column name -> that teacher's config; `kind` names the teacher where it is not the column's name, and
             `storage` how a target is kept where not as it is computed ({l23_grid: int8}; `shards_schema.storage`).
             `batch_size: auto` is the dataset's own, or what `jobs.probe` measured (`jobs.batch_sizes`).
@@ -133,17 +134,21 @@ class Progress:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the job."""
+    """Run the job.
+
+    Raises:
+        ConfigError: a value is impossible: here, for a teacher or for the source, before anything is written; or on a
+            worker's machine, when the dataset is begun.
+        ShardsError: anything else that the run or the dataset is at fault for.
+    """
     began = time.perf_counter()
     config = job_config.load(TeachersConfig, arguments)
+    if not joining():  # the driver of a cluster need not have what its workers have; they look for themselves
+        refuse_absent(config.worker.device)
     config = config.model_copy(update={"teachers": batch_sizes.resolve(config.teachers, Volume(config.out))})
-    source = _source(config)
-    columns: list[Teacher] = [
-        teachers.build(
-            str(dict(c).get("kind", name)), {k: v for k, v in c.items() if k not in ("kind", "storage")}, column=name
-        )
-        for name, c in config.teachers.items()
-    ]
+    columns = [_teacher(name, fields) for name, fields in config.teachers.items()]
+    # after the teachers: a synthetic source is generated here, which takes minutes
+    source = sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
     samples = SamplesColumn(
         config.samples, num_history=source.num_history, num_future=source.num_future, decoder=config.decoder
     )
@@ -229,11 +234,12 @@ def _run(
     _check_quarantine(config, run, totals)
 
 
-def _source(config: TeachersConfig) -> Source:
-    try:
-        return sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
-    except ValidationError as error:
-        raise ConfigError(job_config.describe(error, "source")) from error
+def _teacher(column: str, fields: Mapping[str, Any]) -> Teacher:
+    """Not loaded; all that can be said against its config without its weights is said."""
+    given = {key: value for key, value in fields.items() if key not in ("kind", "storage")}
+    teacher = teachers.build(str(fields.get("kind", column)), given, column=column)
+    stored_specs(teacher.specs, fields.get("storage") or {})
+    return teacher
 
 
 def _source_text(source: Mapping[str, Any]) -> str:

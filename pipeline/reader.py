@@ -24,16 +24,15 @@ from typing import Any, Literal, NamedTuple, cast
 from pipeline import statistics
 from pipeline.members import Column, Value, nearest, open_column
 from pipeline.plan import Plan, PlanConfig
-from pipeline.records import columns_of
+from pipeline.records import columns_of, read_manifest
 from pipeline.stores.cache import CacheConfig
 from pipeline.stores.ranges import RangeReader, Span
 from pipeline.stores.volume import Volume
 from pipeline.values import Values
 from shards_schema import layout
-from shards_schema.codecs import seal_of
 from shards_schema.commit import Quarantined
 from shards_schema.errors import AbsentError, DatasetError, MissingFileError, QuarantinedError
-from shards_schema.manifests import ColumnManifest, DatasetManifest
+from shards_schema.manifests import ColumnManifest
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics
 from shards_schema.storage import decode, parts, read_specs
@@ -90,9 +89,7 @@ class Dataset:
         self._files_config: dict[str, Any] = {"check_digests": check_digests, "max_open": max_open, "cache": cache}
         self._config: dict[str, Any] = {"columns": names, "check_members": check_members, **self._files_config}
         self._volume = Volume(url)
-        data = self._volume.read(layout.DATASET)
-        self.manifest = DatasetManifest.from_bytes(data, self._volume.path(layout.DATASET))
-        self.digest = seal_of(data)
+        self.manifest, self.digest = read_manifest(self._volume)
         opened = columns_of(self._volume) if names is None else names
         planned = None if self.local else int(self.manifest.plan["shards"])
         self._columns = {

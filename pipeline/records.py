@@ -12,8 +12,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from pipeline.stores.volume import Volume
 from shards_schema import layout
+from shards_schema.codecs import seal_of
 from shards_schema.commit import CommitRecord
-from shards_schema.errors import DatasetError
+from shards_schema.errors import DatasetError, MissingFileError
+from shards_schema.manifests import DatasetManifest
+
+
+def read_manifest(volume: Volume) -> tuple[DatasetManifest, str]:
+    """`dataset.json` and its seal.
+
+    Raises:
+        MissingFileError: there is no dataset.
+        DatasetError: it is damaged, not ours, or of another schema version.
+    """
+    where = volume.path(layout.DATASET)
+    try:
+        data = volume.read(layout.DATASET)
+    except MissingFileError as error:
+        root = volume.path("").rstrip("/")
+        raise MissingFileError(
+            f"{where} is not there, so {root} is no dataset; make it with `python -m jobs.teachers CONFIG out={root}`"
+        ) from error
+    return DatasetManifest.from_bytes(data, where), seal_of(data)
 
 
 def columns_of(volume: Volume) -> list[str]:

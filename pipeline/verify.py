@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from pipeline import index, statistics
 from pipeline.decode import decode_jpeg
 from pipeline.plan import Plan, PlanConfig, ShardPlan
-from pipeline.records import columns_of, committed, read_record
+from pipeline.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import array_documents, root_document
 from pipeline.tables import from_parquet
 from shards_schema import layout
-from shards_schema.codecs import TAR_END, load_npy, seal_of
+from shards_schema.codecs import TAR_END, load_npy
 from shards_schema.commit import CommitRecord, Member
 from shards_schema.errors import DatasetError, SampleError, ShardsError, SpecError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
@@ -87,8 +87,7 @@ class _Verifier:
 
     @cached_property
     def _dataset(self) -> tuple[DatasetManifest, str]:
-        data = self._volume.read(layout.DATASET)
-        return DatasetManifest.from_bytes(data, self._volume.path(layout.DATASET)), seal_of(data)
+        return read_manifest(self._volume)
 
     @cached_property
     def _plan(self) -> Plan:

@@ -44,7 +44,7 @@ from pipeline.stores.volume import Volume
 from pipeline.turns import Turns
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
-from shards_schema.errors import MismatchError, SampleError, ShardsError
+from shards_schema.errors import ConfigError, MismatchError, SampleError, ShardsError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Image, Scene
 from shards_schema.storage import storage_of
@@ -181,9 +181,10 @@ class ShardWorker:
 
         Raises:
             MismatchError: a teacher here is not the one that the driver wrote down (other weights on this machine).
-            ConfigError: the decoder cannot run here.
+            ConfigError: this machine has no such device, or the decoder cannot run here.
         """
         device = resolved(self._config.device)
+        refuse_absent(device)
         if self._decoder != "libjpeg":
             self._decode = open_decoder(self._decoder, device)
         if self._config.torch_threads is not None:
@@ -346,6 +347,40 @@ _Collect = Callable[[], tuple[list[Targets], float]]
 def resolved(device: str) -> str:
     """A `WorkerConfig.device`, with ``auto`` as this machine has it."""
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def refuse_absent(device: str) -> None:
+    """Refuse a device that this process cannot have, before a network is built for it.
+
+    Args:
+        device: a `WorkerConfig.device`; ``auto`` is never refused.
+
+    Raises:
+        ConfigError: torch knows no such kind, or sees no such GPU here.
+    """
+    if device == "auto":
+        return
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"worker.device: expected auto, cpu, cuda or cuda:N, got {device!r}") from error
+    there = torch.cuda.device_count() if wanted.type == "cuda" else 0
+    if wanted.type != "cuda" or (wanted.index or 0) < there:
+        return
+    built = torch.version.cuda
+    if built is None:
+        remedy = "install a torch that is built with CUDA, or set worker.device: cpu"
+    elif there:
+        remedy = "a worker sees only the GPUs that Ray reserved for it, numbered from 0: set worker.device: cuda"
+    else:
+        remedy = (
+            "does nvidia-smi show one there, and is its driver new enough? Under Ray, cluster.gpus_per_worker: 1 gives "
+            "each worker one; or set worker.device: cpu"
+        )
+    raise ConfigError(
+        f"worker.device is {device}, and on {socket.gethostname()} torch {torch.__version__} "
+        f"(CUDA {built or 'not built in'}) sees {there} GPUs: {remedy}"
+    )
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from shards_schema.errors import ConfigError, ShardsError
+from shards_schema.refusals import problems
 from shards_schema.specs import NAME
 from teachers.base import Teacher
 
@@ -68,7 +69,7 @@ def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) ->
     try:
         teacher = function(fields)
     except ValidationError as error:
-        raise _as_config_error(kind, error) from error
+        raise _as_config_error(kind, error, None) from error
     if not isinstance(teacher, Teacher):
         raise ConfigError(f"{kind}: {kinds[kind]} returned a {type(teacher).__name__}, which is not a Teacher")
     if teacher.name != (column or fields.get("name", kind)):
@@ -85,17 +86,11 @@ def parse_config(model: type[Model], config: Mapping[str, Any], kind: str) -> Mo
     try:
         return model.model_validate(dict(config))
     except ValidationError as error:
-        raise _as_config_error(kind, error) from error
+        raise _as_config_error(kind, error, model) from error
 
 
-def _as_config_error(kind: str, error: ValidationError) -> ConfigError:
-    lines = []
-    for problem in error.errors(include_url=False):
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        given = "" if problem["type"] in ("value_error", "missing") else f", got {problem['input']!r}"
-        lines.append(f"{where}: {message}{given}" if where else f"{message}{given}")
-    return ConfigError(f"teacher {kind}: " + "; ".join(lines))
+def _as_config_error(kind: str, error: ValidationError, model: type[BaseModel] | None) -> ConfigError:
+    return ConfigError(f"teacher {kind}: " + "; ".join(problems(error.errors(include_url=False), model)))
 
 
 def _find(kind: str, target: str) -> Any:

@@ -176,7 +176,9 @@ def build(config: Mapping[str, Any]) -> VJEPA2Teacher:
         ConfigError: a field is impossible, or transformers is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise ConfigError("teacher vjepa2 needs transformers: pip install 'last-shards[transformers]'")
+        raise ConfigError(
+            "teacher vjepa2 needs transformers: `pip install -e '.[transformers]'` in the clone of last-shards"
+        )
     return VJEPA2Teacher(parse_config(VJEPA2Config, config, "vjepa2"))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.records import columns_of, committed, read_record
+from pipeline.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, Quarantined
@@ -106,7 +106,7 @@ def gather(url: str) -> Facts:
         DatasetError: it is damaged or of another schema version.
     """
     volume = Volume(url)
-    manifest = DatasetManifest.from_bytes(volume.read(layout.DATASET), volume.path(layout.DATASET))
+    manifest, _ = read_manifest(volume)
     names = [name for name in columns_of(volume) if name != layout.SAMPLES]
     ordered = [layout.SAMPLES, *names] if volume.exists(layout.column_json(layout.SAMPLES)) else names
     shards = int(manifest.plan["shards"])

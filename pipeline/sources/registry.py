@@ -2,36 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from pipeline.sources.base import Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.sources.synthetic import SyntheticConfig, generate
+from pipeline.stores.retry import without_credentials
 from shards_schema.errors import ConfigError
+from shards_schema.refusals import problems
 
 Progress = Callable[[str], None]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def _navsim(config: Mapping[str, Any], progress: Progress) -> Source:
-    return NavsimSource(NavsimConfig.model_validate(dict(config)))
+    return NavsimSource(_parsed(NavsimConfig, config))
 
 
 def _nuplan(config: Mapping[str, Any], progress: Progress) -> Source:
-    return NuplanSource(NuplanConfig.model_validate(dict(config)))
+    return NuplanSource(_parsed(NuplanConfig, config))
 
 
 def _synthetic(config: Mapping[str, Any], progress: Progress) -> Source:
     """The generator's dataset, made where it is not there yet, then read as any NAVSIM dataset is.
 
-    Keys of the NAVSIM source (`root`, `split`, `filter`, ...) are its own; every other key is the generator's.
+    Keys of the NAVSIM source (`root`, `split`, `filter`, ...) are its own; every other key is the generator's. All of
+    them are checked before anything is made.
     """
-    reading = {k: v for k, v in config.items() if k in NavsimConfig.model_fields}
-    making = SyntheticConfig.model_validate({k: v for k, v in config.items() if k not in reading})
-    root = generate(making, Path(str(reading.get("root", "data/synthetic"))), progress)
-    return _navsim({"split": making.splits[0], **reading, "root": str(root)}, progress)
+    given = {k: v for k, v in config.items() if k in NavsimConfig.model_fields}
+    making = _parsed(
+        SyntheticConfig, {k: v for k, v in config.items() if k not in given}, beside=NavsimConfig.model_fields
+    )
+    root = Path(str(given.get("root", "data/synthetic")))
+    reading = _parsed(NavsimConfig, {"split": making.splits[0], **given, "root": str(root)})
+    generate(making, root, progress, key="source.root")
+    return NavsimSource(reading)
+
+
+def _parsed(model: type[Model], config: Mapping[str, Any], *, beside: Iterable[str] = ()) -> Model:
+    try:
+        return model.model_validate(dict(config))
+    except ValidationError as error:
+        found = problems(
+            error.errors(include_url=False),
+            model,
+            under=["source"],
+            beside=beside,
+            shown=lambda value: without_credentials(repr(value)),
+        )
+        raise ConfigError("; ".join(found)) from error
 
 
 KINDS: Mapping[str, Callable[[Mapping[str, Any], Progress], Source]] = {
@@ -49,8 +73,8 @@ def build(config: Mapping[str, Any], progress: Progress = lambda line: None) -> 
         progress: gets a line for a person where building the source takes time.
 
     Raises:
-        ConfigError: an unknown kind, or a value that its source refuses.
-        ValidationError: likewise, from pydantic.
+        ConfigError: an unknown kind or key, or a value that its source refuses.
+        MismatchError: the generator's folder holds something else.
     """
     rest = dict(config)
     kind = rest.pop("kind", None)

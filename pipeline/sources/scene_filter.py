@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shards_schema.errors import ConfigError
+from shards_schema.refusals import problems
 
 _HYDRA_KEYS = {"_target_", "_convert_"}
 """How Hydra builds the devkit's class; says nothing of the filter."""
@@ -107,13 +108,11 @@ class SceneFilter(BaseModel):
             return cls.model_validate({key: item for key, item in fields.items() if key not in _HYDRA_KEYS})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            at = ".".join(str(part) for part in first["loc"])
-            hint = f" (known: {', '.join(cls.model_fields)})" if first["type"] == "extra_forbidden" else ""
+            hint = ""
             if first["type"] == "string_type" and isinstance(first["input"], int | float):
                 hint = " (put quotes around it)"
-            raise ConfigError(
-                f"{where}: {at}: {first['msg']}, got {first['input']!r:.80}{hint} ({error.error_count()} in all)"
-            ) from None
+            (line,) = problems([first], cls)
+            raise ConfigError(f"{where}: {line}{hint} ({error.error_count()} in all)") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

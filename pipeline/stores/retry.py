@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shards_schema.errors import ConfigError, StoreError
+from shards_schema.refusals import problems
 
 Result = TypeVar("Result")
 
@@ -77,8 +78,8 @@ def _parsed(text: str) -> StoreConfig:
     try:
         return StoreConfig.model_validate_json(text)
     except ValidationError as error:
-        fields = ", ".join(StoreConfig.model_fields)
-        raise ConfigError(f"{ENVIRONMENT} should be JSON with some of {fields}: {error}") from error
+        fields, found = ", ".join(StoreConfig.model_fields), "; ".join(problems(error.errors(), StoreConfig))
+        raise ConfigError(f"{ENVIRONMENT} should be JSON with some of {fields}: {found}") from error
 
 
 def retrying(call: Callable[[], Result], what: str, config: StoreConfig) -> Result:

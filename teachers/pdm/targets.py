@@ -32,10 +32,10 @@ def target_specs(versions: Sequence[Version], precision: Precision) -> tuple[Tar
     specs = [
         _spec("timestamp_us", "", (), "int64", "us", "Unix time of t0; sample times are rounded from it"),
         _spec("ego_state", "state", (STATE_SIZE,), "float64", "m, rad, m/s, m/s^2", f"The ego now: {_STATE}"),
-        *_polygon_specs("map", precision, "map polygons around the ego, spec/navsim.md 4.4"),
+        *_polygon_specs("map", precision, "map polygons around the ego, as NAVSIM takes them"),
         _spec("map_layer", "map_polygon", (None,), "int64", "1", "scoring.context.Layer of each polygon"),
         _spec("map_on_route", "map_polygon", (None,), "bool", "1", "Whether it is a lane of the corrected route"),
-        _spec("centerline", "point xy", (None, 2), precision, "m", "Middle of the lanes ahead, spec/navsim.md 4.9"),
+        _spec("centerline", "point xy", (None, 2), precision, "m", "Middle of the lanes ahead, PDM-Closed's"),
     ]
     for version in versions:
         specs += [*_version_specs(version, precision)]

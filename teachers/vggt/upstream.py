@@ -33,7 +33,8 @@ def package_record() -> dict[str, Any]:
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
             "implementation: upstream needs Meta's package 'vggt', which is not installed here; "
-            "install the extra (pip install 'last-shards[vggt]') after reading its licence, or use implementation: ours"
+            "install the extra (`pip install -e '.[vggt]'` in the clone) after reading its licence, or use "
+            "implementation: ours"
         ) from error
     origin = json.loads(package.read_text("direct_url.json") or "{}")
     return {"version": package.version, "commit": origin.get("vcs_info", {}).get("commit_id")}

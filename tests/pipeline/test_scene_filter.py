@@ -79,7 +79,7 @@ def test_the_second_stage_is_empty_unless_wanted(split: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"frame_intervall": 1}, "frame_intervall.*known: num_history_frames"),
+        ({"frame_intervall": 1}, r"frame_intervall: unknown key; did you mean frame_interval\?"),
         ({"frame_interval": 0}, "frame_interval.*greater than or equal to 1, got 0"),
         ({"num_history_frames": 0}, "num_history_frames"),
         ({"num_future_frames": -1}, "num_future_frames"),

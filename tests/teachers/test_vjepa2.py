@@ -301,5 +301,5 @@ def test_the_mean_and_deviation_are_those_that_transformers_publishes() -> None:
 
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"last-shards\[transformers\]"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[transformers\]'"):
         vjepa2.build(TINY)

@@ -39,7 +39,9 @@ def is_synthetic(root: Path) -> bool:
     return (root / MARKER).is_file()
 
 
-def generate(config: SyntheticConfig, root: Path, progress: Callable[[str], None] = lambda line: None) -> Path:
+def generate(
+    config: SyntheticConfig, root: Path, progress: Callable[[str], None] = lambda line: None, *, key: str = "out"
+) -> Path:
     """Make the dataset of `config` at `root`, or leave it alone when it is there already.
 
     Work that a killed run left behind is kept if it was of the same config, and made again if not.
@@ -48,6 +50,7 @@ def generate(config: SyntheticConfig, root: Path, progress: Callable[[str], None
         config: what to make.
         root: becomes NAVSIM's ``OPENSCENE_DATA_ROOT``; ``<root>/maps`` is its ``NUPLAN_MAPS_ROOT``.
         progress: gets a line for a person whenever something is done.
+        key: what `root` is called where it was given, for messages.
 
     Returns:
         `root`.
@@ -55,10 +58,10 @@ def generate(config: SyntheticConfig, root: Path, progress: Callable[[str], None
     Raises:
         MismatchError: the folder holds a finished dataset of another config, or something that is not ours.
     """
-    if _finished(config, root):
+    if _finished(config, root, key):
         progress(f"{root}: complete, nothing to do")
         return root
-    staging = _begin(config, root)
+    staging = _begin(config, root, key)
     if not (root / "maps").exists():
         draft = staging / "maps"
         shutil.rmtree(draft, ignore_errors=True)
@@ -97,19 +100,19 @@ def _differences(found: Any, wanted: dict[str, Any]) -> str:
     return "; ".join(f"{k} is {found.get(k)!r} there, {wanted.get(k)!r} here" for k in keys)
 
 
-def _finished(config: SyntheticConfig, root: Path) -> bool:
+def _finished(config: SyntheticConfig, root: Path, key: str) -> bool:
     if not (root / MARKER).exists():
         return False
     found = _identity(root / MARKER)
     if found != config.identity():
         raise MismatchError(
             f"{root} holds a synthetic dataset of another config: {_differences(found, config.identity())}. "
-            "Choose another out=, or remove that folder yourself."
+            f"Give another folder ({key}=DIR), or delete this one (rm -r {root}) to have it made anew."
         )
     return True
 
 
-def _begin(config: SyntheticConfig, root: Path) -> Path:
+def _begin(config: SyntheticConfig, root: Path, key: str) -> Path:
     """The staging folder of this config; leftovers of an unfinished run of another config are removed."""
     staging = root / _STAGING
     note = staging / "config.json"
@@ -119,7 +122,7 @@ def _begin(config: SyntheticConfig, root: Path) -> Path:
     elif not note.exists() and root.exists() and (left := sorted(p.name for p in root.iterdir() if p.name != _STAGING)):
         raise MismatchError(
             f"{root} is not empty ({', '.join(left[:5])}) and has no {MARKER}: expected an empty folder or a synthetic "
-            "dataset, and nothing is written among other data. Choose another out=."
+            f"dataset, and nothing is written among other data. Give another folder ({key}=DIR), or empty this one."
         )
     staging.mkdir(parents=True, exist_ok=True)
     _write_json(note, {"config": config.identity()})

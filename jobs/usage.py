@@ -1,0 +1,171 @@
+"""What ``--help`` prints: the module's docstring, and each key of its config with type, default and meaning.
+
+Nothing is written twice: a meaning is the first sentence that the model's docstring has of it under ``Attributes:``,
+and the line of usage is the command in backticks that a job's docstring begins with. Parts of a config that are configs
+themselves are shown one level deep, as dotted keys. Values are as a recipe writes them (YAML).
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+import sys
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+HELP = frozenset({"--help", "-h"})
+RECIPES = Path(__file__).parents[1] / "configs"
+
+_COMMAND = re.compile(r"`+(python -m [^`]+)`+")
+_ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
+_SENTENCE = re.compile(r"(?<=\.)(?<!\be\.g\.) (?=[A-Z`]|\w+: )")
+_KEY_WIDTH = 26
+_WIDTHS = (80, 120)
+"""Of a line, at least and at most."""
+
+
+def asks_help(arguments: Sequence[str]) -> bool:
+    """Whether the keys are asked for."""
+    return not HELP.isdisjoint(arguments)
+
+
+def page(main: Callable[..., object], models: Sequence[type[BaseModel]]) -> str:
+    """The whole text for the job of `main`; the keys are those of all `models`."""
+    width = min(max(shutil.get_terminal_size((100, 24)).columns, _WIDTHS[0]), _WIDTHS[1])
+    entries = [entry for model in models for entry in _entries(model) if entry[0] != "recipe" or len(models) == 1]
+    lines = [_paragraph(key, text, width) for key, text in entries]
+    return "\n".join([_doc(main), "", "Keys, each as key=value (YAML), or nested in CONFIG:", "", *lines])
+
+
+def line(main: Callable[..., object], recipe: str | None) -> str:
+    """Usage in a line, with an example where there is a recipe."""
+    found = _COMMAND.search(_doc(main))
+    command = found[1] if found else "python -m MODULE [key=value ...]"
+    module = " ".join(command.split()[:3])
+    return f"usage: {command}" + (f", e.g. {module} {recipe}" if recipe else "") + "; --help lists every key"
+
+
+def recipe_of(model: type[BaseModel]) -> str | None:
+    """A file of configs/ that sets what `model` requires, or most of it, and no key that it has not; None: no such."""
+    best: tuple[int, str] | None = None
+    required = {name for name, field in model.model_fields.items() if field.is_required()}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        keys = set(yaml.safe_load(path.read_text()) or {})
+        if keys <= model.model_fields.keys() and keys & required:
+            best = min(best or (len(required), ""), (len(required - keys), f"configs/{path.name}"))
+    return best[1] if best else None
+
+
+def _doc(main: Callable[..., object]) -> str:
+    return (sys.modules[main.__module__].__doc__ or "").strip()
+
+
+def _entries(model: type[BaseModel], prefix: str = "", given: BaseModel | None = None) -> Iterator[tuple[str, str]]:
+    """Key and text of each field; `given` is the default of the whole, where that has its own."""
+    meanings = _meanings(model)
+    for name, field in model.model_fields.items():
+        default = getattr(given, name) if given is not None else field.get_default(call_default_factory=True)
+        inner = _nested(field, default)
+        meaning = meanings.get(name, "")
+        if inner is None or prefix:
+            yield (
+                f"{prefix}{name}",
+                _text(field, default, required=given is None and field.is_required())
+                + (f": {meaning}" if meaning else ""),
+            )
+            continue
+        kinds = _short(field.annotation)
+        yield f"{name}.*", (meaning or "see below") + ("" if kinds.startswith("{") else f" ({kinds})")
+        yield from _entries(inner, f"{name}.", default if isinstance(default, inner) else None)
+
+
+def _nested(field: FieldInfo, default: Any) -> type[BaseModel] | None:
+    """The model that a field is: the only one, or of several the default's."""
+    models = [o for o in _options(field.annotation) if _is_model(o)]
+    if len(models) == 1:
+        only: type[BaseModel] = models[0]
+        return only
+    return type(default) if isinstance(default, BaseModel) else None
+
+
+def _text(field: FieldInfo, default: Any, *, required: bool) -> str:
+    return f"{_short(field.annotation)}, " + ("required" if required else f"default {_shown(default)}")
+
+
+def _shown(value: Any) -> str:
+    """A default as YAML has it, shortened."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    if isinstance(plain, Mapping) and any(isinstance(v, BaseModel) for v in plain.values()):
+        return f"of {', '.join(map(str, plain))}"
+    if isinstance(plain, tuple | frozenset | set):
+        plain = sorted(plain) if isinstance(plain, frozenset | set) else list(plain)
+    return textwrap.shorten(json.dumps(plain, default=str), 60, placeholder=" ...")
+
+
+def _short(annotation: Any) -> str:
+    """A type in words that a person who knows YAML knows."""
+    options = _options(annotation)
+    if len(options) > 1:
+        return " | ".join(dict.fromkeys(_short(option) for option in options))
+    (only,) = options
+    origin, inner = get_origin(only), get_args(only)
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"mapping of {_short(inner[-1])}"
+    if origin is tuple and inner and inner[-1] is not ...:
+        return f"[{', '.join(map(_short, inner))}]"
+    if inner:
+        return f"list of {_short(inner[0])}"
+    if _is_model(only):
+        kind = only.model_fields.get("kind")
+        return f"kind {_short(kind.annotation)}" if kind else f"{{{', '.join(only.model_fields)}}}"
+    names = {type(None): "null", Any: "anything", Path: "path"}
+    return names.get(only) or str(getattr(only, "__name__", only))
+
+
+def _options(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [option for member in get_args(annotation) for option in _options(member)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Field -> the first sentence on it in the docstrings of the model and of those that it builds on."""
+    found: dict[str, str] = {}
+    for owner in reversed(model.__mro__):
+        lines = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")[2].splitlines()
+        names: list[str] = []
+        for text in lines:
+            if entry := _ENTRY.match(text):
+                names = entry[1].split(", ")
+                found |= dict.fromkeys(names, entry[2])
+            elif text.startswith("        "):
+                found |= {name: f"{found[name]} {text.strip()}" for name in names}
+            elif text.strip():
+                break  # another section
+    for text in list(found.values()):  # "batch: this. chunk: that." on one line
+        found |= {
+            k: v for k, v in re.findall(r"\. (\w+): ([^.]*)", text) if k in model.model_fields.keys() - found.keys()
+        }
+    return {name: _SENTENCE.split(text)[0].rstrip(".") for name, text in found.items()}
+
+
+def _paragraph(key: str, text: str, width: int) -> str:
+    begin = f"  {key:{_KEY_WIDTH}} " if len(key) <= _KEY_WIDTH else f"  {key}  "
+    return textwrap.fill(text, width, initial_indent=begin, subsequent_indent=" " * (_KEY_WIDTH + 3))

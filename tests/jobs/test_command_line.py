@@ -1,0 +1,436 @@
+"""What a stranger meets at the command line: help, usage, refusals that say what to do, and nothing begun by then."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import pytest
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import chaos.__main__ as chaos_command
+from benchmarks import __main__ as benchmarks_command
+from jobs import config as job_config
+from jobs import teachers as teachers_job
+from jobs import usage
+from jobs.export import ExportConfig
+from pipeline.reader import Dataset
+from pipeline.sources import registry as sources
+from pipeline.sources.synthetic import MARKER, SyntheticConfig
+from pipeline.stores.retry import store_config
+from pipeline.stores.volume import Volume
+from pipeline.worker import ShardWorker, WorkerConfig, refuse_absent
+from shards_schema.errors import ConfigError, MismatchError, MissingFileError
+from shards_schema.refusals import annotations_at, problems
+from teachers import registry as teachers
+
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "configs" / "demo.yaml")
+RECIPE_JOBS = {
+    "teachers": "configs/demo.yaml",
+    "probe": "configs/demo.yaml",
+    "sft": "configs/sft_demo.yaml",
+    "experiments": "configs/sft_demo.yaml",
+    "grpo": "configs/grpo_demo.yaml",
+    "grpo_experiments": "configs/grpo_demo.yaml",
+}
+
+Run = Callable[..., tuple[Any, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A `main` under `job_config.run`: exit code, stdout, stderr."""
+
+    def command(main: Callable[[list[str]], object], *arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["job", *arguments])
+        with pytest.raises(SystemExit) as left:
+            job_config.run(main)
+        captured = capsys.readouterr()
+        return left.value.code, captured.out, captured.err
+
+    return command
+
+
+def main_of(job: str) -> Callable[[list[str]], object]:
+    return cast(Callable[[list[str]], object], importlib.import_module(f"jobs.{job}").main)
+
+
+# --- help and usage
+
+
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ("teachers", ["plan.shard_size", "int, default 256", "worker.device", "decoder", "libjpeg | nvjpeg"]),
+        ("probe", ["memory_share", "float, default 0.8", "teachers", "plan.seed"]),
+        ("sft", ["student.width", "kind tiny | kind hf", "stages", "list of {stage, steps,"]),
+        ("experiments", ["seeds", "list of int, default [0, 1, 2]", "student.width"]),
+        ("grpo", ["policy", "group"]),
+        ("grpo_experiments", ["minutes", "policy"]),
+        ("evaluate", ["mlp.all_status", "v1 | v2 | both", "scenes scored at once"]),
+        ("verify", ["str, required: the dataset: a path or an fsspec URL", "threads"]),
+        ("inspect", ["path | null, default null"]),
+        ("export", ["separator", "between points"]),
+        ("fidelity", ["overrides"]),
+        ("data", ["logs a split", "nuplan_10hz", "folder that becomes OPENSCENE_DATA_ROOT"]),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_key(run: Run, job: str, said: list[str], flag: str) -> None:
+    main = main_of(job)
+    code, out, err = run(main, flag)
+    assert (code, err) == (0, "")
+    doc = (sys.modules[main.__module__].__doc__ or "").strip()
+    assert out.startswith(doc)
+    words = " ".join(out[len(doc) :].split())
+    assert [text for text in said if text not in words] == []
+    assert "Attributes" not in words
+
+
+def test_a_type_a_default_and_a_meaning_for_each_field() -> None:
+    class Part(BaseModel):
+        """A part.
+
+        Attributes:
+            many, few: of both. And more.
+            path: where,
+                on two lines; e.g. here.
+
+        Raises:
+            NotAField: never.
+        """
+
+        many: tuple[int, ...] = (1, 2)
+        few: tuple[int, float] | None = None
+        path: Path = Path("a/b")
+
+    class Whole(BaseModel):
+        part: Part = Part(many=(3,))
+        name: str
+        table: Mapping[str, Part] = {}
+
+    page = usage.page(usage.page, [Whole])
+    keys = page.partition("nested in CONFIG:\n\n")[2].splitlines()
+    assert keys == [
+        "  part.*                     see below",
+        "  part.many                  list of int, default [3]: of both",
+        "  part.few                   [int, float] | null, default null: of both",
+        '  part.path                  path, default "a/b": where, on two lines; e.g. here',
+        "  name                       str, required",
+        "  table                      mapping of {many, few, path}, default {}",
+    ]
+
+
+@pytest.mark.parametrize(("job", "recipe"), RECIPE_JOBS.items())
+def test_no_arguments_where_a_recipe_is_needed(run: Run, job: str, recipe: str) -> None:
+    code, _, err = run(main_of(job))
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert f"usage: python -m jobs.{job} CONFIG" in err
+    assert f"e.g. python -m jobs.{job} {recipe}; --help lists every key" in err
+
+
+def test_no_arguments_where_no_recipe_would_do(run: Run) -> None:
+    code, _, err = run(main_of("verify"))
+    assert code == 2
+    assert "out is needed; usage: python -m jobs.verify out=DIR [threads=2]; --help" in err
+    assert "configs/" not in err
+
+
+def test_arguments_without_the_recipe(run: Run) -> None:
+    code, _, err = run(main_of("teachers"), "out=x")
+    assert code == 2
+    assert "source: Field required\n" in err
+    assert "a recipe has them, e.g. configs/demo.yaml" in err
+
+
+def test_options_are_told_from_files(run: Run) -> None:
+    code, _, err = run(main_of("verify"), "--verbose", "out=x")
+    assert code == 2
+    assert "no option --verbose: keys are set by key=value, and --help lists them" in err
+
+
+def test_help_of_benchmarks_and_chaos(run: Run) -> None:
+    code, out, _ = run(benchmarks_command.main, "--help")
+    assert code == 0
+    assert "python -m benchmarks" in out
+    assert "  writer " in out
+    code, out, _ = run(benchmarks_command.main, "light", "-h")
+    assert code == 0
+    assert "light.repeats" in out
+    code, out, _ = run(chaos_command.main, "--help")
+    assert code == 0
+    assert "python -m chaos" in out
+
+
+# --- unknown keys
+
+
+class A(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["a"] = "a"
+    size: int = 1
+
+
+class B(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["b"] = "b"
+    width: int = 1
+
+
+class Tree(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    tagged: Annotated[A | B, Field(discriminator="kind")] = A()
+    either: A | B = A()
+    named: Mapping[str, A] = {}
+    listed: tuple[A, ...] = ()
+    maybe: A | None = None
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"txet": 1}, "txet: unknown key; did you mean text?"),
+        ({"qqqq": 1}, "qqqq: unknown key; there are: tagged, either, named, listed, maybe, text"),
+        ({"tagged": {"kind": "b", "widht": 1}}, "tagged.widht: unknown key; did you mean tagged.width?"),
+        ({"named": {"x": {"sise": 1}}}, "named.x.sise: unknown key; did you mean named.x.size?"),
+        ({"listed": [{}, {"sise": 1}]}, "listed.1.sise: unknown key; did you mean listed.1.size?"),
+        ({"maybe": {"zzz": 1}}, "maybe.zzz: unknown key; there are: kind, size"),
+        ({"tagged": {"kind": "b", "width": "x"}}, "tagged.width: Input should be a valid integer"),
+    ],
+)
+def test_an_unknown_key_has_a_neighbour(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        Tree.model_validate(values)
+    (line,) = problems(error.value.errors(), Tree)
+    assert line.startswith(said)
+    (nobody_knows,) = problems(error.value.errors())
+    assert "did you mean" not in nobody_knows
+
+
+def test_a_union_tells_each_member_once() -> None:
+    with pytest.raises(ValidationError) as error:
+        Tree.model_validate({"either": {"kind": "a", "sise": 1}})
+    lines = problems(error.value.errors(), Tree)
+    assert "either.sise: unknown key; did you mean either.size?" in lines
+    assert len(lines) == len(set(lines))
+
+
+def test_where_a_key_leads() -> None:
+    assert annotations_at(Tree, ["text"]) == [str]
+    assert annotations_at(Tree, ["maybe", "size"]) == [int]
+    assert annotations_at(Tree, ["either", "width"]) == [int]
+    assert annotations_at(Tree, ["nowhere", "size"]) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["worker.devise=cpu"], "worker.devise: unknown key; did you mean worker.device?"),
+        (["device=cpu"], "device: unknown key; did you mean worker.device?"),
+        (["source.rooot=x"], "source.rooot: unknown key; did you mean source.root?"),
+        (["source.filter.frame_intervall=1"], "frame_intervall: unknown key; did you mean frame_interval?"),
+        (["teachers.vggt.batchsize=1"], "teacher vggt: batchsize: unknown key; did you mean batch_size?"),
+        (["teachers.vggt.weights.randm=1"], "weights.randm: unknown key; did you mean weights.random?"),
+        (["teachers.vgtt.batch_size=1"], "no teacher 'vgtt'"),
+        (["teachers.cosmos.storage.latennt=int8"], "storage: there is no target 'latennt'"),
+        (["source.kind=navsin"], "source.kind must be one of navsim"),
+    ],
+)
+def test_a_misspelt_key_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str
+) -> None:
+    monkeypatch.setattr(sources, "generate", lambda *_, **__: pytest.fail("it generates"))
+    places = [f"out={tmp_path / 'out'}", f"source.root={tmp_path / 'data'}"]
+    with pytest.raises(ConfigError) as error:
+        teachers_job.main([DEMO, *places, *overrides])
+    assert said in str(error.value)
+    assert "Extra inputs" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipe_around_a_recipe(run: Run) -> None:
+    for overrides, said in (
+        (["growht=1"], "growht: unknown key; did you mean growth?"),
+        (["growth=[1"], "override growth=[1: not YAML"),
+        (["memory_share=2"], "memory_share: Input should be less than or equal to 0.95, got 2"),
+    ):
+        code, _, err = run(main_of("probe"), DEMO, *overrides)
+        assert code == 2
+        assert said in err
+
+
+def test_the_stores_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAST_SHARDS_STORE", '{"attemps": 3}')
+    with pytest.raises(ConfigError, match=r"attemps: unknown key; did you mean attempts\?"):
+        store_config()
+
+
+# --- blanks
+
+
+def test_blanks_are_text_where_only_text_will_do() -> None:
+    arguments = ["out=x", "to=y"]
+    assert job_config.load(ExportConfig, [*arguments, "separator= "]).separator == " "
+    assert job_config.load(ExportConfig, [*arguments, "separator=' '"]).separator == " "
+    assert job_config.load(ExportConfig, [*arguments, "placeholder= "]).placeholder is None  # as ever: null clears it
+    with pytest.raises(ConfigError, match="out: Input should be a valid string"):
+        job_config.load(ExportConfig, ["to=y", "out="])  # out=$UNSET is not the working directory
+    with pytest.raises(ConfigError, match=r"not YAML(.|\n)*wants quotes that the shell leaves: \"separator='\.\.\.'\""):
+        job_config.load(ExportConfig, [*arguments, "separator=, "])
+
+
+# --- devices
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [DEMO, f"out={tmp_path / 'out'}", f"source.root={tmp_path / 'data'}", "worker.device=cuda:99"]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"worker\.device is cuda:99, and on .* sees \d+ GPUs"):
+        teachers_job.main(arguments)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://nowhere")  # the driver of a cluster needs none: it goes on to the teachers
+    with pytest.raises(ConfigError, match="no teacher 'nobody'"):
+        teachers_job.main([*arguments, "teachers.nobody.batch_size=1"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_refuses_it_by_host_and_build(tmp_path: Path) -> None:
+    nothing: Any = None
+    worker = ShardWorker(
+        source=nothing,
+        volume=Volume(str(tmp_path)),
+        teachers=[],
+        samples=nothing,
+        manifests={},
+        dataset="",
+        shard_size=1,
+        zarr=False,
+        config=WorkerConfig(device="cuda:99"),
+    )
+    try:
+        with pytest.raises(ConfigError) as error:
+            worker.load()
+    finally:
+        worker.close()
+    for told in (socket.gethostname(), torch.__version__, torch.version.cuda or "not built in", "set worker.device"):
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("built", "there", "device", "said"),
+    [
+        (None, 0, "cuda", "(CUDA not built in) sees 0 GPUs: install a torch that is built with CUDA"),
+        ("13.0", 0, "cuda", "(CUDA 13.0) sees 0 GPUs: does nvidia-smi show one"),
+        ("13.0", 1, "cuda:1", "sees 1 GPUs: a worker sees only the GPUs that Ray reserved"),
+        ("13.0", 1, "gpu", "expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ("13.0", 1, "cuda", None),
+        ("13.0", 2, "cuda:1", None),
+        (None, 0, "auto", None),
+        (None, 0, "cpu", None),
+    ],
+)
+def test_what_is_said_of_a_device(
+    monkeypatch: pytest.MonkeyPatch, built: str | None, there: int, device: str, said: str | None
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    if said is None:
+        refuse_absent(device)
+        return
+    with pytest.raises(ConfigError) as error:
+        refuse_absent(device)
+    assert said in str(error.value)
+
+
+# --- data and datasets that are not the right ones
+
+
+def test_an_older_synthetic_dataset(tmp_path: Path, run: Run) -> None:
+    (tmp_path / MARKER).write_text(json.dumps({"config": SyntheticConfig(logs=4).identity()}))
+    with pytest.raises(MismatchError) as error:
+        sources.build({"kind": "synthetic", "root": str(tmp_path), "logs": 3})
+    for told in ("logs is 4 there, 3 here", "(source.root=DIR)", f"delete this one (rm -r {tmp_path})"):
+        assert told in str(error.value)
+    code, _, err = run(main_of("data"), f"out={tmp_path}", "logs=3")
+    assert code == 1
+    assert "(out=DIR)" in err
+    (tmp_path / MARKER).rename(tmp_path / "mine")
+    with pytest.raises(MismatchError, match=r"is not empty \(mine\).*\(source\.root=DIR\), or empty this one"):
+        sources.build({"kind": "synthetic", "root": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments"),
+    [
+        ("verify", ["out={}"]),
+        ("inspect", ["out={}"]),
+        ("export", ["out={}", "to={}.jsonl"]),
+        ("fidelity", ["data={}", "vggt=null", "synthetic=0"]),
+    ],
+)
+def test_no_dataset_says_how_to_make_one(run: Run, tmp_path: Path, job: str, arguments: list[str]) -> None:
+    place = tmp_path / "none"
+    code, _, err = run(main_of(job), *(a.format(place) for a in arguments))
+    assert code == 1
+    assert f"{place}/dataset.json is not there, so {place} is no dataset; make it with" in err
+    assert f"`python -m jobs.teachers CONFIG out={place}`" in err
+
+
+def test_nor_does_a_reader(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"jobs\.teachers CONFIG out="):
+        Dataset(str(tmp_path))
+
+
+def test_no_message_names_a_package_that_is_on_no_index() -> None:
+    for room in ("teachers", "pipeline", "jobs", "trainer"):
+        for path in (ROOT / room).rglob("*.py"):
+            assert "pip install 'last-shards" not in path.read_text(), path
+
+
+def test_no_meaning_names_a_page_that_users_do_not_have() -> None:
+    teacher = teachers.build("pdm", {"maps_root": "nowhere"})
+    assert teacher.specs
+    assert [spec.name for spec in teacher.specs if "spec/" in spec.meaning] == []
+
+
+# --- a reader that has gone (`| head`)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("print('x' * 100_000)", 141),  # the write fails
+        ("print('x')", 141),  # the last flush fails
+        ("print('x'); raise SystemExit(3)", 141),
+        ("print('x', flush=True)", 141),
+        ("pass", 0),
+        ("r, w = os.pipe(); os.close(r); os.write(w, b'x')", 1),  # another pipe: no affair of the output's
+    ],
+)
+def test_nobody_reads_the_output(body: str, expected: int) -> None:
+    code = f"import os\nfrom jobs import config\ndef main(arguments):\n    {body}\nconfig.run(main)"
+    read, write = os.pipe()
+    closed_early = expected != 1
+    if closed_early:
+        os.close(read)
+    child = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, timeout=60
+    )
+    os.close(write)
+    if not closed_early:
+        os.close(read)
+    assert child.returncode == expected, child.stderr
+    assert ("BrokenPipeError" in child.stderr) == (expected == 1), child.stderr
+    assert bool(child.stderr) == (expected == 1)
