@@ -22,7 +22,8 @@ from jobs.cluster import ClusterConfig, session
 from jobs.driver import drive
 from jobs.report import table
 from pipeline import run as runs
-from pipeline.worker import ShardReceipt, WorkerConfig
+from pipeline.task import ShardReceipt
+from pipeline.worker import WorkerConfig
 from teachers import registry as teachers
 
 

@@ -35,7 +35,8 @@ from benchmarks.workload import (
 from jobs import cluster, driver
 from jobs.report import table
 from pipeline import run as runs
-from pipeline.worker import ShardReceipt, WorkerConfig
+from pipeline.task import ShardReceipt
+from pipeline.worker import WorkerConfig
 from teachers.base import TeacherInput
 
 

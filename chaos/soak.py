@@ -37,7 +37,7 @@ from chaos.world import World
 from pipeline import run as runs
 from pipeline.lease import hold
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardTask
+from pipeline.task import ShardTask
 from shards_schema import layout
 
 BLOCKS = 20

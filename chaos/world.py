@@ -21,7 +21,8 @@ from pipeline.lease import hold
 from pipeline.plan import PlanConfig
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
+from pipeline.task import ShardReceipt
+from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from teachers.base import column_manifest
 from tests.toys import F, H, ToySource, ToyTeacher, write_images

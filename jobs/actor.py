@@ -9,7 +9,8 @@ from typing import Any
 import ray
 import torch
 
-from pipeline.worker import ShardReceipt, ShardTask, ShardWorker
+from pipeline.task import ShardReceipt, ShardTask
+from pipeline.worker import ShardWorker
 from shards_schema.errors import ConfigError
 
 

@@ -1,7 +1,7 @@
 """The light meter of a run: how fast each teacher was while it was at work, and what share of the time that was.
 
 Counted from the receipts alone: scenes that were written, and the seconds that the teacher's device was at work on them
-(`pipeline.worker.ColumnReceipt.teacher_seconds`). What a scene costs in operations is arithmetic (`teachers.flops`), so
+(`pipeline.task.ColumnReceipt.teacher_seconds`). What a scene costs in operations is arithmetic (`teachers.flops`), so
 none of this takes time from the run. `python -m benchmarks light` sets the same figures against the device's own rate.
 """
 
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from jobs.report import table
-from pipeline.worker import ShardReceipt
+from pipeline.task import ShardReceipt
 from shards_schema.errors import ShardsError
 from teachers.base import Teacher
 from teachers.flops import flops_of

@@ -25,8 +25,8 @@ from jobs import batch_sizes
 from jobs import config as job_config
 from jobs.report import bytes_text, table
 from jobs.teachers import TeachersConfig
+from pipeline.device import refuse_absent, resolved
 from pipeline.stores.volume import Volume
-from pipeline.worker import refuse_absent, resolved
 from shards_schema.errors import ConfigError, SampleError
 from teachers import registry
 from teachers.base import PhasedTeacher, Teacher, TeacherInput

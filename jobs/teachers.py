@@ -27,13 +27,15 @@ from jobs.report import bytes_text, table
 from jobs.timings import Timings
 from pipeline import run as runs
 from pipeline.decode_nvjpeg import DecoderName, identity_of
+from pipeline.device import refuse_absent
 from pipeline.lease import Lease, hold
 from pipeline.plan import PlanConfig
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardReceipt, WorkerConfig, refuse_absent
+from pipeline.task import ShardReceipt
+from pipeline.worker import WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import IncompleteError
 from shards_schema.manifests import ColumnManifest

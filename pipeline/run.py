@@ -24,7 +24,7 @@ from pipeline.sources.base import Scan, Source
 from pipeline.stores import zarr
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardTask
+from pipeline.task import ShardTask
 from shards_schema import layout
 from shards_schema.codecs import seal_of
 from shards_schema.commit import CommitRecord

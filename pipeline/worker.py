@@ -16,7 +16,6 @@ no argv.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import socket
 import time
@@ -35,16 +34,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.decode import Decode
 from pipeline.decode_nvjpeg import DecoderName, identity_of, open_decoder
+from pipeline.device import device_name, refuse_absent, resolved
 from pipeline.images import ShardImages, read_image
 from pipeline.plan import PlannedScene
 from pipeline.samples import SamplesColumn, StoredImage
 from pipeline.sources.base import Source
 from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.volume import Volume
+from pipeline.task import ColumnReceipt, ShardReceipt, ShardTask
 from pipeline.turns import Turns
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
-from shards_schema.errors import ConfigError, MismatchError, SampleError, ShardsError
+from shards_schema.errors import MismatchError, SampleError, ShardsError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Image, Scene
 from shards_schema.storage import storage_of
@@ -70,62 +71,6 @@ class WorkerConfig(BaseModel):
     shards_in_flight: int = Field(default=2, ge=1)
     torch_threads: int | None = Field(default=None, ge=1)
     careful: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """What to do: the columns of one shard that have no commit record yet.
-
-    Attributes:
-        careful: a worker died or hung at it; decode where that cannot happen (`pipeline.careful`). Same output.
-    """
-
-    shard: int
-    scenes: tuple[PlannedScene, ...]
-    columns: tuple[str, ...]
-    careful: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ColumnReceipt:
-    """What became of one (shard, column).
-
-    Attributes:
-        planned: scenes of the shard.
-        written: of them, those with targets.
-        quarantined: how many were left out, by code.
-        size: bytes.
-        teacher_seconds: how long the teacher's device was at work; where it has no clock of its own, how long the
-            teacher held its turn.
-    """
-
-    column: str
-    planned: int
-    written: int
-    quarantined: Mapping[str, int]
-    size: int
-    teacher_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardReceipt:
-    """What became of a task; a few hundred bytes, the only thing that leaves the worker.
-
-    Attributes:
-        decodes: images decoded.
-        images: distinct images asked for.
-        seconds: wall time of the task, waiting included.
-        host: name of the machine.
-        device: what the teachers ran on, by its maker's name; two kinds of GPU differ in last bits.
-    """
-
-    shard: int
-    columns: tuple[ColumnReceipt, ...]
-    decodes: int
-    images: int
-    seconds: float
-    host: str
-    device: str
 
 
 class ShardWorker:
@@ -279,7 +224,7 @@ class ShardWorker:
             else:
                 busy = self._teach(shard, writer, self._teachers[column], images)
             record = writer.commit([planned.ref.token for planned in shard.task.scenes])
-        return _column_receipt(record, busy)
+        return _receipt(record, busy)
 
     def _write_samples(self, shard: _OpenShard, writer: ColumnShardWriter, images: ShardImages) -> None:
         for planned, scene in shard.rows(layout.SAMPLES, writer):
@@ -342,51 +287,6 @@ class ShardWorker:
 
 _Collect = Callable[[], tuple[list[Targets], float]]
 """Waits for the targets of a batch; gives them, and the teacher's seconds."""
-
-
-def resolved(device: str) -> str:
-    """A `WorkerConfig.device`, with ``auto`` as this machine has it."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def refuse_absent(device: str) -> None:
-    """Refuse a device that this process cannot have, before a network is built for it.
-
-    Args:
-        device: a `WorkerConfig.device`; ``auto`` is never refused.
-
-    Raises:
-        ConfigError: torch knows no such kind, or sees no such GPU here.
-    """
-    if device == "auto":
-        return
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"worker.device: expected auto, cpu, cuda or cuda:N, got {device!r}") from error
-    there = torch.cuda.device_count() if wanted.type == "cuda" else 0
-    if wanted.type != "cuda" or (wanted.index or 0) < there:
-        return
-    built = torch.version.cuda
-    if built is None:
-        remedy = "install a torch that is built with CUDA, or set worker.device: cpu"
-    elif there:
-        remedy = "a worker sees only the GPUs that Ray reserved for it, numbered from 0: set worker.device: cuda"
-    else:
-        remedy = (
-            "does nvidia-smi show one there, and is its driver new enough? Under Ray, cluster.gpus_per_worker: 1 gives "
-            "each worker one; or set worker.device: cpu"
-        )
-    raise ConfigError(
-        f"worker.device is {device}, and on {socket.gethostname()} torch {torch.__version__} "
-        f"(CUDA {built or 'not built in'}) sees {there} GPUs: {remedy}"
-    )
-
-
-@functools.cache
-def device_name(device: str) -> str:
-    """Of a torch device: its maker's, for a GPU."""
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def _not_loaded(data: bytes, where: str) -> Image:
@@ -499,7 +399,7 @@ def _quarantine(writer: ColumnShardWriter, planned: PlannedScene) -> Iterator[No
         writer.quarantine(planned.ref.token, planned.row, error)
 
 
-def _column_receipt(record: CommitRecord, teacher_seconds: float) -> ColumnReceipt:
+def _receipt(record: CommitRecord, teacher_seconds: float) -> ColumnReceipt:
     return ColumnReceipt(
         column=record.column,
         planned=record.planned,

@@ -14,7 +14,8 @@ import pytest
 from ray import cloudpickle
 
 from jobs import teachers as teachers_job
-from pipeline.worker import ShardReceipt, ShardTask, ShardWorker
+from pipeline.task import ShardReceipt, ShardTask
+from pipeline.worker import ShardWorker
 
 _Value = TypeVar("_Value")
 

@@ -23,7 +23,8 @@ from benchmarks.workload import FUTURE, HISTORY, WindowSource, write_logs
 from pipeline import run as runs
 from pipeline.plan import PlanConfig
 from pipeline.samples import SamplesColumn, SamplesConfig
-from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
+from pipeline.task import ShardReceipt
+from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema.records import Frame
 from teachers.base import Teacher, column_manifest
 

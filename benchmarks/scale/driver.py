@@ -24,7 +24,7 @@ from pipeline import run as runs
 from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
 from pipeline.records import committed, read_records
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardReceipt, ShardTask
+from pipeline.task import ShardReceipt, ShardTask
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, FileDigest, Member, Quarantined
 

@@ -22,7 +22,7 @@ from jobs.dispatch import Dispatcher, Verdict
 from jobs.timings import Timings
 from pipeline.plan import PlannedScene
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardReceipt
+from pipeline.task import ShardReceipt
 from shards_schema import layout
 from shards_schema.errors import ConfigError, MismatchError, StoreError
 from tests.toys import ToySource, write_images

@@ -22,12 +22,13 @@ from jobs import config as job_config
 from jobs import teachers as teachers_job
 from jobs import usage
 from jobs.export import ExportConfig
+from pipeline.device import refuse_absent
 from pipeline.reader import Dataset
 from pipeline.sources import registry as sources
 from pipeline.sources.synthetic import MARKER, SyntheticConfig
 from pipeline.stores.retry import store_config
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardWorker, WorkerConfig, refuse_absent
+from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError
 from shards_schema.refusals import annotations_at, problems
 from teachers import registry as teachers

@@ -23,7 +23,8 @@ from jobs import driver
 from jobs.cluster import ClusterConfig, session
 from jobs.driver import Awake, drive
 from pipeline import run as runs
-from pipeline.worker import ShardReceipt, ShardWorker
+from pipeline.task import ShardReceipt
+from pipeline.worker import ShardWorker
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(300)

@@ -23,8 +23,9 @@ from pipeline.plan import PlanConfig
 from pipeline.records import committed
 from pipeline.run import Run
 from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.task import ShardReceipt
 from pipeline.verify import verify
-from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
+from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, IncompleteError, MismatchError, SampleError, SpecError
 from teachers.base import column_manifest

@@ -21,8 +21,9 @@ from pipeline.plan import PlanConfig
 from pipeline.records import committed
 from pipeline.run import Run
 from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.task import ShardReceipt
 from pipeline.verify import verify
-from pipeline.worker import ShardReceipt, ShardWorker, WorkerConfig
+from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from teachers.base import PhasedTeacher, Targets, TeacherInput, column_manifest
 from tests.toys import F, H, ToySource, ToyTeacher, write_images

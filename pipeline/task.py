@@ -1,0 +1,64 @@
+"""What goes to a shard worker and what comes back: a few hundred bytes each way, whoever carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.plan import PlannedScene
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """What to do: the columns of one shard that have no commit record yet.
+
+    Attributes:
+        careful: a worker died or hung at it; decode where that cannot happen (`pipeline.careful`). Same output.
+    """
+
+    shard: int
+    scenes: tuple[PlannedScene, ...]
+    columns: tuple[str, ...]
+    careful: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColumnReceipt:
+    """What became of one (shard, column).
+
+    Attributes:
+        planned: scenes of the shard.
+        written: of them, those with targets.
+        quarantined: how many were left out, by code.
+        size: bytes.
+        teacher_seconds: how long the teacher's device was at work; where it has no clock of its own, how long the
+            teacher held its turn.
+    """
+
+    column: str
+    planned: int
+    written: int
+    quarantined: Mapping[str, int]
+    size: int
+    teacher_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardReceipt:
+    """What became of a task; a few hundred bytes, the only thing that leaves the worker.
+
+    Attributes:
+        decodes: images decoded.
+        images: distinct images asked for.
+        seconds: wall time of the task, waiting included.
+        host: name of the machine.
+        device: what the teachers ran on, by its maker's name; two kinds of GPU differ in last bits.
+    """
+
+    shard: int
+    columns: tuple[ColumnReceipt, ...]
+    decodes: int
+    images: int
+    seconds: float
+    host: str
+    device: str
