@@ -5,6 +5,7 @@ The images are noise.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import pickle
@@ -50,10 +51,11 @@ def write_reward_dataset(
         _add_images(frames, root / "data" / "sensor_blobs" / "mini", packed.name.split(".pkl")[0])
         (logs / packed.name.removesuffix(".gz")).write_bytes(pickle.dumps(frames))
     window = {"frame_interval": every, "num_history_frames": 4, "num_future_frames": 10}
-    source = NavsimSource(NavsimConfig(root=str(root / "data"), split="mini", filter=window))
-    toy = ToyTeacher(random_weights=True, width=8)
-    pdm = build({"maps_root": str(maps), "versions": list(versions)})
-    commit(source, root / "out", [toy, pdm], shard_size=8, size=(48, 32), zarr=False)
+    with contextlib.chdir(root):  # a dataset's seal has its source's path, and samples stand in an order by the seal
+        source = NavsimSource(NavsimConfig(root="data", split="mini", filter=window))
+        toy = ToyTeacher(random_weights=True, width=8)
+        pdm = build({"maps_root": str(maps), "versions": list(versions)})
+        commit(source, root / "out", [toy, pdm], shard_size=8, size=(48, 32), zarr=False)
     return str(root / "out")
 
 
