@@ -8,7 +8,6 @@ against what was written. A library that is not installed is left out, which the
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -25,10 +24,11 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from benchmarks.readers.mosaic import import_streaming
 
 SAMPLES, A_SHARD = 20, 5
 LIMIT_S = 60
@@ -80,7 +80,7 @@ class _Mosaic(_Peer):
     validate: str | None = None
 
     def write(self, folder: Path, seed: int) -> None:
-        streaming = _streaming()
+        streaming = import_streaming()
         columns = {"token": "str", "bin": "bytes", "npy": "ndarray:float16:2,16,32"}
         limit = A_SHARD * (2048 + 1500 + 60)
         hashes = ["sha256"] if self.validate else None
@@ -91,7 +91,7 @@ class _Mosaic(_Peer):
                 writer.write({"token": token, "bin": data, "npy": array})
 
     def read(self, folder: Path) -> Digests:
-        streaming = _streaming()
+        streaming = import_streaming()
         streaming.base.util.clean_stale_shared_memory()
         places: dict[str, str] = {"local": str(folder)}
         if self.validate:  # it checks what it downloads, and nothing that is there already
@@ -165,7 +165,8 @@ def measure(seed: int, flips: int, packages: Path | None) -> dict[str, dict[str,
     for peer in PEERS:
         if importlib.util.find_spec(peer.needs) is None:
             continue
-        _streaming() if peer.needs == "streaming" else importlib.import_module(peer.needs)  # once, not in each child
+        # once, not in each child
+        import_streaming() if peer.needs == "streaming" else importlib.import_module(peer.needs)
         with tempfile.TemporaryDirectory(prefix="peer-") as folder:
             out[peer.name] = _measure(peer, Path(folder), seed, flips)
     return out
@@ -266,30 +267,6 @@ def _swap(a: Path, b: Path) -> None:
     first, second = a.read_bytes(), b.read_bytes()
     a.write_bytes(second)
     b.write_bytes(first)
-
-
-class _StandIn(ModuleType):
-    """A package with every name in it, none of which does anything."""
-
-    __path__ = []  # noqa: RUF012 (what makes a module a package)
-
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return object
-
-
-def _streaming() -> Any:
-    """MosaicML Streaming imports torchvision for classes that nothing here uses; the project never installs it."""
-    if "streaming" in sys.modules:
-        return sys.modules["streaming"]
-    if importlib.util.find_spec("torchvision") is not None:
-        return importlib.import_module("streaming")
-    with contextlib.suppress(ImportError):
-        importlib.import_module("transformers")  # before the stand-in, which it would take for the real one
-    parts = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
-    sys.modules |= {name: _StandIn(name) for name in parts if name not in sys.modules}
-    return importlib.import_module("streaming")
 
 
 if __name__ == "__main__":

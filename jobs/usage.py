@@ -13,14 +13,15 @@ import re
 import shutil
 import sys
 import textwrap
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from shards_schema.refusals import options_of
 
 HELP = frozenset({"--help", "-h"})
 RECIPES = Path(__file__).parents[1] / "configs"
@@ -90,7 +91,7 @@ def _entries(model: type[BaseModel], prefix: str = "", given: BaseModel | None =
 
 def _nested(field: FieldInfo, default: Any) -> type[BaseModel] | None:
     """The model that a field is: the only one, or of several the default's."""
-    models = [o for o in _options(field.annotation) if _is_model(o)]
+    models = [o for o in options_of(field.annotation) if _is_model(o)]
     if len(models) == 1:
         only: type[BaseModel] = models[0]
         return only
@@ -113,7 +114,7 @@ def _shown(value: Any) -> str:
 
 def _short(annotation: Any) -> str:
     """A type in words that a person who knows YAML knows."""
-    options = _options(annotation)
+    options = options_of(annotation)
     if len(options) > 1:
         return " | ".join(dict.fromkeys(_short(option) for option in options))
     (only,) = options
@@ -131,14 +132,6 @@ def _short(annotation: Any) -> str:
         return f"kind {_short(kind.annotation)}" if kind else f"{{{', '.join(only.model_fields)}}}"
     names = {type(None): "null", Any: "anything", Path: "path"}
     return names.get(only) or str(getattr(only, "__name__", only))
-
-
-def _options(annotation: Any) -> list[Any]:
-    if get_origin(annotation) is Annotated:
-        return _options(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return [option for member in get_args(annotation) for option in _options(member)]
-    return [annotation]
 
 
 def _is_model(annotation: Any) -> bool:

@@ -56,7 +56,7 @@ def annotations_at(model: Any, key: Sequence[str]) -> list[Any]:
 
 def fields_of(annotations: Iterable[Any]) -> list[str]:
     """The keys of the models among these annotations."""
-    return list(dict.fromkeys(name for a in annotations for option in _options(a) for name in _fields(option)))
+    return list(dict.fromkeys(name for a in annotations for option in options_of(a) for name in _fields(option)))
 
 
 def _unknown(path: Sequence[str], known: Sequence[str], places: Iterable[Any]) -> str:
@@ -83,7 +83,7 @@ def _walk(model: Any, path: Iterable[Any]) -> tuple[list[str], list[Any]]:
 
 def _step(annotation: Any, part: Any) -> tuple[bool, list[Any]]:
     """Whether `part` is a union's tag and no key; what it leads to."""
-    options = _options(annotation)
+    options = options_of(annotation)
     models = [option for option in options if _fields(option)]
     if len(models) > 1 and (tagged := [m for m in models if _is_tag(m, part)]):
         return True, tagged
@@ -100,12 +100,12 @@ def _step(annotation: Any, part: Any) -> tuple[bool, list[Any]]:
     return False, found
 
 
-def _options(annotation: Any) -> list[Any]:
+def options_of(annotation: Any) -> list[Any]:
     """The members of a union, or what it is, without what annotates it."""
     if get_origin(annotation) is Annotated:
-        return _options(get_args(annotation)[0])
+        return options_of(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
-        return [option for member in get_args(annotation) for option in _options(member)]
+        return [option for member in get_args(annotation) for option in options_of(member)]
     return [annotation]
 
 

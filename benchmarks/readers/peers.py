@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.apart import apart
 from benchmarks.readers.base import IMAGE, Bytes, Reader, Shape, json_of, stacked
+from benchmarks.readers.mosaic import import_streaming
 from shards_schema.codecs import npy_bytes
 
 SHUFFLE_BUFFER = 100
@@ -107,7 +106,7 @@ def _iterate(loader: Callable[[int], Any], workers: int) -> Iterator[Any]:
 
 
 def _mosaic(folder: Path, samples: Bytes, shape: Shape) -> dict[str, Reader]:
-    streaming = _import_streaming()
+    streaming = import_streaming()
     columns = {"token": "str", "json": "json", "image": "bytes", "latents": "ndarray:float16:2,196,1024"}
     limit = shape.shard_size * (shape.image_bytes + samples.latents[0].nbytes)
     with streaming.MDSWriter(out=str(folder), columns=columns, size_limit=limit, progress_bar=False) as writer:
@@ -132,29 +131,3 @@ def _mosaic(folder: Path, samples: Bytes, shape: Shape) -> dict[str, Reader]:
         f"MosaicML Streaming, {w} workers": Reader(folder, partial(read, w, False), partial(read, w, True))
         for w in shape.workers
     }
-
-
-class _StandIn(ModuleType):
-    """A package with every name in it, none of which does anything."""
-
-    __path__ = []  # noqa: RUF012 (what makes a module a package)
-
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return object
-
-
-def _import_streaming() -> Any:
-    """MosaicML Streaming imports torchvision for classes that nothing here uses; the project never installs it."""
-    if importlib.util.find_spec("torchvision") is not None:
-        return importlib.import_module("streaming")
-    if importlib.util.find_spec("transformers") is not None:
-        importlib.import_module("transformers")  # before the stand-in, which it would take for the real one
-    parts = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
-    sys.modules |= {name: _StandIn(name) for name in parts}
-    try:
-        return importlib.import_module("streaming")
-    finally:
-        for name in parts:
-            del sys.modules[name]
