@@ -25,7 +25,7 @@ from jobs import batch_sizes
 from jobs import config as job_config
 from jobs.report import bytes_text, table
 from jobs.teachers import TeachersConfig
-from pipeline.device import refuse_absent, resolved
+from pipeline.device import device_name, refuse_absent, resolved
 from pipeline.stores.volume import Volume
 from shards_schema.errors import ConfigError, SampleError
 from teachers import registry
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> None:
 
 def _probe(config: ProbeConfig, column: str, device: str, volume: Volume) -> int:
     """Measure one column, print the table, write the record; the size."""
-    recipe, name = config.recipe, torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    recipe, name = config.recipe, device_name(device)
     # its neighbours take their memory before it is told what is free
     others = (
         [] if device == "cpu" else [_built(recipe, other, 1, device) for other in recipe.teachers if other != column]
