@@ -1,0 +1,89 @@
+"""Each example runs, on a dataset that the real job made."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from chaos import small
+from jobs import teachers as teachers_job
+from tests.inline_job import run_inline
+from tests.made_once import drive, made_once
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="session")
+def out(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Ten scenes of two logs with the columns samples, vggt and pdm."""
+    data = drive(tmp_path_factory)
+    config = small.settings(data, shard_size=3, teachers={"vggt": small.VGGT, "pdm": {"maps_root": f"{data}/maps"}})
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "job.yaml").write_text(yaml.safe_dump(config))
+        with pytest.MonkeyPatch.context() as patch:
+            run_inline(patch)
+            teachers_job.main([str(folder / "job.yaml"), f"out={folder / 'out'}"])
+
+    return str(made_once(tmp_path_factory, "examples", make) / "out")
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_read_with_torch(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example("read_with_torch").main(out)
+    said = capsys.readouterr().out
+    assert "epoch 1: 10 samples" in said
+    assert '"epoch": 1, "position": 10' in said
+
+
+def test_read_with_webdataset(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example("read_with_webdataset").main(out)
+    assert capsys.readouterr().out.endswith("10 samples\n")
+
+
+def test_read_with_zarr(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example("read_with_zarr").main(out)
+    said = capsys.readouterr().out
+    assert "10 scenes; mean" in said
+    assert "10 scenes planned from 2 logs; 0 quarantined" in said
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_score_trajectories(out: str, version: str, capsys: pytest.CaptureFixture[str]) -> None:
+    example("score_trajectories").main(out, version)
+    lines = capsys.readouterr().out.splitlines()
+    human, aside = zip(*(map(float, line.split()[1:]) for line in lines[1:5]), strict=True)
+    assert sum(human) > sum(aside)
+    assert any(line.startswith("no_at_fault_collisions") for line in lines)
+
+
+def test_add_a_teacher() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(EXAMPLES / "add_a_teacher.py")],
+        cwd=EXAMPLES.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_each_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 60
