@@ -20,13 +20,13 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Final
 
+from pipeline.sources import files
 from pipeline.sources.base import Scan, SceneRef
 from pipeline.sources.navsim_frame import CameraFrame, FrameReader, route, token_and_time
 from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, wanted_logs
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
-from pipeline.stores.volume import Volume
 from shards_schema.errors import SampleError, StoreError
 from shards_schema.records import Frame, Scene
 
@@ -56,7 +56,7 @@ class NavsimSource:
 
     Raises:
         ConfigError: the root is a URL that holds credentials, which would stand in records and reasons.
-        StoreError: (any method) a remote root refused a request or failed too often; no log is given up for that.
+        StoreError: (any method) the disk or the store of the root failed too often; no log is given up for that.
     """
 
     config: NavsimConfig
@@ -77,7 +77,7 @@ class NavsimSource:
     @property
     def synthetic(self) -> bool:
         """Whether the root holds ``SYNTHETIC.json``."""
-        return Volume(self.config.root).exists("SYNTHETIC.json")
+        return "SYNTHETIC.json" in files.names(self.config.root)
 
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`; long lists of the filter as their count and the sha256 of their sorted members."""
@@ -98,8 +98,7 @@ class NavsimSource:
             ConfigError: no log folder, a folder without logs, or a token that two logs hold.
         """
         config = self.config
-        root, folder = Volume(config.root), f"{config.logs_folder}/{config.data_split}"
-        entries = [*root.names(folder), *root.folders(folder)]  # a folder of that name is a log that cannot be read
+        entries = files.names(self._folder)  # a folder of such a name is a log that cannot be read
         logs, unreadable = wanted_logs(config, entries, ".pkl")
         return scan_logs(config, logs, unreadable, partial(_scan_log, self), processes=processes, chunk=16)
 
@@ -161,10 +160,14 @@ class NavsimSource:
             frames.append(frame)
         return tuple(reversed(frames[1:]))
 
+    @property
+    def _folder(self) -> str:
+        return f"{self.config.root.rstrip('/')}/{self.config.logs_folder}/{self.config.data_split}"
+
     def _read_log(self, log: str) -> list[dict[str, Any]]:
         where = f"{self.config.shown_folder}/{log}.pkl"
         try:
-            data = Volume(self.config.root).read(f"navsim_logs/{self.config.data_split}/{log}.pkl")
+            data = files.read(f"{self._folder}/{log}.pkl")
         except StoreError:
             raise
         except FileNotFoundError:
