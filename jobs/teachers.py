@@ -264,12 +264,12 @@ def _print_plan(run: runs.Run, todo: int) -> None:
         + (f"{done} shards are committed, {todo} to do" if done else "none is committed yet")
     )
     if scan.skipped:
-        print("windows passed over: " + ", ".join(f"{n} {why}" for why, n in sorted(scan.skipped.items())))
+        print(f"windows passed over: {scan.passed_over}")
     for log, reason in sorted(scan.unreadable.items())[:10]:
         print(f"UNREADABLE LOG {log}: {reason}")
     if scan.not_found:
         print(f"NOT FOUND: {len(scan.not_found)} tokens of the filter are in no log, e.g. {scan.not_found[0]}")
-    for notice in run.notices:
+    for notice in (*scan.notes, *run.notices):
         print(f"NOTE: {notice}")
 
 
@@ -318,6 +318,12 @@ def _check_quarantine(config: TeachersConfig, run: runs.Run, totals: list[runs.C
         raise IncompleteError(
             f"{len(run.scan.unreadable)} of {logs} logs are unreadable, max_quarantined is "
             f"{config.max_quarantined:.2%}; the reasons stand in dataset.json"
+        )
+    bad = run.scan.skipped.get("bad_frame", 0)
+    if bad > config.max_quarantined * (run.plan.samples + bad):
+        raise IncompleteError(
+            f"{bad} windows have no current frame that can be used, max_quarantined is {config.max_quarantined:.2%}; "
+            f"the first: {run.scan.examples['bad_frame']}"
         )
     if len(run.scan.not_found) > config.max_quarantined * run.plan.samples:
         raise IncompleteError(

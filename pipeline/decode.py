@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
+from shards_schema.disguises import disguise
 from shards_schema.errors import SampleError
 from shards_schema.records import Image
 
@@ -64,7 +65,9 @@ def read_header(data: bytes, where: str) -> JpegHeader:
     except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg has no name for
         if data[:2] == b"\xff\xd8":  # begins as a JPEG does: cut within its header
             raise _damaged(data, where, error) from error
-        raise SampleError("image_not_jpeg", f"{where}: no JPEG in {len(data)} bytes ({error})") from error
+        raise SampleError(
+            "image_not_jpeg", f"{where}: no JPEG in {len(data)} bytes ({disguise(data) or error})"
+        ) from error
     if height * width > MAX_PIXELS:
         raise SampleError("image_too_large", f"{where}: {width}x{height} pixels, at most {MAX_PIXELS} are decoded")
     if (scans := data.count(_SCAN)) * height * width > MAX_SCAN_PIXELS:

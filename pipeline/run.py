@@ -135,6 +135,7 @@ def begin(
     """
     volume = Volume(url)
     scan = source.scan(processes=processes)
+    scan.refuse_nothing()
     plan = make_plan(scan.refs, plan_config)
     manifest = DatasetManifest(
         source=source.describe(),
