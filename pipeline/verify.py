@@ -23,9 +23,9 @@ import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
-from pipeline import index, statistics
+from pipeline import generations, index, statistics
 from pipeline.decode import decode_jpeg
-from pipeline.plan import Plan, PlanConfig, ShardPlan
+from pipeline.plan import Plan, ShardPlan
 from pipeline.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.column import zarr_specs
@@ -35,7 +35,7 @@ from pipeline.tables import from_parquet
 from shards_schema import layout
 from shards_schema.codecs import TAR_END, load_npy
 from shards_schema.commit import CommitRecord, Member
-from shards_schema.errors import DatasetError, SampleError, ShardsError, SpecError
+from shards_schema.errors import SampleError, ShardsError, SpecError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import measured
@@ -91,13 +91,11 @@ class _Verifier:
 
     @cached_property
     def _plan(self) -> Plan:
-        recorded = self._dataset[0].plan
-        config = PlanConfig(shard_size=recorded["shard_size"], seed=recorded["seed"])
-        where = self._volume.path(layout.PLAN)
-        plan = Plan.from_parquet(self._volume.read(layout.PLAN), config, where)
-        if plan.digest != recorded["digest"]:
-            raise DatasetError(f"{where}: plan digest {plan.digest}, dataset.json says {recorded['digest']}")
-        return plan
+        known = generations.read(self._volume, *self._dataset)
+        for number in range(1, len(known.later) + 1):
+            self._known |= {layout.generation(number), layout.generation_plan(number)}
+        self._known.add(layout.generation_plan(len(known.later) + 1))  # of a growth that was interrupted
+        return known.plan(self._volume)
 
     def _fault(self, path: str, what: str) -> None:
         self._faults.append(Fault(path, what))
