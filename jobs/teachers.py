@@ -12,9 +12,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from jobs import batch_sizes, preemption, sight
@@ -26,7 +26,6 @@ from jobs.preemption import Preemption
 from jobs.report import bytes_text, table
 from jobs.timings import Timings
 from pipeline import run as runs
-from pipeline.decode_nvjpeg import DecoderName, identity_of
 from pipeline.device import refuse_absent
 from pipeline.lease import Lease, hold
 from pipeline.plan import PlanConfig
@@ -55,8 +54,6 @@ class TeachersConfig(BaseModel):
             `batch_size: auto` is the dataset's own, or what `jobs.probe` measured (`jobs.batch_sizes`).
         plan: how scenes become shards.
         samples: what the `samples` column carries.
-        decoder: what makes pixels of JPEGs: ``libjpeg``; or, on the workers' GPUs, ``nvjpeg`` or ``nvjpeg_hardware``.
-            Their last bits differ, so it belongs to the identity of each column that reads pixels.
         zarr: whether targets also stand in `targets.zarr`, beside the tars.
         worker: threads and device.
         cluster: workers and Ray.
@@ -71,18 +68,11 @@ class TeachersConfig(BaseModel):
     teachers: Mapping[str, Mapping[str, Any]]
     plan: PlanConfig = PlanConfig()
     samples: SamplesConfig = SamplesConfig()
-    decoder: DecoderName = "libjpeg"
     zarr: bool = True
     worker: WorkerConfig = WorkerConfig()
     cluster: ClusterConfig = ClusterConfig()
     scan_processes: int = Field(default=2, ge=1)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _a_gpu_to_decode_on(self) -> Self:
-        if self.decoder != "libjpeg" and self.worker.device == "cpu":  # now, before column.json is written with it
-            raise ValueError(f"decoder: {self.decoder} decodes on the worker's GPU, and worker.device is cpu")
-        return self
 
 
 class Progress:
@@ -151,9 +141,7 @@ def main(arguments: list[str]) -> None:
     columns = [_teacher(name, fields) for name, fields in config.teachers.items()]
     # after the teachers: a synthetic source is generated here, which takes minutes
     source = sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
-    samples = SamplesColumn(
-        config.samples, num_history=source.num_history, num_future=source.num_future, decoder=config.decoder
-    )
+    samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
     versions = runs.environment()
     manifests = [
         samples.manifest(versions),
@@ -163,7 +151,6 @@ def main(arguments: list[str]) -> None:
                 config.teachers[t.name],
                 versions,
                 storage=config.teachers[t.name].get("storage"),
-                decoder=identity_of(config.decoder),
             )
             for t in columns
         ),
@@ -207,7 +194,6 @@ def _run(
             shard_size=config.plan.shard_size,
             zarr=run.manifest.zarr,
             config=config.worker,
-            decoder=config.decoder,
         )
         with session(config.cluster):
             workers = min(worker_count(config.cluster), len(todo))

@@ -94,22 +94,6 @@ def decode_jpeg(data: bytes, where: str) -> Image:
     return image
 
 
-def skim_jpeg(data: bytes, where: str) -> Image:
-    """Mean brightness of each 8x8 block, uint8 [ceil(H/8), ceil(W/8)], of a JPEG whose header was read.
-
-    It reads every bit of the entropy-coded data, so it refuses what `decode_jpeg` refuses, in the same words, at half
-    the price: only the inverse transform, the upsampling and the colours are left out.
-
-    Raises:
-        SampleError: code ``image_damaged`` (truncated or corrupt).
-    """
-    try:
-        grey: Image = simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)
-    except (ValueError, KeyError) as error:
-        raise _damaged(data, where, error) from error
-    return grey[:, :, 0]
-
-
 def _damaged(data: bytes, where: str, error: Exception) -> SampleError:
     return SampleError("image_damaged", f"{where}: {len(data)} bytes, truncated or corrupt ({error})")
 

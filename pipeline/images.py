@@ -21,7 +21,7 @@ from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecu
 from typing import Any
 
 from pipeline.careful import CarefulDecoder
-from pipeline.decode import Decode, decode_jpeg
+from pipeline.decode import decode_jpeg
 from pipeline.sources import files
 from pipeline.stores.remote import is_local
 from pipeline.stores.retry import store_config
@@ -54,11 +54,9 @@ class ShardImages:
         consumers: Mapping[str, Make],
         *,
         careful: bool = False,
-        decode: Decode | None = None,
     ) -> None:
         self._read = read
         self._careful = CarefulDecoder() if careful else None
-        self._decoder = decode
         self._consumers = consumers
         self._uses: dict[str, Counter[str]] = {}
         self._made: dict[str, Future[dict[str, Any]]] = {}
@@ -124,9 +122,8 @@ class ShardImages:
 
     def _pixels(self, data: bytes, path: str) -> Image:
         if self._careful is None:
-            return (self._decoder or decode_jpeg)(data, path)
-        image = self._careful.decode(data, path)
-        return image if self._decoder is None else self._decoder(data, path)
+            return decode_jpeg(data, path)
+        return self._careful.decode(data, path)
 
     def take(self, consumer: str, path: str) -> Any:
         """What `consumer` made of the file; waits for it. The last taker frees it.

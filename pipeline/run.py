@@ -188,7 +188,6 @@ def begin(
 def environment() -> dict[str, str]:
     """Versions that a column was begun with; told in `column.json`, compared by nobody."""
     packages = {"last-shards", "torch", "diffusers", "transformers", "numpy", "simplejpeg", "zarr"}
-    packages |= {"nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "nvidia-nvjpeg-cu12"}
     installed = {d.name: d.version for d in metadata.distributions() if d.name in packages}
     return {"python": platform.python_version(), **dict(sorted(installed.items()))}
 
