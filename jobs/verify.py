@@ -1,4 +1,8 @@
-"""`python -m jobs.verify out=DIR [threads=2]`: re-read every byte of a dataset; name each fault; exit 1 if any."""
+"""`python -m jobs.verify out=DIR [threads=2]`: re-read every byte of a dataset and name each fault.
+
+Exit code: 0 for a dataset that is finished and clean, 1 where there is a fault, 2 when the config cannot be, 3 for one
+that is not finished (interrupted, or still being made) and has no fault in what is there.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs import config as job_config
 from jobs.report import bytes_text, table
 from pipeline.verify import verify
+
+UNFINISHED = 3
 
 
 class VerifyConfig(BaseModel):
@@ -22,7 +28,7 @@ class VerifyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: str
-    threads: int = Field(default=2, ge=1)
+    threads: int = Field(default=2, ge=1, le=1024)
 
 
 def main(arguments: list[str]) -> int:
@@ -40,11 +46,13 @@ def main(arguments: list[str]) -> int:
     for fault in report.faults:
         print(f"FAULT {fault.path}: {fault.what}")
     if report.faults:
-        print(f"\n{config.out}: {len(report.faults)} faults")
+        more = f"; and not finished: {'; '.join(report.unfinished)}" if report.unfinished else ""
+        print(f"\n{config.out}: {len(report.faults)} fault{'s' * (len(report.faults) > 1)}{more}")
         return 1
-    if report.incomplete:
-        print(f"\n{config.out}: not finished, and no fault in what is there; run the job again to go on")
-        return 1
+    if report.unfinished:
+        print(f"\n{config.out}: not finished: {'; '.join(report.unfinished)}; nothing is wrong in what is there")
+        print("The run goes on where the command that began it is given again.")
+        return UNFINISHED
     print(f"\n{config.out}: clean")
     return 0
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.members import Located
-from pipeline.stores.cache import CacheConfig
+from pipeline.stores.cache import RESTORE, CacheConfig
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.ranges import Span
 from pipeline.stores.volume import Buffer, Volume
@@ -161,8 +161,8 @@ class Values:
             copy = f" If it is only the copy {self._cache.folder}/{file.digest.sha256} that was, delete that."
         return DigestError(
             f"shard {file.shard}, {self._volume.path(file.path)}: {token}.{member.name}: CRC-32C {found:08x}, its "
-            f"commit record says {member.crc32c:08x}; the file was changed. Restore it, or delete the record and run "
-            f"the job again; `make verify` lists all that is damaged.{copy}"
+            f"commit record says {member.crc32c:08x}; the file was changed. {RESTORE}; "
+            f"`make verify` lists all that is damaged.{copy}"
         )
 
 

@@ -75,18 +75,31 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: there is none.
+        StoreError: it cannot be read.
         DatasetError: damaged, or of another version.
     """
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such checkpoint; `make sft` writes them")
+    if path.is_dir():
+        there = ", ".join(sorted(file.name for file in path.glob("*.pt"))[-3:]) or "none"
+        raise DatasetError(f"{path}: a folder, and a checkpoint is a file that `make sft` writes; *.pt in it: {there}")
     try:
         _refuse_packed(path)
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such checkpoint; `make sft` writes them") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror or error}); mend that, and try again") from error
     except Exception as error:
-        raise DatasetError(f"{path}: not a checkpoint ({error}); delete it to go on from the one before") from error
+        raise DatasetError(f"{path}: not a checkpoint ({error}){_instead(path)}") from error
     if content.get("version") != VERSION:
         raise DatasetError(f"{path}: checkpoint version {content.get('version')}, this code reads {VERSION}")
     return content
+
+
+def _instead(path: Path) -> str:
+    """What to do without a checkpoint that is damaged: to go on from the one before is possible where there is one."""
+    if _NAME.match(path.name) and any(p < path for p in path.parent.glob("step_*.pt") if _NAME.match(p.name)):
+        return "; move it away to go on from the one before"
+    return "; give a file that `make sft` or `make grpo` wrote"
 
 
 def digest(path: Path) -> str:

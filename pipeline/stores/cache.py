@@ -30,6 +30,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from shards_schema.commit import FileDigest
 from shards_schema.errors import ConfigError, DigestError, ShardsError
 
+RESTORE = (
+    "Restore it, or copy it again where this is a copy; what cannot be had again is made anew where its commit record "
+    "is deleted and the job run again"
+)
+"""What to do about a committed file that is not what it was."""
+
 _BLOCK = 1 << 23
 _PART, _ROOM = ".part", ".room"
 
@@ -50,7 +56,7 @@ class CacheConfig(BaseModel):
 
     folder: str = Field(min_length=1)
     max_bytes: int = Field(ge=1)
-    fetchers: int = Field(default=2, ge=1)
+    fetchers: int = Field(default=2, ge=1, le=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +237,7 @@ def _download(descriptor: int, wanted: Wanted) -> None:
         if last:
             raise DigestError(
                 f"{wanted.where}: sha256 {digest.hexdigest()}, its commit record says {wanted.digest.sha256}; the file "
-                "was changed. Delete the record and run the job again"
+                f"was changed. {RESTORE}"
             )
     os.fdatasync(descriptor)  # a machine that crashes must not leave a name before the bytes
 

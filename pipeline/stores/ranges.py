@@ -26,10 +26,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stores.cache import CacheConfig, FileCache, Wanted
-from pipeline.stores.volume import Buffer, Volume
+from pipeline.stores.cache import RESTORE, CacheConfig, FileCache, Wanted
+from pipeline.stores.volume import Buffer, Volume, told_of_read
 from shards_schema.commit import FileDigest
-from shards_schema.errors import DatasetError, DigestError, MissingFileError
+from shards_schema.errors import DatasetError, DigestError, MissingFileError, StoreError
 
 _BLOCK = 1 << 22
 _LARGE = 1 << 16
@@ -90,7 +90,7 @@ class _File:
             try:
                 count = os.preadv(self.descriptor, [target], place)
             except OSError as error:
-                raise DatasetError(f"{self._where}: cannot be read at byte {place}: {error.strerror}") from error
+                raise StoreError(f"{self._where}: could not be read at byte {place}: {error.strerror}") from error
             if not count:
                 self.check_size()
                 raise DatasetError(f"{self._where}: ends at byte {place}, but has its size; try again")
@@ -99,7 +99,8 @@ class _File:
     @cached_property
     def map(self) -> memoryview:
         """All of it."""
-        return memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
+        with told_of_read(self._where):
+            return memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
 
     def is_cached(self, offset: int) -> bool:
         """Whether a byte is in the page cache: a read that must not wait finds it, or does not."""
@@ -257,8 +258,9 @@ class RangeReader:
                 self._open.move_to_end(file.path)
                 return self._open[file.path]
             try:
-                descriptor = os.open(self._volume.path(file.path), os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError as error:
+                with told_of_read(path := self._volume.path(file.path)):
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except MissingFileError as error:
                 raise self._missing(file) from error
             opened = _File(descriptor, self._where(file), file.digest.size)
             opened.check_size()
@@ -302,14 +304,12 @@ class RangeReader:
         if found != file.digest.sha256:
             raise DigestError(
                 f"{self._where(file)}: sha256 {found}, its commit record says {file.digest.sha256}; the file was "
-                "changed. Delete the record and run the job again"
+                f"changed. {RESTORE}"
             )
         self._checked.add(file.path)
 
     def _missing(self, file: CommittedFile) -> MissingFileError:
-        return MissingFileError(
-            f"{self._where(file)} is not there, but its commit record is. Delete the record and run the job again"
-        )
+        return MissingFileError(f"{self._where(file)} is not there, but its commit record is. {RESTORE}")
 
     def _where(self, file: CommittedFile) -> str:
         return f"shard {file.shard}, {self._volume.path(file.path)}"
@@ -318,6 +318,5 @@ class RangeReader:
 def _check_size(where: str, found: int, committed: int) -> None:
     if found != committed:
         raise DatasetError(
-            f"{where}: {found} bytes, its commit record says {committed}; the file was cut or changed. Delete the "
-            "record and run the job again"
+            f"{where}: {found} bytes, its commit record says {committed}; the file was cut or changed. {RESTORE}"
         )

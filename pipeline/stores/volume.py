@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
@@ -105,7 +106,7 @@ class Volume:
 
     Raises:
         ConfigError: the URL holds credentials, or no library here knows its protocol.
-        StoreError: (any method) the store refused a request, or failed it too often.
+        StoreError: (any method) the store or the disk refused a request, or failed it too often.
     """
 
     def __init__(self, url: str) -> None:
@@ -137,7 +138,12 @@ class Volume:
     def exists(self, name: str) -> bool:
         """Whether the file is there (and so whole)."""
         if self._local:
-            return Path(self._root, name).is_file()
+            path = self.path(name)
+            try:
+                with told_of_read(path):
+                    return stat.S_ISREG(os.stat(path).st_mode)
+            except MissingFileError:
+                return False
         info = self._store.info(f"{self._root}/{name}")
         return info is not None and info["type"] == "file"
 
@@ -152,25 +158,21 @@ class Volume:
             if info is None:
                 raise MissingFileError(f"{self.path(name)} is not there")
             return int(info["size"])
-        try:
-            return os.stat(self.path(name)).st_size
-        except FileNotFoundError as error:
-            raise MissingFileError(f"{self.path(name)} is not there") from error
+        with told_of_read(path := self.path(name)):
+            return os.stat(path).st_size
 
     def read(self, name: str) -> bytes:
         """All bytes of a file.
 
         Raises:
             MissingFileError: it is not there.
-            StoreError: the store refused the request, or failed too often.
+            StoreError: the store or the disk refused the request, or failed too often.
         """
-        try:
+        with told_of_read(path := self.path(name)):
             if not self._local:
                 return self._store.read(f"{self._root}/{name}")
-            with open(self.path(name), "rb") as file:
+            with open(path, "rb") as file:
                 return file.read()
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise MissingFileError(f"{self.path(name)} is not there") from error
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | Exception]:
         """The bytes of (name, start, end) each, of files on a remote store; an exception where they cannot be had."""
@@ -182,12 +184,8 @@ class Volume:
         Raises:
             MissingFileError: it is not there.
         """
-        if not self._local:
-            return self._store.open(f"{self._root}/{name}", self.size(name))
-        try:
-            return open(self.path(name), "rb")
-        except FileNotFoundError as error:
-            raise MissingFileError(f"{self.path(name)} is not there") from error
+        with told_of_read(path := self.path(name)):
+            return open(path, "rb") if self._local else self._store.open(f"{self._root}/{name}", self.size(name))
 
     def names(self, folder: str) -> list[str]:
         """Names of the files in a folder (not below it), sorted; [] where there is no such folder.
@@ -202,10 +200,11 @@ class Volume:
 
     def _entries(self, folder: str, kind: str) -> list[str]:
         if self._local:
+            path = self.path(folder).rstrip("/")
             try:
-                with os.scandir(Path(self._root, folder)) as entries:
+                with told_of_read(path), os.scandir(path) as entries:
                     return sorted(e.name for e in entries if (e.is_dir() if kind == "directory" else e.is_file()))
-            except (FileNotFoundError, NotADirectoryError):
+            except MissingFileError:
                 return []
         found = self._store.entries(f"{self._root}/{folder}".rstrip("/"))
         return sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in found if e["type"] == kind)
@@ -213,7 +212,9 @@ class Volume:
     def walk(self) -> list[str]:
         """Every file, as a path relative to the root, sorted."""
         if self._local:
-            under = (Path(folder, name) for folder, _, names in os.walk(self._root) for name in names)
+            with told_of_read(self._root):
+                walked = os.walk(self._root, onerror=_raise)
+                under = [Path(folder, name) for folder, _, names in walked for name in names]
             return sorted(path.relative_to(self._root).as_posix() for path in under)
         return [path[len(self._root) + 1 :] for path in self._store.walk(self._root)]
 
@@ -319,6 +320,33 @@ def told(path: str) -> Iterator[None]:
             f"{what}; nothing unfinished counts and what was committed stays: mend the cause and run the same command "
             "again"
         ) from error
+
+
+@contextmanager
+def told_of_read(path: str) -> Iterator[None]:
+    """The same of a read: what is not there, and what could not be looked at, are two things.
+
+    Raises:
+        MissingFileError: `path` is not there.
+        StoreError: it could not be read (a disk that fails, a right that lacks, too many open files, a stale handle).
+    """
+    try:
+        yield
+    except StoreError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingFileError(f"{path} is not there") from error
+    except OSError as error:
+        what = f"{path}: could not be read: {error.strerror or error}"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            what += " (`ulimit -n` raises the limit)"
+        raise StoreError(
+            f"{what}; that says nothing of what it holds: mend the cause and run the same command again"
+        ) from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _make_folder(folder: Path) -> None:
