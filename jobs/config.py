@@ -1,31 +1,39 @@
 """A job's config: one YAML, then ``key=value`` overrides, checked as a whole before any work.
 
 ``python -m jobs.teachers configs/demo.yaml out=out/demo plan.seed=3 teachers.vggt.batch_size=4``: dots go into nested
-mappings, values are YAML, ``key=null`` clears one; blanks alone are themselves where a key takes text and nothing else
-(``separator=' '``). ``${VAR}`` in a string is taken from the environment. ``--help`` prints every key (`jobs.usage`).
+mappings. Where a key takes text, the text is what was given, with its blanks, its ``#`` and its quotes; all else is
+YAML. ``key=null`` clears one, and a key is given once. ``${VAR}`` in a string is taken from the environment. ``--help``
+prints every key (`jobs.usage`).
 """
 
 from __future__ import annotations
 
+import difflib
+import math
 import os
 import re
 import select
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from jobs import usage
 from pipeline.stores.retry import without_credentials
+from shards_schema import documents, layout
 from shards_schema.errors import ConfigError, ShardsError
-from shards_schema.refusals import annotations_at, problems
+from shards_schema.refusals import annotations_at, options_of, problems
 
 Model = TypeVar("Model", bound=BaseModel)
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=", re.DOTALL)
+_QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
+_YAML = ".yaml"
+_NULLS = ("~", "Null", "NULL")
+_LARGEST = (1 << 63) - 1
 _READER_GONE = 141
 """What a shell says of a process that SIGPIPE ended."""
 
@@ -60,15 +68,14 @@ def load(model: type[Model], arguments: Sequence[str], *, beside: Iterable[str] 
     """
     if usage.asks_help(arguments):
         raise HelpAskedError(model)
-    files = [a for a in arguments if "=" not in a]
+    overrides, files = _parted(arguments)
     if options := [a for a in files if a.startswith("-")]:
         raise ConfigError(f"no option {options[0]}: keys are set by key=value, and --help lists them")
     if len(files) > 1:
         raise ConfigError(f"expected one config file and key=value overrides, got {files}")
-    values = _read(Path(files[0])) if files else {}
-    for override in (a for a in arguments if "=" in a):
-        key, _, text = override.partition("=")
-        _set(values, key, _value(model, key, text))
+    values = _read(Path(files[0]), model) if files else {}
+    for key, value in _given(model, overrides):
+        _set(values, key, value)
     try:
         return model.model_validate(_expand(values))
     except ValidationError as error:
@@ -91,7 +98,7 @@ def load_around(around: type[Model], inner: type[BaseModel], arguments: list[str
     fields = around.model_fields.keys() - {"recipe"}
     own = [a for a in arguments if a.partition("=")[0] in fields]
     recipe = load(inner, [a for a in arguments if a not in own], beside=fields)
-    values = {key: _value(around, key, text) for key, _, text in (a.partition("=") for a in own)}
+    values = _expand(dict(_given(around, own)))
     try:
         return around(recipe=recipe, **values)
     except ValidationError as error:
@@ -104,36 +111,84 @@ def describe(error: ValidationError, where: str, model: type[BaseModel], *, besi
     return f"{where}: {len(lines)} value{'s' * (len(lines) != 1)} cannot be:\n  " + "\n  ".join(lines)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and what is none: a file's name may hold a "=" too, but not before a key has ended."""
+    overrides = [a for a in arguments if _OVERRIDE.match(a) and not (a.endswith(_YAML) and os.path.isfile(a))]
+    return overrides, [a for a in arguments if a not in overrides]
+
+
+def _read(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+    if path.is_dir() and not path.suffix:
+        raise ConfigError(f"{path} is a folder, and a config is a file{_meant(path, model)}")
     try:
-        values = _yaml(path.read_text(), str(path))
+        values = documents.parse_yaml(documents.read(path, documents.YAML_BYTES))
     except OSError as error:
-        raise ConfigError(f"config {path}: {error.strerror}; `ls configs/` shows the recipes") from error
+        raise ConfigError(f"config {path}: {error.strerror}; {_recipes(path)}") from error
+    except documents.UnreadableError as error:
+        raise ConfigError(f"config {path}: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"config {path}: expected a mapping, got {type(values).__name__}")
     return values
 
 
-def _yaml(text: str, where: str) -> Any:
-    try:
-        # aliases of aliases are a kilobyte here and gigabytes when `_expand` has copied them
-        if "*" in text and any(
-            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.CSafeLoader)
-        ):
-            raise ConfigError(f"{where}: it uses aliases (*name); write the values out")
-        return yaml.load(text, Loader=yaml.CSafeLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from error
+def _meant(folder: Path, model: type[BaseModel]) -> str:
+    """The key that a folder in the place of a config is likely meant for."""
+    keys = [key for key in ("data", "out") if key in model.model_fields]
+    return f": write {keys[0]}={folder}" if keys and (folder / layout.DATASET).is_file() else "; --help lists the keys"
+
+
+def _recipes(path: Path) -> str:
+    there = [str(path.with_name(name.name)) for name in path.parent.glob(f"*{_YAML}")]
+    near = difflib.get_close_matches(str(path), there, 1)
+    return f"did you mean {near[0]}?" if near else "`ls configs/` shows the recipes"
+
+
+def _given(model: type[BaseModel], overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Key and value of each override; none is given twice, as itself or as a part of another."""
+    before: list[str] = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        value = _value(model, key, _recordable(key, text))
+        for leaf in _leaves(key, value):
+            if twice := [k for k in before if f"{k}.".startswith(f"{leaf}.") or f"{leaf}.".startswith(f"{k}.")]:
+                raise ConfigError(f"{leaf} is given twice on the command line (also as {twice[0]}); keep one")
+        before += _leaves(key, value)
+        yield key, value
+
+
+def _leaves(key: str, value: Any) -> list[str]:
+    if not isinstance(value, dict) or not value:
+        return [key]
+    return [leaf for inner, item in value.items() for leaf in _leaves(f"{key}.{inner}", item)]
 
 
 def _value(model: type[BaseModel], key: str, text: str) -> Any:
-    """Of an override: YAML, whose blanks are null. Nothing at all (``out=$UNSET``) stays null, so it is refused."""
-    if text.isspace() and annotations_at(model, key.split(".")) == [str]:
+    """Of an override. Nothing at all (``out=$UNSET``) is null, so it is refused where a value is needed.
+
+    A quoted text is refused where quotes would stay: somebody means YAML.
+    """
+    if text in ("", "null"):
+        return None
+    options = [option for place in annotations_at(model, key.split(".")) for option in options_of(place)]
+    if options and all(map(_is_text, options)):
+        if _QUOTED.fullmatch(text):
+            raise ConfigError(f"override {key}={text}: {key} takes text as it is; leave out the quotes around it")
         return text
     try:
-        return _yaml(text, f"override {key}={text}")
-    except ConfigError as error:
-        raise ConfigError(f"{error}; such text wants quotes that the shell leaves: \"{key}='...'\"") from error
+        value = documents.parse_yaml(text)
+    except documents.UnreadableError as error:
+        raise ConfigError(
+            f"override {key}={text}: {error}; such text wants quotes that the shell leaves: \"{key}='...'\""
+        ) from error
+    # of a text YAML would keep what stands before a ``#``, without the blanks around it
+    cut = isinstance(value, str) or (value is None and text not in _NULLS)
+    return text if cut and not _QUOTED.fullmatch(text) else value
+
+
+def _is_text(option: Any) -> bool:
+    return option in (str, Path, type(None)) or (
+        get_origin(option) is Literal and all(isinstance(value, str) for value in get_args(option))
+    )
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -146,12 +201,28 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _expand(value: Any) -> Any:
+def _recordable(key: str, text: str) -> str:
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise ConfigError(f"{key}: {text!r:.80} holds bytes that are no UTF-8, or a NUL, which no record can hold")
+    return text
+
+
+def _expand(value: Any, key: str = "") -> Any:
+    """A value with its ``${VAR}``, where it is one that something can be: in a file's name, in a record."""
     if isinstance(value, dict):
-        return {k: _expand(v) for k, v in value.items()}
+        return {k: _expand(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
     if isinstance(value, list):
-        return [_expand(v) for v in value]
-    return _VARIABLE.sub(_variable, value) if isinstance(value, str) else value
+        return [_expand(v, key) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: {value} is no number that a key can have")
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise ConfigError(f"{key}: a number of {len(str(value))} digits; the largest that a key can have is {_LARGEST}")
+    if not isinstance(value, str):
+        return value
+    text = _VARIABLE.sub(_variable, value)
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise ConfigError(f"{key}: {text!r:.80} holds bytes that are no UTF-8, or a NUL: no record can hold such text")
+    return text
 
 
 def _variable(match: re.Match[str]) -> str:

@@ -35,7 +35,8 @@ from jobs.evaluation.sources import Caches, Column, ContextSource
 from jobs.report import table
 from scoring import Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
-from shards_schema.errors import ConfigError, MissingFileError, SampleError
+from shards_schema import documents
+from shards_schema.errors import ConfigError, MissingFileError, SampleError, StoreError
 
 POSES = 8
 SCENES_AT_ONCE = 64
@@ -73,12 +74,13 @@ def read_trajectories(path: Path) -> Trajectories:
         SampleError: code ``bad_trajectory``; the message names the file, the token and the trajectory.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            raw = json.load(file)
+        raw = documents.parse_json(documents.read(path, documents.JSON_BYTES))
     except FileNotFoundError:
         raise MissingFileError(f"no trajectories at {path}") from None
-    except (OSError, ValueError) as error:
-        raise SampleError("bad_trajectory", f"{path}: not JSON: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    except documents.UnreadableError as error:
+        raise SampleError("bad_trajectory", f"{path}: {error}") from error
     if not isinstance(raw, dict) or not raw:
         raise SampleError("bad_trajectory", f"{path}: expected {{token: {{name: poses}}}}, found {_kind(raw)}")
     out: Trajectories = {}

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from shards_schema import documents
 from shards_schema.refusals import options_of
 
 HELP = frozenset({"--help", "-h"})
@@ -60,7 +60,7 @@ def recipe_of(model: type[BaseModel]) -> str | None:
     best: tuple[int, str] | None = None
     required = {name for name, field in model.model_fields.items() if field.is_required()}
     for path in sorted(RECIPES.glob("*.yaml")):
-        keys = set(yaml.safe_load(path.read_text()) or {})
+        keys = set(documents.parse_yaml(path.read_bytes()) or {})
         if keys <= model.model_fields.keys() and keys & required:
             best = min(best or (len(required), ""), (len(required - keys), f"configs/{path.name}"))
     return best[1] if best else None

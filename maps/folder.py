@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from shards_schema import documents
 from shards_schema.errors import ShardsError
 
 INDEX: Final = "nuplan-maps-v1.0.json"
@@ -58,7 +58,7 @@ class MapFolder:
 
     def _index(self) -> Mapping[str, Any]:
         try:
-            index = json.loads((self.root / INDEX).read_text())
+            index = documents.parse_json(documents.read(self.root / INDEX, documents.JSON_BYTES))
         except (OSError, ValueError) as error:
             raise self.fault(
                 f"{self.setting}: no maps at {self.root}: {INDEX}: {error}. "

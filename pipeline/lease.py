@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from pipeline.stores.remote import RemoteStore, store_of
 from pipeline.stores.volume import Volume, told
-from shards_schema import layout
+from shards_schema import documents, layout
 from shards_schema.errors import HeldError
 
 BEAT = 15.0
@@ -192,7 +192,7 @@ def _read(store: RemoteStore, path: str) -> bytes | None:
 
 def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data)
+        found = documents.parse_json(data)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

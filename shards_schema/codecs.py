@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards_schema.documents import UnreadableError, parse_json
 from shards_schema.errors import DatasetError, DigestError
 
 TAR_BLOCK = 512
@@ -68,15 +69,18 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
         DatasetError: not JSON, or not an object.
     """
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{where}: not JSON ({error}); the file is damaged") from error
+        document = parse_json(data)
+    except UnreadableError as error:
+        raise DatasetError(f"{where} {error}; the file is damaged") from error
     if not isinstance(document, dict):
         raise DatasetError(f"{where}: expected a JSON object, got {type(document).__name__}")
     recorded = document.pop(_SEAL, None)
     try:
         found = digest_of(document)
-    except ValueError as error:  # NaN, or a lone surrogate: nothing that `seal` writes
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # NaN, a lone surrogate, or too deep
         raise DigestError(f"{where}: damaged ({error})") from error
     if recorded != found:
         raise DigestError(f"{where}: its seal says sha256 {recorded}, its content has {found}; the file was changed")

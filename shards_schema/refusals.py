@@ -45,7 +45,7 @@ def problems(
             of_all = error["type"] == "value_error" and isinstance(error["input"], Mapping)
             if error["type"] != "missing" and not of_all and ", got " not in what:
                 what += f", got {shown(error['input'])[:80]}"
-        lines.append(f"{'.'.join([*under, *path]) or '(top)'}: {what}")
+        lines.append(": ".join(part for part in (".".join([*under, *path]), what) if part))
     return list(dict.fromkeys(lines))  # each member of a union may say the same
 
 

@@ -31,6 +31,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shards_schema import documents
+
 _BLOCK = 1 << 22
 _WORTH = 64 << 20
 """Bytes below which a file is read faster than it is worth an entry."""
@@ -133,7 +135,7 @@ def _kept(entry: Path, state: _State) -> str | None:
     try:
         if time.time() - entry.stat().st_mtime > _BELIEVED:
             return None
-        content = json.loads(entry.read_bytes())
+        content = documents.parse_json(entry.read_bytes())
         digest = content["sha256"]
         return digest if isinstance(digest, str) and content["check"] == _check(state, digest) else None
     except (OSError, ValueError, TypeError, KeyError):

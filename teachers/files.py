@@ -15,7 +15,6 @@ same on every instruction set, which its normal ones are not) and scaled by fan-
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections import Counter
@@ -25,6 +24,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from shards_schema import documents
 from shards_schema.errors import WeightsError
 from teachers.digests import file_digest
 from teachers.weights import WeightsConfig
@@ -82,9 +82,11 @@ def read_json(path: Path) -> dict[str, Any]:
         WeightsError: the file is something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{path} is not JSON: {error}") from error
+        content = documents.parse_json(documents.read(path, documents.JSON_BYTES))
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except documents.UnreadableError as error:
+        raise WeightsError(f"{path} {error}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content

@@ -6,8 +6,8 @@ Fields, defaults and limits are those of the devkit's `SceneFilter` (spec/navsim
 of synthetic scenes is kept, for those who aggregate; no source here reads such scenes (`NavsimSource` counts them).
 
 Unknown keys are refused, also in the YAML files: a misspelt ``frame_intervall`` would change the dataset in silence.
-YAML aliases are refused: no such file has them, and they are how YAML bombs are made. The C loader reads navtrain's
-103,288 tokens in 0.6 s, where PyYAML's own takes 2.8 s.
+YAML aliases are refused: no such file has them, and they are how YAML bombs are made (`shards_schema.documents`). The C
+loader reads navtrain's 103,288 tokens in 0.6 s, where PyYAML's own takes 2.8 s.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shards_schema import documents
 from shards_schema.errors import ConfigError
 from shards_schema.refusals import problems
 
@@ -117,19 +117,14 @@ class SceneFilter(BaseModel):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes()
-        # Parsing twice would double the time, and the devkit's files do not hold both.
-        suspect = b"*" in text and b"&" in text
-        if suspect and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.CLoader)):
-            raise yaml.YAMLError("it uses aliases (*name); write the values out")
-        found = yaml.load(text, yaml.CSafeLoader)
+        found = documents.parse_yaml(documents.read(path, documents.YAML_BYTES))
     except OSError as error:
         raise ConfigError(
             f"cannot read the scene filter {path}: {error.strerror}. Give a YAML file of the devkit's train_test_split "
             "folder, or the fields themselves"
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none is a plain ValueError
-        raise ConfigError(f"the scene filter {path} cannot be used: {' '.join(str(error).split())}") from None
+    except documents.UnreadableError as error:
+        raise ConfigError(f"the scene filter {path} cannot be used: it {error}") from None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ConfigError(f"the scene filter {path}: expected a mapping of fields, got {found!r:.80}")
     return found

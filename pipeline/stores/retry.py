@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shards_schema import documents
 from shards_schema.errors import ConfigError, StoreError
 from shards_schema.refusals import problems
 
@@ -50,12 +51,12 @@ class StoreConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attempts: int = Field(default=7, ge=1)
+    attempts: int = Field(default=7, ge=1, le=1000)
     first_wait: float = Field(default=0.2, ge=0)
     longest_wait: float = Field(default=20, ge=0)
     connect_timeout: float = Field(default=10, gt=0)
     read_timeout: float = Field(default=60, gt=0)
-    concurrency: int = Field(default=16, ge=1)
+    concurrency: int = Field(default=16, ge=1, le=4096)
     single_put_mb: int = Field(default=512, ge=10, le=5000)
 
     def wait(self, attempt: int) -> float:
@@ -75,11 +76,13 @@ def store_config() -> StoreConfig:
 
 @functools.cache
 def _parsed(text: str) -> StoreConfig:
+    should = f"{ENVIRONMENT} should be JSON with some of {', '.join(StoreConfig.model_fields)}"
     try:
-        return StoreConfig.model_validate_json(text)
+        return StoreConfig.model_validate(documents.parse_json(text))
+    except documents.UnreadableError as error:
+        raise ConfigError(f"{should}: it {error}") from error
     except ValidationError as error:
-        fields, found = ", ".join(StoreConfig.model_fields), "; ".join(problems(error.errors(), StoreConfig))
-        raise ConfigError(f"{ENVIRONMENT} should be JSON with some of {fields}: {found}") from error
+        raise ConfigError(f"{should}: {'; '.join(problems(error.errors(), StoreConfig))}") from error
 
 
 def retrying(call: Callable[[], Result], what: str, config: StoreConfig) -> Result:
@@ -129,22 +132,12 @@ def _refusal(error: Exception, what: str) -> StoreError | None:
     names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
     if "NoCredentialsError" in names or "PartialCredentialsError" in names:
         return StoreError(f"{what}: no credentials: give them in the environment or in fsspec's config, not in the URL")
-    if names & _NOT_A_FILE:
-        return StoreError(
-            f"{what}: {told(error)}: nothing is known of the file: check the URL, and the token in the environment and "
-            "its rights"
-        )
     if isinstance(error, PermissionError) or _status(error) in (401, 403):
         return StoreError(
             f"{what}: refused ({told(error)}): check the credentials in the environment, and their rights"
         )
     return None
 
-
-_NOT_A_FILE = frozenset(
-    {"RepositoryNotFoundError", "RevisionNotFoundError", "BucketNotFoundError", "GatedRepoError", "HFValidationError"}
-)
-"""Of huggingface_hub, which tells an expired token as a repository, and so as a file, that is not there."""
 
 _STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 _CODES = frozenset(

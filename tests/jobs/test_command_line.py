@@ -22,6 +22,7 @@ from jobs import config as job_config
 from jobs import teachers as teachers_job
 from jobs import usage
 from jobs.export import ExportConfig
+from jobs.verify import VerifyConfig
 from pipeline.device import refuse_absent
 from pipeline.reader import Dataset
 from pipeline.sources import registry as sources
@@ -71,7 +72,7 @@ def main_of(job: str) -> Callable[[list[str]], object]:
 @pytest.mark.parametrize(
     ("job", "said"),
     [
-        ("teachers", ["plan.shard_size", "int, default 256", "worker.device"]),
+        ("teachers", ["plan.shard_size", "int, default 256", "worker.device", "decoder", "libjpeg | nvjpeg"]),
         ("probe", ["memory_share", "float, default 0.8", "teachers", "plan.seed"]),
         ("sft", ["student.width", "kind tiny | kind hf", "stages", "list of {stage, steps,"]),
         ("experiments", ["seeds", "list of int, default [0, 1, 2]", "student.width"]),
@@ -263,7 +264,7 @@ def test_a_misspelt_key_is_refused_before_anything_is_made(
 def test_the_recipe_around_a_recipe(run: Run) -> None:
     for overrides, said in (
         (["growht=1"], "growht: unknown key; did you mean growth?"),
-        (["growth=[1"], "override growth=[1: not YAML"),
+        (["growth=[1"], "override growth=[1: is not YAML"),
         (["memory_share=2"], "memory_share: Input should be less than or equal to 0.95, got 2"),
     ):
         code, _, err = run(main_of("probe"), DEMO, *overrides)
@@ -280,15 +281,95 @@ def test_the_stores_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- blanks
 
 
-def test_blanks_are_text_where_only_text_will_do() -> None:
+TEXTS = [
+    "/data/run #3",
+    "Camera # 1. {speed:.1f}",
+    " | ",
+    " ",
+    "2026-02-30",
+    "yes",
+    "1e3",
+    "a: b",
+    "*x",
+    "[1",
+    "~x",
+    "#",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_arrives_as_it_was_given(text: str) -> None:
+    for key in ("out", "separator", "placeholder", "to"):  # str, str | None, Path
+        given = {"out": "x", "to": "y"} | {key: text}
+        config = job_config.load(ExportConfig, [f"{k}={v}" for k, v in given.items()])
+        assert str(getattr(config, key)) == str(type(getattr(config, key))(text))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_within_a_mapping_of_anything_is_not_cut(text: str) -> None:
+    """What `source.root` takes, only its source knows; YAML would keep what stands before a "#"."""
+    try:
+        config = job_config.load(teachers_job.TeachersConfig, ["out=x", f"source.root={text}", "teachers={}"])
+    except ConfigError:
+        return  # no YAML: said, and quotes are advised
+    assert config.source["root"] in (text, True, {"a": "b"})  # of no other kind than text, its source refuses it
+    quoted = job_config.load(teachers_job.TeachersConfig, ["out=x", f'source.root="{text}"', "teachers={}"])
+    assert quoted.source["root"] == text
+
+
+def test_nothing_is_null_and_quotes_that_would_stay_are_refused() -> None:
     arguments = ["out=x", "to=y"]
-    assert job_config.load(ExportConfig, [*arguments, "separator= "]).separator == " "
-    assert job_config.load(ExportConfig, [*arguments, "separator=' '"]).separator == " "
-    assert job_config.load(ExportConfig, [*arguments, "placeholder= "]).placeholder is None  # as ever: null clears it
+    assert job_config.load(ExportConfig, [*arguments, "placeholder="]).placeholder is None
+    assert job_config.load(ExportConfig, [*arguments, "placeholder=null"]).placeholder is None
     with pytest.raises(ConfigError, match="out: Input should be a valid string"):
         job_config.load(ExportConfig, ["to=y", "out="])  # out=$UNSET is not the working directory
-    with pytest.raises(ConfigError, match=r"not YAML(.|\n)*wants quotes that the shell leaves: \"separator='\.\.\.'\""):
-        job_config.load(ExportConfig, [*arguments, "separator=, "])
+    with pytest.raises(ConfigError, match="separator takes text as it is; leave out the quotes"):
+        job_config.load(ExportConfig, [*arguments, "separator=' '"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["out=b"], ["source={kind: a}", "source.kind=b"], ["plan.seed=1", "plan={seed: 2}"]]
+)
+def test_a_key_is_given_once(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="is given twice on the command line"):
+        job_config.load(teachers_job.TeachersConfig, ["out=a", "teachers={}", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("worker.queue_memory_mb=.inf", "worker.queue_memory_mb: inf is no number"),
+        ("max_quarantined=.nan", "max_quarantined: nan is no number"),
+        ("plan.shard_size=1" + "0" * 20, "plan.shard_size: a number of 21 digits"),
+        ("source.root=/data/\udcff", "source.root: '/data/\\udcff' holds bytes that are no UTF-8"),
+        ('source.root="a\\0b"', "or a NUL"),
+    ],
+)
+def test_what_no_record_can_hold_is_refused(argument: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        job_config.load(teachers_job.TeachersConfig, ["out=a", "teachers={}", argument])
+    assert said in str(error.value)
+
+
+def test_what_stands_in_the_place_of_a_config(tmp_path: Path) -> None:
+    def told(*arguments: object) -> str:
+        with pytest.raises(ConfigError) as error:
+            job_config.load(VerifyConfig, [str(a) for a in arguments])
+        return str(error.value)
+
+    (tmp_path / "demo.yaml").write_text("out: x\nout: y\n")
+    assert f"did you mean {tmp_path / 'demo.yaml'}?" in told(tmp_path / "dmo.yaml")
+    assert "gives the key 'out' twice (line 1); keep one" in told(tmp_path / "demo.yaml")
+    (made := tmp_path / "made").mkdir()
+    assert "is a folder, and a config is a file; --help lists the keys" in told(made)
+    (made / "dataset.json").touch()
+    assert f"is a folder, and a config is a file: write out={made}" in told(made)
+    (tmp_path / "binary.yaml").write_bytes(b"out: \xff")
+    assert "is no UTF-8 (byte 0xff at 5)" in told(tmp_path / "binary.yaml")
+    assert "has more than the 16 MiB" in told("/dev/zero")
+    (within := tmp_path / "lr=3").mkdir()
+    (within / "recipe.yaml").write_text("out: x\n")
+    assert job_config.load(VerifyConfig, [str(within / "recipe.yaml")]).out == "x"
 
 
 # --- devices
@@ -362,13 +443,13 @@ def test_an_older_synthetic_dataset(tmp_path: Path, run: Run) -> None:
     (tmp_path / MARKER).write_text(json.dumps({"config": SyntheticConfig(logs=4).identity()}))
     with pytest.raises(MismatchError) as error:
         sources.build({"kind": "synthetic", "root": str(tmp_path), "logs": 3})
-    for told in ("logs is 4 there, 3 here", "(source.root=DIR)", f"delete this one (rm -r {tmp_path})"):
+    for told in ("logs is 4 there, 3 here", "(source.root=DIR)", "move this one away"):
         assert told in str(error.value)
     code, _, err = run(main_of("data"), f"out={tmp_path}", "logs=3")
     assert code == 1
     assert "(out=DIR)" in err
     (tmp_path / MARKER).rename(tmp_path / "mine")
-    with pytest.raises(MismatchError, match=r"is not empty \(mine\).*\(source\.root=DIR\), or empty this one"):
+    with pytest.raises(MismatchError, match=r"is not empty \(mine\).*\(source\.root=DIR\)"):
         sources.build({"kind": "synthetic", "root": str(tmp_path)})
 
 

@@ -44,12 +44,12 @@ def test_overrides_are_yaml_and_nest(recipe: str, monkeypatch: pytest.MonkeyPatc
         (["out=x", "inner.size=0"], "inner.size: Input should be greater than or equal to 1, got 0"),
         (["out=x", "innner.size=1"], "innner"),
         (["inner.size=1"], "out: Field required"),
-        (["out=[1"], "not YAML"),
-        (["out=x", "out.y=1"], "out is 'x', not a mapping"),
+        (["inner=[1"], "is not YAML"),
+        (["out=x", "out.y=1"], "out.y is given twice on the command line (also as out)"),
         (["a.yaml", "b.yaml"], "expected one config file"),
         (["nowhere.yaml"], "ls configs/"),
         (["out=${SHARDS_TEST_UNSET}"], "SHARDS_TEST_UNSET"),
-        (["out=!!python/object/apply:os.system [id]"], "not YAML"),
+        (["inner=!!python/object/apply:os.system [id]"], "not YAML"),
     ],
 )
 def test_refusals_name_the_key(arguments: list[str], said: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.sources.synthetic.config import GENERATOR, SyntheticConfig
 from pipeline.sources.synthetic.logs import LogSpec, drive_of, log_specs, write_log
 from pipeline.sources.synthetic.maps import write_maps
+from shards_schema import documents
 from shards_schema.errors import MismatchError
 
 __all__ = ["MARKER", "SyntheticConfig", "drive_of", "generate", "is_synthetic", "log_specs"]
@@ -92,7 +93,10 @@ def _line(spec: LogSpec) -> str:
 
 
 def _identity(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))["config"]
+    try:
+        return documents.parse_json(path.read_bytes())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise MismatchError(f"{path} cannot be read as the generator writes it ({error}); restore it") from error
 
 
 def _differences(found: Any, wanted: dict[str, Any]) -> str:
@@ -107,7 +111,7 @@ def _finished(config: SyntheticConfig, root: Path, key: str) -> bool:
     if found != config.identity():
         raise MismatchError(
             f"{root} holds a synthetic dataset of another config: {_differences(found, config.identity())}. "
-            f"Give another folder ({key}=DIR), or delete this one (rm -r {root}) to have it made anew."
+            f"Give another folder ({key}=DIR), or move this one away to have it made anew."
         )
     return True
 
@@ -122,7 +126,7 @@ def _begin(config: SyntheticConfig, root: Path, key: str) -> Path:
     elif not note.exists() and root.exists() and (left := sorted(p.name for p in root.iterdir() if p.name != _STAGING)):
         raise MismatchError(
             f"{root} is not empty ({', '.join(left[:5])}) and has no {MARKER}: expected an empty folder or a synthetic "
-            f"dataset, and nothing is written among other data. Give another folder ({key}=DIR), or empty this one."
+            f"dataset, and nothing is written among other data. Give another folder ({key}=DIR)."
         )
     staging.mkdir(parents=True, exist_ok=True)
     _write_json(note, {"config": config.identity()})

@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.sources.synthetic import MARKER, NOTICE, SyntheticConfig, generate, log_specs
 from pipeline.sources.synthetic.logs import LogSpec
 from pipeline.sources.synthetic.nuplan_logs import write_nuplan_log
+from shards_schema import documents
 from shards_schema.errors import ConfigError, MismatchError
 from shards_schema.records import CHANNELS
 
@@ -57,7 +58,7 @@ def generate_nuplan(
     identity = {**config.identity(), "nuplan": REVISION, "between": sorted(between)}
     note = nuplan / ".generating.json"
     for path in (nuplan / MARKER, note):
-        if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))["config"]) != identity:
+        if path.exists() and (found := documents.parse_json(path.read_bytes())["config"]) != identity:
             if path == note:  # a run that did not end: nothing of it was promised
                 shutil.rmtree(nuplan)
                 break
