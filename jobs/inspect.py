@@ -33,7 +33,7 @@ class InspectConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: str
-    scenes: int = Field(default=6, ge=0)
+    scenes: int = Field(default=6, ge=0, le=10_000)
     page: Path | None = None
     seed: int = Field(default=0, ge=0)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.decode import encode_jpeg
+from pipeline.decode_nvjpeg import DecoderName, identity_of
 from pipeline.images import Make
 from shards_schema import layout
 from shards_schema.manifests import ColumnManifest
@@ -26,6 +27,9 @@ from shards_schema.specs import TEXT, TargetSpec
 
 REVISION = 1
 """Raised when the same config gives other bytes."""
+
+Side = Annotated[int, Field(ge=1, le=16_384)]
+"""Pixels along a side of an image that is made."""
 
 
 class SamplesConfig(BaseModel):
@@ -40,7 +44,7 @@ class SamplesConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     views: tuple[str, ...] = ("CAM_F0",)
-    size: tuple[int, int] | None = None
+    size: tuple[Side, Side] | None = None
     quality: int = Field(default=90, ge=1, le=100)
 
     @field_validator("views")
@@ -68,10 +72,14 @@ class SamplesColumn:
         config: views and size.
         num_history: H of the source, the current frame counted.
         num_future: F of the source.
+        decoder: what makes the pixels of which its images are made, where they are resized.
     """
 
-    def __init__(self, config: SamplesConfig, *, num_history: int, num_future: int) -> None:
+    def __init__(
+        self, config: SamplesConfig, *, num_history: int, num_future: int, decoder: DecoderName = "libjpeg"
+    ) -> None:
         self.config = config
+        self._decoder = identity_of(decoder) if config.size else None
         self.num_history = num_history
         self.num_future = num_future
 
@@ -87,6 +95,7 @@ class SamplesColumn:
                 "quality": self.config.quality if self.config.size else None,
                 "num_history": self.num_history,
                 "num_future": self.num_future,
+                **({"decoder": self._decoder} if self._decoder else {}),
             },
             random_weights=False,
             config=self.config.model_dump(mode="json"),

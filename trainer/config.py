@@ -60,6 +60,9 @@ class StageConfig(BaseModel):
         return self.mask or self.stage
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimiserConfig(BaseModel):
     """AdamW; matrices decay, vectors do not.
 
@@ -72,7 +75,7 @@ class OptimiserConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.05, ge=0)
     new_lr: float = Field(default=1.0, gt=0)
     clip: float = Field(default=1.0, gt=0)

@@ -17,6 +17,7 @@ from torch import nn
 
 from pipeline.decode import decode_jpeg
 from pipeline.reader import Dataset
+from pipeline.samples import Side
 from shards_schema.errors import ConfigError
 from shards_schema.records import COMMANDS
 from trainer.batch import Example
@@ -37,8 +38,8 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     views: tuple[str, ...] = Field(default=("cam_f0",), min_length=1)
-    image: tuple[int, int] | None = None
-    steps: int = Field(default=8, ge=1)
+    image: tuple[Side, Side] | None = None
+    steps: int = Field(default=8, ge=1, le=10_000)
     held_out: float = Field(default=0.2, gt=0, lt=1)
     split_seed: int = 0
 

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ class TargetConfig(BaseModel):
 
     column: str
     target: str
-    grid: Mapping[str, int] = Field(min_length=1)
+    grid: Mapping[str, Annotated[int, Field(ge=1, le=4096)]] = Field(min_length=1)
     select: Mapping[str, int] = {}
     channel: str = "channel"
 

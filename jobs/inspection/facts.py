@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import generations
 from pipeline.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.volume import Volume
 from shards_schema import layout
@@ -107,14 +106,15 @@ def gather(url: str) -> Facts:
         DatasetError: it is damaged or of another schema version.
     """
     volume = Volume(url)
-    known = generations.read(volume, *read_manifest(volume))
+    manifest, _ = read_manifest(volume)
     names = [name for name in columns_of(volume) if name != layout.SAMPLES]
     ordered = [layout.SAMPLES, *names] if volume.exists(layout.column_json(layout.SAMPLES)) else names
+    shards = int(manifest.plan["shards"])
     return Facts(
         url=url,
         where=volume.path("").rstrip("/"),
-        manifest=known.now,
-        columns=tuple(_column(volume, name, known.shards) for name in ordered),
+        manifest=manifest,
+        columns=tuple(_column(volume, name, shards) for name in ordered),
     )
 
 

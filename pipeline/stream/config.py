@@ -32,14 +32,14 @@ class StreamConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shuffle: order.Mode = "global"
-    window: int = Field(default=8, ge=1)
-    lanes: int = Field(default=1, ge=1)
+    window: int = Field(default=8, ge=1, le=1 << 20)
+    lanes: int = Field(default=1, ge=1, le=1 << 20)
     seed: int = 0
     uneven: split.Uneven = "drop"
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, le=1 << 20)
     global_batch: int | None = Field(default=None, ge=1)
-    threads: int | None = Field(default=None, ge=0)
-    prefetch: int = Field(default=32, ge=1)
+    threads: int | None = Field(default=None, ge=0, le=1024)
+    prefetch: int = Field(default=32, ge=1, le=1 << 20)
 
     def threads_for(self, works: bool) -> int:
         """`threads`, or what None is where a sample is more work than to copy it (`works`), or is not."""

@@ -115,6 +115,9 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+_Side = Annotated[int, Field(le=16_384)]
+
+
 class CosmosConfig(BaseModel):
     """What a Cosmos teacher encodes, and with what.
 
@@ -145,7 +148,7 @@ class CosmosConfig(BaseModel):
     latents_std: tuple[float, ...] | None = None
     channel: str = "CAM_F0"
     layout: LayoutName | Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = "A"
-    size: tuple[int, int] = (512, 288)
+    size: tuple[_Side, _Side] = (512, 288)
     pool: int | None = Field(default=4, ge=1)
     batch_size: int = Field(default=4, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"

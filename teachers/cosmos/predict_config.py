@@ -81,6 +81,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 """The releases (parameters counted in the tests), and a network for tests of the same structure."""
 
 
+_Side = Annotated[int, Field(le=16_384)]
+
+
 class CosmosPredictConfig(BaseModel):
     """What a Cosmos-Predict teacher is shown, and what of it is read.
 
@@ -120,7 +123,7 @@ class CosmosPredictConfig(BaseModel):
     network: Literal["2b", "14b", "tiny"] = "2b"
     channel: str = "CAM_F0"
     layout: LayoutName | Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = "B"
-    size: tuple[int, int] = (512, 288)
+    size: tuple[_Side, _Side] = (512, 288)
     latents: bool = True
     pool: int | None = Field(default=4, ge=1)
     block: int | None = Field(default=None, ge=0)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.samples import Side
 from shards_schema.records import COMMANDS
 from trainer.answers.base import Answers
 from trainer.batch import Batch
@@ -51,10 +52,10 @@ class TinyConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["tiny"] = "tiny"
-    width: int = Field(default=96, ge=8)
-    depth: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    image: tuple[int, int] = (112, 64)
+    width: int = Field(default=96, ge=8, le=65_536)
+    depth: int = Field(default=4, ge=1, le=1024)
+    heads: int = Field(default=4, ge=1, le=1024)
+    image: tuple[Side, Side] = (112, 64)
     patch: Literal[16, 32] = 16
     dropout: float = Field(default=0.1, ge=0, lt=1)
     answer_dropout: float = Field(default=0.5, ge=0, lt=1)
@@ -62,6 +63,14 @@ class TinyConfig(BaseModel):
     jitter: float = Field(default=0.15, ge=0)
     patch_dropout: float = Field(default=0.3, ge=0, lt=1)
     align_layer: int = -1
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width, got {self.heads} and {self.width}")
+        if any(side % self.patch for side in self.image):
+            raise ValueError(f"image must be multiples of patch {self.patch}, got {list(self.image)}")
+        return self
 
 
 class _Cache:

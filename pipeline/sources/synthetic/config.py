@@ -51,7 +51,7 @@ class SyntheticConfig(BaseModel):
     lidar_points: int = Field(default=4000, ge=0, le=200_000)
     jpeg_quality: int = Field(default=90, ge=1, le=100)
     cameras: tuple[str, ...] = CHANNELS
-    processes: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1)
+    processes: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1, le=1024)
 
     @field_validator("splits", "manoeuvres", "cameras", mode="before")
     @classmethod
