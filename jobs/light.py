@@ -1,8 +1,8 @@
 """The light meter of a run: how fast each teacher was while it was at work, and what share of the time that was.
 
 Counted from the receipts alone: scenes that were written, and the seconds that the teacher's device was at work on them
-(`pipeline.task.ColumnReceipt.teacher_seconds`). What a scene costs in operations is arithmetic (`teachers.flops`), so
-none of this takes time from the run. `python -m benchmarks light` sets the same figures against the device's own rate.
+(`pipeline.task.ColumnReceipt.teacher_seconds`). `python -m benchmarks light` sets the same figures against the device's
+own matrix rate.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from collections.abc import Sequence
 
 from jobs.report import table
 from pipeline.task import ShardReceipt
-from shards_schema.errors import ShardsError
 from teachers.base import Teacher
-from teachers.flops import flops_of
 
 
 class LightMeter:
@@ -39,20 +37,9 @@ class LightMeter:
             workers: that ran side by side, each with a teacher's device of its own.
         """
         rows = [self._row(t, seconds * workers) for t in teachers if self._scenes[t.name] and self._seconds[t.name]]
-        head = ["teacher", "scenes/s alone", "TFLOP/scene", "TFLOP/s", "busy"]
+        head = ["teacher", "scenes/s alone", "busy"]
         return "\n" + table(head, rows) if rows else ""
 
     def _row(self, teacher: Teacher, whole: float) -> list[str]:
         rate = self._scenes[teacher.name] / self._seconds[teacher.name]
-        tera = _tera(teacher)
-        cost = ["-", "-"] if tera is None else [f"{tera:.3g}", f"{tera * rate:.3g}"]
-        return [teacher.name, f"{rate:.2f}", *cost, f"{self._seconds[teacher.name] / whole:.0%}"]
-
-
-def _tera(teacher: Teacher) -> float | None:
-    """TFLOP a scene; None where it is not known (a report must not end a run that is done)."""
-    try:
-        flops = flops_of(teacher)
-    except ShardsError:
-        return None
-    return None if flops is None else flops / 1e12
+        return [teacher.name, f"{rate:.2f}", f"{self._seconds[teacher.name] / whole:.0%}"]

@@ -12,9 +12,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from jobs import batch_sizes, preemption, sight
@@ -26,7 +26,6 @@ from jobs.preemption import Preemption
 from jobs.report import bytes_text, table
 from jobs.timings import Timings
 from pipeline import run as runs
-from pipeline.decode_nvjpeg import DecoderName, identity_of
 from pipeline.device import refuse_absent
 from pipeline.lease import Lease, hold
 from pipeline.plan import PlanConfig
@@ -55,8 +54,6 @@ class TeachersConfig(BaseModel):
             `batch_size: auto` is the dataset's own, or what `jobs.probe` measured (`jobs.batch_sizes`).
         plan: how scenes become shards.
         samples: what the `samples` column carries.
-        decoder: what makes pixels of JPEGs: ``libjpeg``; or, on the workers' GPUs, ``nvjpeg`` or ``nvjpeg_hardware``.
-            Their last bits differ, so it belongs to the identity of each column that reads pixels.
         zarr: whether targets also stand in `targets.zarr`, beside the tars.
         worker: threads and device.
         cluster: workers and Ray.
@@ -71,18 +68,11 @@ class TeachersConfig(BaseModel):
     teachers: Mapping[str, Mapping[str, Any]]
     plan: PlanConfig = PlanConfig()
     samples: SamplesConfig = SamplesConfig()
-    decoder: DecoderName = "libjpeg"
     zarr: bool = True
     worker: WorkerConfig = WorkerConfig()
     cluster: ClusterConfig = ClusterConfig()
     scan_processes: int = Field(default=2, ge=1, le=1024)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _a_gpu_to_decode_on(self) -> Self:
-        if self.decoder != "libjpeg" and self.worker.device == "cpu":  # now, before column.json is written with it
-            raise ValueError(f"decoder: {self.decoder} decodes on the worker's GPU, and worker.device is cpu")
-        return self
 
 
 class Progress:
@@ -151,9 +141,7 @@ def main(arguments: list[str]) -> None:
     columns = [_teacher(name, fields) for name, fields in config.teachers.items()]
     # after the teachers: a synthetic source is generated here, which takes minutes
     source = sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
-    samples = SamplesColumn(
-        config.samples, num_history=source.num_history, num_future=source.num_future, decoder=config.decoder
-    )
+    samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
     versions = runs.environment()
     manifests = [
         samples.manifest(versions),
@@ -163,7 +151,6 @@ def main(arguments: list[str]) -> None:
                 config.teachers[t.name],
                 versions,
                 storage=config.teachers[t.name].get("storage"),
-                decoder=identity_of(config.decoder),
             )
             for t in columns
         ),
@@ -207,7 +194,6 @@ def _run(
             shard_size=config.plan.shard_size,
             zarr=run.manifest.zarr,
             config=config.worker,
-            decoder=config.decoder,
         )
         with session(config.cluster):
             workers = min(worker_count(config.cluster), len(todo))
@@ -264,12 +250,12 @@ def _print_plan(run: runs.Run, todo: int) -> None:
         + (f"{done} shards are committed, {todo} to do" if done else "none is committed yet")
     )
     if scan.skipped:
-        print("windows passed over: " + ", ".join(f"{n} {why}" for why, n in sorted(scan.skipped.items())))
+        print(f"windows passed over: {scan.passed_over}")
     for log, reason in sorted(scan.unreadable.items())[:10]:
         print(f"UNREADABLE LOG {log}: {reason}")
     if scan.not_found:
         print(f"NOT FOUND: {len(scan.not_found)} tokens of the filter are in no log, e.g. {scan.not_found[0]}")
-    for notice in run.notices:
+    for notice in (*scan.notes, *run.notices):
         print(f"NOTE: {notice}")
 
 
@@ -318,6 +304,12 @@ def _check_quarantine(config: TeachersConfig, run: runs.Run, totals: list[runs.C
         raise IncompleteError(
             f"{len(run.scan.unreadable)} of {logs} logs are unreadable, max_quarantined is "
             f"{config.max_quarantined:.2%}; the reasons stand in dataset.json"
+        )
+    bad = run.scan.skipped.get("bad_frame", 0)
+    if bad > config.max_quarantined * (run.plan.samples + bad):
+        raise IncompleteError(
+            f"{bad} windows have no current frame that can be used, max_quarantined is {config.max_quarantined:.2%}; "
+            f"the first: {run.scan.examples['bad_frame']}"
         )
     if len(run.scan.not_found) > config.max_quarantined * run.plan.samples:
         raise IncompleteError(

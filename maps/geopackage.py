@@ -20,7 +20,8 @@ import pyproj
 import shapely
 from numpy.typing import NDArray
 
-from shards_schema.errors import SampleError
+from shards_schema.errors import SampleError, StoreError
+from shards_schema.reading import read_local
 
 Shapes = NDArray[np.object_]
 
@@ -46,7 +47,7 @@ class Layer:
 
 
 class GeoPackage:
-    """A file; every fault in it is a `SampleError` of code ``bad_map``."""
+    """A file; every fault in it is a `SampleError` of code ``bad_map``, and one of the disk below it a `StoreError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,7 +90,15 @@ class GeoPackage:
         except SampleError:
             raise
         except Exception as error:  # GDAL, PROJ and GEOS each have error classes of their own
+            self._refuse_passing()
             raise SampleError("bad_map", f"{self.path}: not a nuPlan map: {type(error).__name__}: {error}") from error
+
+    def _refuse_passing(self) -> None:
+        """After a fault: whether the file can be read at all; GDAL does not say so in a way that one could ask for."""
+        try:
+            read_local(self.path)
+        except FileNotFoundError as error:  # it was there when its path was asked for
+            raise StoreError(f"read {self.path}: it is not there any more; bring it back and run again") from error
 
 
 def _typed(column: str, values: NDArray[Any]) -> NDArray[Any]:

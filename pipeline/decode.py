@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
+from shards_schema.disguises import disguise
 from shards_schema.errors import SampleError
 from shards_schema.records import Image
 
@@ -64,7 +65,9 @@ def read_header(data: bytes, where: str) -> JpegHeader:
     except (ValueError, KeyError) as error:  # KeyError: a colour space that simplejpeg has no name for
         if data[:2] == b"\xff\xd8":  # begins as a JPEG does: cut within its header
             raise _damaged(data, where, error) from error
-        raise SampleError("image_not_jpeg", f"{where}: no JPEG in {len(data)} bytes ({error})") from error
+        raise SampleError(
+            "image_not_jpeg", f"{where}: no JPEG in {len(data)} bytes ({disguise(data) or error})"
+        ) from error
     if height * width > MAX_PIXELS:
         raise SampleError("image_too_large", f"{where}: {width}x{height} pixels, at most {MAX_PIXELS} are decoded")
     if (scans := data.count(_SCAN)) * height * width > MAX_SCAN_PIXELS:
@@ -89,22 +92,6 @@ def decode_jpeg(data: bytes, where: str) -> Image:
     except (ValueError, KeyError) as error:
         raise _damaged(data, where, error) from error
     return image
-
-
-def skim_jpeg(data: bytes, where: str) -> Image:
-    """Mean brightness of each 8x8 block, uint8 [ceil(H/8), ceil(W/8)], of a JPEG whose header was read.
-
-    It reads every bit of the entropy-coded data, so it refuses what `decode_jpeg` refuses, in the same words, at half
-    the price: only the inverse transform, the upsampling and the colours are left out.
-
-    Raises:
-        SampleError: code ``image_damaged`` (truncated or corrupt).
-    """
-    try:
-        grey: Image = simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1)
-    except (ValueError, KeyError) as error:
-        raise _damaged(data, where, error) from error
-    return grey[:, :, 0]
 
 
 def _damaged(data: bytes, where: str, error: Exception) -> SampleError:

@@ -3,8 +3,8 @@
 Scenes of a log overlap, and several columns want the same frame: each distinct file is one task in the decode pool,
 in the order of first need, and its task makes at once the small form that each consumer wants (a teacher's input, the
 student's JPEG). The full-size pixels live only inside that task; a small form lives until its last user took it. An
-image that is not there or is no JPEG is a `SampleError`, raised to each scene that asks for it and to no other; a
-store that refuses or keeps failing is a `StoreError`, which ends the shard, so that a bad hour quarantines nothing.
+image that is not there or is no JPEG is a `SampleError`, raised to each scene that asks for it and to no other; a disk
+or a store that refuses or keeps failing is a `StoreError`, which ends the shard: a bad hour quarantines nothing.
 
 Remote images are fetched by threads of their own, many more than decode, since they wait and do not work:
 
@@ -14,23 +14,24 @@ Remote images are fetched by threads of their own, many more than decode, since 
 from __future__ import annotations
 
 import errno
-import os
-import stat
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from pipeline.careful import CarefulDecoder
-from pipeline.decode import Decode, decode_jpeg
-from pipeline.stores.remote import is_local, store_of
+from pipeline.decode import decode_jpeg
+from pipeline.sources import files
+from pipeline.stores.remote import is_local
 from pipeline.stores.retry import store_config
 from shards_schema.errors import SampleError, StoreError
 from shards_schema.records import Image
 
 MAX_BYTES = 256 << 20
 """Of an image file on a local disk; those of a camera have less than one."""
+
+_NO_SUCH_FILE = ": no such file"
 
 Make = Callable[[bytes, Image], Any]
 """What a consumer makes of a file's bytes and its pixels; pure, called from many threads."""
@@ -53,11 +54,9 @@ class ShardImages:
         consumers: Mapping[str, Make],
         *,
         careful: bool = False,
-        decode: Decode | None = None,
     ) -> None:
         self._read = read
         self._careful = CarefulDecoder() if careful else None
-        self._decoder = decode
         self._consumers = consumers
         self._uses: dict[str, Counter[str]] = {}
         self._made: dict[str, Future[dict[str, Any]]] = {}
@@ -123,9 +122,8 @@ class ShardImages:
 
     def _pixels(self, data: bytes, path: str) -> Image:
         if self._careful is None:
-            return (self._decoder or decode_jpeg)(data, path)
-        image = self._careful.decode(data, path)
-        return image if self._decoder is None else self._decoder(data, path)
+            return decode_jpeg(data, path)
+        return self._careful.decode(data, path)
 
     def take(self, consumer: str, path: str) -> Any:
         """What `consumer` made of the file; waits for it. The last taker frees it.
@@ -156,39 +154,31 @@ class ShardImages:
         self._made.clear()
 
 
-def read_image(path: str) -> bytes:
+def read_image(path: str, absent: Container[str] = ()) -> bytes:
     """The bytes of an image file, local or on any fsspec store.
 
+    Args:
+        path: or URL.
+        absent: see `pipeline.sources.files.read`.
+
     Raises:
-        SampleError: codes ``image_missing``, ``image_unreadable`` (a local disk's fault, or no file but a folder, a
-            pipe, a device), ``image_too_large``.
-        StoreError: the store refused, or failed too often.
+        SampleError: codes ``image_missing``, ``image_unreadable`` (no file but a folder, a pipe, a device; a name that
+            no file can have), ``image_too_large``.
+        StoreError: a cause that passes, or may: see `pipeline.sources.files`.
     """
     try:
-        if is_local(path):
-            return _read_local(path)
-        store = store_of(path)
-        return store.read(store.path_of(path))
+        return files.read(path, most=MAX_BYTES, absent=absent)
     except FileNotFoundError:
-        raise SampleError("image_missing", f"{path}: no such file") from None
+        raise SampleError("image_missing", f"{path}{_NO_SUCH_FILE}") from None
     except StoreError:
         raise
-    except OSError as error:
-        raise SampleError("image_unreadable", f"{path}: {error.strerror or error}") from error
-
-
-def _read_local(path: str) -> bytes:
-    try:
-        # not to wait for somebody to write into a pipe
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as error:  # a NUL character
         raise SampleError("image_unreadable", f"{path!r}: {error}") from error
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(found.st_mode):
-            raise SampleError("image_unreadable", f"{path}: no regular file (a pipe, a socket or a device)")
-        if found.st_size > MAX_BYTES:
-            raise SampleError("image_too_large", f"{path}: {found.st_size} bytes, at most {MAX_BYTES} are read")
-        return file.read()
+    except OSError as error:
+        code = "image_too_large" if error.errno == errno.EFBIG else "image_unreadable"
+        raise SampleError(code, f"{path}: {error.strerror or error}") from error
+
+
+def missing_image(reason: str) -> str | None:
+    """The path in the reason of an ``image_missing``; None in any other's."""
+    return reason.removesuffix(_NO_SUCH_FILE) if reason.endswith(_NO_SUCH_FILE) else None

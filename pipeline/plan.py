@@ -219,6 +219,39 @@ def make_plan(refs: Iterable[SceneRef] | pa.Table, config: PlanConfig) -> Plan:
     return Plan(table, int(shard.max()) + 1, config, _digest(table, config))
 
 
+def extended(plan: Plan, refs: pa.Table) -> Plan:
+    """More scenes, in shards and rows of their own behind those of `plan`, of which nothing is touched.
+
+    Args:
+        plan: what there is.
+        refs: scenes that it lacks, see `REFS_SCHEMA`.
+
+    Returns:
+        Their part alone, numbered on; `joined` puts it behind `plan`.
+    """
+    more = make_plan(refs, plan.config).table
+    shard = pc.add(more["shard"], pa.scalar(plan.shards, pa.int32()))
+    row = pc.add(more["row"], plan.shards * plan.config.shard_size)
+    table = pa.table([more["token"], more["log"], more["timestamp"], shard, row, more["start"]], schema=SCHEMA)
+    return Plan(table, int(pc.max(shard).as_py()) + 1, plan.config, _digest(table, plan.config))
+
+
+def joined(parts: Sequence[Plan]) -> Plan:
+    """The generations of a plan, in order, as one; the digest is over the rows of all."""
+    if len(parts) == 1:
+        return parts[0]
+    table = pa.concat_tables([part.table for part in parts]).combine_chunks()
+    return Plan(table, parts[-1].shards, parts[0].config, _digest(table, parts[0].config))
+
+
+def compared(plan: Plan, refs: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Scenes of the plan that are not among `refs`, and those of `refs` that are not in the plan, as `REFS_SCHEMA`."""
+    names = REFS_SCHEMA.names
+    planned, found = (t.select(names).set_column(1, "log", t["log"].cast(pa.string())) for t in (plan.table, refs))
+    gone, new = (a.join(b, names, join_type="left anti") for a, b in ((planned, found), (found, planned)))
+    return gone.select(names).cast(REFS_SCHEMA), new.select(names).cast(REFS_SCHEMA)
+
+
 def _refuse_twins(tokens: pa.ChunkedArray) -> None:
     """Tokens are compared by 64 bits of a hash, and as themselves only where those are equal: a set of ten million
     strings would be the largest thing in the driver."""

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, cast
 
-from pipeline import statistics
+from pipeline import generations, statistics
 from pipeline.members import Column, Value, nearest, open_column
-from pipeline.plan import Plan, PlanConfig
+from pipeline.plan import Plan
 from pipeline.records import columns_of, read_manifest
 from pipeline.stores.cache import CacheConfig
 from pipeline.stores.ranges import RangeReader, Span
@@ -31,7 +31,7 @@ from pipeline.stores.volume import Volume
 from pipeline.values import Values
 from shards_schema import layout
 from shards_schema.commit import Quarantined
-from shards_schema.errors import AbsentError, DatasetError, MissingFileError, QuarantinedError
+from shards_schema.errors import AbsentError, MissingFileError, QuarantinedError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics
@@ -91,7 +91,7 @@ class Dataset:
         self._volume = Volume(url)
         self.manifest, self.digest = read_manifest(self._volume)
         opened = columns_of(self._volume) if names is None else names
-        planned = None if self.local else int(self.manifest.plan["shards"])
+        planned = None if self.local else generations.read(self._volume, self.manifest, self.digest).shards
         self._columns = {
             n: open_column(self._volume, n, url=url, dataset=self.digest, planned=planned, checked=check_members)
             for n in opened
@@ -181,18 +181,12 @@ class Dataset:
 
     @cached_property
     def plan(self) -> Plan:
-        """`plan.parquet`: every sample that was asked for, with its log; read when first used.
+        """Every sample that was asked for, with its log, of all generations; read when first used.
 
         Raises:
-            DatasetError: missing, damaged, or not the plan that `dataset.json` names.
+            DatasetError: a document is damaged; a table is missing, damaged, or not the one that its document names.
         """
-        recorded = self.manifest.plan
-        where = self._volume.path(layout.PLAN)
-        config = PlanConfig(shard_size=recorded["shard_size"], seed=recorded["seed"])
-        plan = Plan.from_parquet(self._volume.read(layout.PLAN), config, where)
-        if plan.digest != recorded["digest"]:
-            raise DatasetError(f"{where}: plan digest {plan.digest}, dataset.json says {recorded['digest']}")
-        return plan
+        return generations.read(self._volume, self.manifest, self.digest).plan(self._volume)
 
     def read(self, token: str, targets: Wanted | None = None, *, raw: bool = False, owned: bool = False) -> Sample:
         """One sample, as much of it as is asked for.

@@ -1,6 +1,7 @@
 """A run, before and after the work: what is planned, what is left to do, and whether the accounting closes.
 
-    begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared)
+    begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared; what
+                              the source has more since then: plan.1.json, plan.1.parquet, see `pipeline.generations`)
               todo = plan minus commit records
     close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet,
               and each column's statistics.parquet
@@ -17,9 +18,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, overload
 
-from pipeline import index, statistics
-from pipeline.plan import Plan, PlanConfig, make_plan
-from pipeline.records import columns_of, committed, read_records
+import pyarrow as pa
+
+from pipeline import generations, index, statistics
+from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
+from pipeline.records import columns_of, committed, read_manifest, read_records
 from pipeline.sources.base import Scan, Source
 from pipeline.stores import zarr
 from pipeline.stores.column import zarr_specs
@@ -47,6 +50,7 @@ class Run:
         dataset: its seal.
         columns: column name -> manifest, in the order of work.
         done: (shard, column) pairs that were committed before.
+        grown: scenes that the plan had not before, in a dataset that was begun before.
     """
 
     volume: Volume
@@ -56,6 +60,7 @@ class Run:
     dataset: str
     columns: Mapping[str, ColumnManifest]
     done: frozenset[tuple[int, str]]
+    grown: int = 0
 
     @property
     def unfinished(self) -> frozenset[str]:
@@ -131,11 +136,14 @@ def begin(
 
     Raises:
         ConfigError: the source has no scenes.
-        MismatchError: the dataset there was planned otherwise, or a column was made otherwise.
+        MismatchError: the dataset there was planned otherwise (but for scenes that the source has more by now: they
+            become a generation of their own, see `pipeline.generations`), or a column was made otherwise.
     """
     volume = Volume(url)
     scan = source.scan(processes=processes)
-    plan = make_plan(scan.refs, plan_config)
+    scan.refuse_nothing()
+    refs = scan.refs if isinstance(scan.refs, pa.Table) else refs_table(scan.refs)
+    plan = make_plan(refs, plan_config)
     manifest = DatasetManifest(
         source=source.describe(),
         plan={
@@ -153,7 +161,15 @@ def begin(
         notices=_notices(source, columns),
         code_version=metadata.version("last-shards"),
     )
-    manifest, dataset = _write_or_compare(volume, manifest, plan)
+    if volume.exists(layout.DATASET):
+        known = generations.read(volume, *read_manifest(volume))
+        plan = generations.go_on(volume, known, manifest, plan, refs, scan)
+        manifest, dataset = known.manifest, known.seal
+        grown = plan.samples - known.now.plan["samples"]
+        if plan.shards > manifest.plan["shards"] and manifest.zarr:
+            generations.reshape(volume, plan)
+    else:
+        dataset, grown = _write(volume, manifest, plan), 0
     volume.sweep()
     begun = [_begin_column(volume, column, plan, with_zarr) for column in columns]
     done = frozenset((shard, c.column) for c in columns for shard in committed(volume, c.column))
@@ -165,13 +181,13 @@ def begin(
         dataset=dataset,
         columns={c.column: c for c in begun},
         done=done,
+        grown=grown,
     )
 
 
 def environment() -> dict[str, str]:
     """Versions that a column was begun with; told in `column.json`, compared by nobody."""
     packages = {"last-shards", "torch", "diffusers", "transformers", "numpy", "simplejpeg", "zarr"}
-    packages |= {"nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "nvidia-nvjpeg-cu12"}
     installed = {d.name: d.version for d in metadata.distributions() if d.name in packages}
     return {"python": platform.python_version(), **dict(sorted(installed.items()))}
 
@@ -261,13 +277,8 @@ def _notices(source: Source, columns: Sequence[ColumnManifest]) -> tuple[str, ..
     return tuple(notices)
 
 
-def _write_or_compare(volume: Volume, manifest: DatasetManifest, plan: Plan) -> tuple[DatasetManifest, str]:
-    """`dataset.json` as it stands on disk, and its seal; it is written last of the three, and only once."""
-    if volume.exists(layout.DATASET):
-        data = volume.read(layout.DATASET)
-        recorded = DatasetManifest.from_bytes(data, volume.path(layout.DATASET))
-        manifest.refuse_other(recorded, volume.path(layout.DATASET))
-        return recorded, seal_of(data)
+def _write(volume: Volume, manifest: DatasetManifest, plan: Plan) -> str:
+    """The seal of `dataset.json`, which is written last of the three, and only once."""
     volume.put(layout.PLAN, plan.to_parquet())
     data = manifest.to_bytes()
     if manifest.zarr:
@@ -275,7 +286,7 @@ def _write_or_compare(volume: Volume, manifest: DatasetManifest, plan: Plan) -> 
         for path, document in zarr.root_document(attributes | {"notices": list(manifest.notices)}).items():
             volume.put(path, document)
     volume.put(layout.DATASET, data)
-    return manifest, seal_of(data)
+    return seal_of(data)
 
 
 def _begin_column(volume: Volume, column: ColumnManifest, plan: Plan, with_zarr: bool) -> ColumnManifest:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.decode import encode_jpeg
-from pipeline.decode_nvjpeg import DecoderName, identity_of
 from pipeline.images import Make
 from shards_schema import layout
 from shards_schema.manifests import ColumnManifest
@@ -72,14 +71,10 @@ class SamplesColumn:
         config: views and size.
         num_history: H of the source, the current frame counted.
         num_future: F of the source.
-        decoder: what makes the pixels of which its images are made, where they are resized.
     """
 
-    def __init__(
-        self, config: SamplesConfig, *, num_history: int, num_future: int, decoder: DecoderName = "libjpeg"
-    ) -> None:
+    def __init__(self, config: SamplesConfig, *, num_history: int, num_future: int) -> None:
         self.config = config
-        self._decoder = identity_of(decoder) if config.size else None
         self.num_history = num_history
         self.num_future = num_future
 
@@ -95,7 +90,6 @@ class SamplesColumn:
                 "quality": self.config.quality if self.config.size else None,
                 "num_history": self.num_history,
                 "num_future": self.num_future,
-                **({"decoder": self._decoder} if self._decoder else {}),
             },
             random_weights=False,
             config=self.config.model_dump(mode="json"),

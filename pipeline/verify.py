@@ -20,8 +20,8 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from pipeline import index, statistics
-from pipeline.plan import Plan, PlanConfig
+from pipeline import generations, index, statistics
+from pipeline.plan import Plan
 from pipeline.records import committed, read_manifest
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.volume import Volume
@@ -31,7 +31,7 @@ from pipeline.verify_shard import Fault as Fault  # part of what `verify` gives
 from pipeline.verify_shard import ShardCheck
 from shards_schema import documents, layout
 from shards_schema.commit import CommitRecord
-from shards_schema.errors import DatasetError, ShardsError
+from shards_schema.errors import ShardsError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.statistics import measured
 
@@ -83,13 +83,11 @@ class _Verifier:
 
     @cached_property
     def _plan(self) -> Plan:
-        recorded = self._dataset[0].plan
-        config = PlanConfig(shard_size=recorded["shard_size"], seed=recorded["seed"])
-        where = self._volume.path(layout.PLAN)
-        plan = Plan.from_parquet(self._volume.read(layout.PLAN), config, where)
-        if plan.digest != recorded["digest"]:
-            raise DatasetError(f"{where}: plan digest {plan.digest}, dataset.json says {recorded['digest']}")
-        return plan
+        known = generations.read(self._volume, *self._dataset)
+        for number in range(1, len(known.later) + 1):
+            self._known |= {layout.generation(number), layout.generation_plan(number)}
+        self._known.add(layout.generation_plan(len(known.later) + 1))  # of a growth that was interrupted
+        return known.plan(self._volume)
 
     def _fault(self, path: str, what: str) -> None:
         self._faults.append(Fault(path, what))

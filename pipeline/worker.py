@@ -32,8 +32,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.decode import Decode
-from pipeline.decode_nvjpeg import DecoderName, identity_of, open_decoder
 from pipeline.device import device_name, refuse_absent, resolved
 from pipeline.images import ShardImages, read_image
 from pipeline.plan import PlannedScene
@@ -45,9 +43,9 @@ from pipeline.task import ColumnReceipt, ShardReceipt, ShardTask
 from pipeline.turns import Turns
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
-from shards_schema.errors import MismatchError, SampleError, ShardsError
+from shards_schema.errors import MismatchError, SampleError
 from shards_schema.manifests import ColumnManifest
-from shards_schema.records import Image, Scene
+from shards_schema.records import Scene
 from shards_schema.storage import storage_of
 from teachers.base import Launch, PhasedTeacher, Targets, Teacher, TeacherInput, fingerprint
 
@@ -86,7 +84,6 @@ class ShardWorker:
         shard_size: of the plan.
         zarr: whether to write Zarr as well as tars.
         config: threads and device.
-        decoder: what makes pixels of JPEGs; it decides bytes, so it stands in the manifests' provenance.
     """
 
     def __init__(
@@ -101,7 +98,6 @@ class ShardWorker:
         shard_size: int,
         zarr: bool,
         config: WorkerConfig,
-        decoder: DecoderName = "libjpeg",
     ) -> None:
         self._source, self._volume = source, volume
         self._teachers = {t.name: t for t in teachers}
@@ -109,8 +105,6 @@ class ShardWorker:
         self._manifests = manifests
         self._dataset, self._shard_size, self._zarr = dataset, shard_size, zarr
         self._config = config
-        self._decoder = decoder
-        self._decode: Decode | None = None if decoder == "libjpeg" else _not_loaded
         self._queued: deque[Launch] = deque()
         self._turns = Turns("teacher", self._make_room)
         self._tickets = itertools.count()
@@ -126,17 +120,15 @@ class ShardWorker:
 
         Raises:
             MismatchError: a teacher here is not the one that the driver wrote down (other weights on this machine).
-            ConfigError: this machine has no such device, or the decoder cannot run here.
+            ConfigError: this machine has no such device.
         """
         device = resolved(self._config.device)
         refuse_absent(device)
-        if self._decoder != "libjpeg":
-            self._decode = open_decoder(self._decoder, device)
         if self._config.torch_threads is not None:
             torch.set_num_threads(self._config.torch_threads)
         for name, teacher in self._teachers.items():
             manifest = self._manifests[name]
-            here, recorded = _identity(teacher, manifest, self._decoder), manifest.identity
+            here, recorded = fingerprint(teacher, storage_of(manifest.targets)), manifest.identity
             if here != recorded:
                 raise MismatchError(
                     f"column {name}: the driver recorded fingerprint {recorded[:12]}, this worker has {here[:12]}; "
@@ -159,7 +151,6 @@ class ShardWorker:
             read_image,
             {name: _preprocess(t) for name, t in consumers.items()} | {layout.SAMPLES: self._samples.make},
             careful=task.careful or self._config.careful,
-            decode=self._decode,
         )
         for planned, scene in shard.good():
             self._want(shard, planned, scene, images, task.columns)
@@ -287,16 +278,6 @@ class ShardWorker:
 
 _Collect = Callable[[], tuple[list[Targets], float]]
 """Waits for the targets of a batch; gives them, and the teacher's seconds."""
-
-
-def _not_loaded(data: bytes, where: str) -> Image:
-    """In the place of a decoder that `load` would have found."""
-    raise ShardsError("ShardWorker.process: call load() first")
-
-
-def _identity(teacher: Teacher, manifest: ColumnManifest, decoder: DecoderName) -> str:
-    """Of the column that `teacher` would write here."""
-    return fingerprint(teacher, storage_of(manifest.targets), decoder=identity_of(decoder))
 
 
 def _compute(teacher: Teacher, inputs: Sequence[TeacherInput]) -> _Collect:

@@ -1,6 +1,7 @@
 """Where everything lies in a dataset, as paths relative to its root, with "/" on every store.
 
 dataset.json  plan.parquet  index.parquet  quarantine.parquet
+plan.1.json  plan.1.parquet  ...      (of a dataset that grew: a generation of the plan each)
 <column>/column.json  <column>/000000.tar  <column>/000000.json  <column>/000000.stats.parquet
 <column>/statistics.parquet
 targets.zarr/zarr.json  targets.zarr/<column>/zarr.json  targets.zarr/<column>/<target>/{zarr.json, c/0/0/...}
@@ -41,6 +42,16 @@ SAMPLES = "samples"
 
 VALID = "valid"
 """``<column>/valid`` in the Zarr group: uint8, 1 where a row was written, 0 where it was quarantined or is unused."""
+
+
+def generation(number: int) -> str:
+    """What the n-th growth of a dataset (from 1 on) added to its plan: a generation exists when this file does."""
+    return f"plan.{number}.json"
+
+
+def generation_plan(number: int) -> str:
+    """The rows that it added."""
+    return f"plan.{number}.parquet"
 
 
 def column_json(column: str) -> str:

@@ -1,7 +1,8 @@
-"""The two documents that are written once and never edited: `dataset.json` and `<column>/column.json`.
+"""The documents that are written once and never edited: `dataset.json`, `plan.<n>.json` and `<column>/column.json`.
 
-`dataset.json` says what was planned from which source; `column.json` says what one column holds and who made it. A
-run that finds one of them with other content is refused, with both values named: two runs are never mixed.
+`dataset.json` says what was planned from which source, `plan.<n>.json` what a dataset that grew planned more;
+`column.json` says what one column holds and who made it. A run that finds one of them with other content is refused,
+with both values named: two runs are never mixed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from shards_schema.commit import check_version
 from shards_schema.errors import DatasetError, MismatchError
 from shards_schema.layout import SCHEMA_VERSION
 from shards_schema.specs import NAME, TargetSpec
+
+ABSENT = "absent"
+"""In the place of a value that one of two documents lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +84,10 @@ class DatasetManifest:
         Raises:
             MismatchError: the plan or the source differs; both values are named.
         """
-        for what in ("digest", "shard_size", "seed"):
+        for what in ("shard_size", "seed", "digest"):
             if recorded.plan.get(what) != self.plan.get(what):
                 raise MismatchError(
-                    f"{where}: plan {what} on disk is {recorded.plan.get(what)}, this run has {self.plan.get(what)}; "
+                    f"{where}: plan.{what}: {recorded.plan.get(what)} on disk, {self.plan.get(what)} in this run; "
                     "give the same source, filter, seed and shard size, or another out"
                 )
         for what in ("synthetic", "zarr"):
@@ -91,6 +95,62 @@ class DatasetManifest:
                 raise MismatchError(
                     f"{where}: {what} is {getattr(recorded, what)} on disk, {getattr(self, what)} in this run"
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationManifest:
+    """`plan.<n>.json`: what the n-th growth of a dataset added.
+
+    Attributes:
+        number: n, from 1 on.
+        dataset: seal of `dataset.json`.
+        before: seal of the generation before; of `dataset.json` for the first.
+        source: what the source said of itself then.
+        plan: digest, samples and shards of what was added, first_shard, shard_size, seed; and of the whole source as
+            it was then unreadable_logs, not_found, skipped.
+        code_version: of last-shards.
+    """
+
+    number: int
+    dataset: str
+    before: str
+    source: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    code_version: str
+
+    def to_bytes(self) -> bytes:
+        """The sealed document."""
+        return seal(
+            {
+                "format": "last-shards",
+                "schema_version": SCHEMA_VERSION,
+                "generation": self.number,
+                "dataset": self.dataset,
+                "before": self.before,
+                "source": dict(self.source),
+                "plan": dict(self.plan),
+                "code_version": self.code_version,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> GenerationManifest:
+        """The manifest in a file.
+
+        Raises:
+            DatasetError: damaged, or of another schema version.
+        """
+        document = unseal(data, where)
+        check_version(document, where)
+        with _complete(where):
+            return cls(
+                number=document["generation"],
+                dataset=document["dataset"],
+                before=document["before"],
+                source=document["source"],
+                plan=document["plan"],
+                code_version=document["code_version"],
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,14 +251,17 @@ def _complete(where: str) -> Iterator[None]:
         raise DatasetError(f"{where}: not what this release writes ({type(error).__name__}: {error})") from error
 
 
-def differences(recorded: Any, found: Any, path: str = "") -> list[str]:
+def differences(recorded: Any, found: Any) -> list[str]:
     """Where two JSON values differ, as ``path: recorded -> found``."""
+    return [f"{path}: {a} -> {b}" for path, a, b in differing(recorded, found)]
+
+
+def differing(recorded: Any, found: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two JSON values differ: the path, and both values, `ABSENT` where one has none."""
     if isinstance(recorded, dict) and isinstance(found, dict):
-        out: list[str] = []
+        out: list[tuple[str, Any, Any]] = []
         for key in sorted(recorded.keys() | found.keys()):
-            if key not in recorded or key not in found:
-                out.append(f"{path}{key}: {recorded.get(key, 'absent')} -> {found.get(key, 'absent')}")
-            else:
-                out += differences(recorded[key], found[key], f"{path}{key}.")
+            inner = f"{path}.{key}" if path else key
+            out += differing(recorded.get(key, ABSENT), found.get(key, ABSENT), inner)
         return out
-    return [] if recorded == found else [f"{path.rstrip('.')}: {recorded} -> {found}"]
+    return [] if recorded == found else [(path, recorded, found)]

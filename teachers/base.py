@@ -146,7 +146,6 @@ def column_manifest(
     environment: Mapping[str, str] | None = None,
     *,
     storage: Mapping[str, str] | None = None,
-    decoder: Mapping[str, Any] | None = None,
 ) -> ColumnManifest:
     """`column.json` of the column that `teacher` writes; `config` and `environment` are told there, not compared.
 
@@ -155,28 +154,21 @@ def column_manifest(
         config: as it was given.
         environment: versions of libraries.
         storage: target -> how it is kept, where not as it is computed; see `shards_schema.storage`.
-        decoder: what makes pixels of its JPEGs, where that is not the default. It decides bits of the output, so it
-            joins the provenance; but not of a teacher that says ``reads_images = False``.
 
     Raises:
         WeightsError: the checkpoint cannot be found.
         ConfigError: a storage that a target cannot have.
     """
-    provenance = teacher.provenance()
-    if decoder is not None and getattr(teacher, "reads_images", True):
-        provenance = {**provenance, "decoder": dict(decoder)}
     return ColumnManifest(
         column=teacher.name,
         targets=stored_specs(teacher.specs, storage or {}),
-        provenance=provenance,
+        provenance=teacher.provenance(),
         random_weights=teacher.random_weights,
         config=config or {},
         environment=environment or {},
     )
 
 
-def fingerprint(
-    teacher: Teacher, storage: Mapping[str, str] | None = None, *, decoder: Mapping[str, Any] | None = None
-) -> str:
-    """Digest of name, `provenance()`, decoder and what is stored: equal if and only if outputs may be mixed."""
-    return column_manifest(teacher, storage=storage, decoder=decoder).identity
+def fingerprint(teacher: Teacher, storage: Mapping[str, str] | None = None) -> str:
+    """Digest of name, `provenance()` and what is stored: equal if and only if outputs may be mixed."""
+    return column_manifest(teacher, storage=storage).identity

@@ -1,32 +1,27 @@
-"""Floating-point operations of a teacher for one scene, by arithmetic on its config: nothing is built or run.
+"""Floating-point operations of a teacher for one scene, as torch counts them in the real network on the meta device.
 
-A multiplication and its addition are two operations. Counted are matrix products, convolutions (padding included, as
-they are run) and the two products of attention; norms, activations, rotations, resizing and pooling are not, which is
-how `torch.utils.flop_counter` counts and what a device's matrix rate is compared with. The tests hold every count
-against that counter, to the last operation.
+A multiplication and its addition are two operations. Counted are matrix products, convolutions and the two products of
+attention, which is what a device's matrix rate is compared with; norms, activations, rotations and pooling are not.
+Nothing is computed and no weights are read, but a full-size network takes a second or some to be built.
 
-A teacher that has a method ``flops() -> int`` answers for itself; the built-in ones are counted by a function of their
-config, in the module that `COUNTERS` names.
+A teacher that has a method ``flops() -> int`` answers for itself; the built-in ones are run as `_RUNS` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import import_module
-from math import prod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 if TYPE_CHECKING:
     from teachers.base import Teacher
+    from teachers.cosmos.config import CosmosConfig
+    from teachers.cosmos.predict_config import CosmosPredictConfig
+    from teachers.vggt.config import VGGTConfig
     from teachers.vjepa2 import VJEPA2Config
-
-COUNTERS = {
-    "teachers.cosmos.config:CosmosConfig": "teachers.cosmos.flops:cosmos",
-    "teachers.cosmos.predict_config:CosmosPredictConfig": "teachers.cosmos.flops:predict",
-    "teachers.vggt.config:VGGTConfig": "teachers.vggt.flops:vggt",
-    "teachers.vjepa2:VJEPA2Config": "teachers.flops:vjepa2",
-}
-"""The config's class (``module:class``) -> the function of it (``module:function``) that counts one scene."""
 
 
 def flops_of(teacher: Teacher) -> int | None:
@@ -39,41 +34,98 @@ def flops_of(teacher: Teacher) -> int | None:
     if callable(own):
         return int(own())
     config: Any = getattr(teacher, "config", None)
-    counter = COUNTERS.get(f"{type(config).__module__}:{type(config).__qualname__}")
-    if counter is None:
-        return None
-    module, _, function = counter.partition(":")
-    return int(getattr(import_module(module), function)(config))
+    run = _RUNS.get(type(config).__name__)
+    return None if run is None else counted(lambda: run(config))
 
 
-def linear(tokens: int, inputs: int, outputs: int) -> int:
-    """A matrix [inputs, outputs] applied to `tokens` vectors."""
-    return 2 * tokens * inputs * outputs
+def counted(call: Callable[[], object]) -> int:
+    """What torch's counter sees in a call. Attention runs by its definition, since fused kernels are not all seen."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        call()
+    return int(counter.get_total_flops())
 
 
-def convolution(places: Sequence[int], kernel: Sequence[int], inputs: int, outputs: int) -> int:
-    """A dense convolution at `places` (its output's grid; a transposed one's: its input's) and the kernel's size."""
-    return 2 * prod(places) * prod(kernel) * inputs * outputs
+def vggt(config: VGGTConfig, *, heads: bool = True) -> int:
+    """VGGT on one window; without the heads, up to the tokens of its last layer."""
+    if heads:
+        return counted(lambda: _run_vggt(config))
+    return counted(lambda: _vggt(config).aggregator(_images(config), {config.built.depth - 1}))
 
 
-def attention(sequences: int, queries: int, keys: int, width: int) -> int:
-    """Both products of scaled dot-product attention; `width` is that of all heads together."""
-    return 4 * sequences * queries * keys * width
+def _vggt(config: VGGTConfig) -> Any:
+    from teachers.vggt.network import VGGTNetwork
+
+    with torch.device("meta"):
+        return VGGTNetwork(config.built).requires_grad_(False)
 
 
-def block(sequences: int, tokens: int, width: int, hidden: int) -> int:
-    """A transformer block on `sequences` of `tokens`: queries, keys, values, attention, output, MLP of two layers."""
-    projections = linear(sequences * tokens, width, 4 * width)
-    mlp = 2 * linear(sequences * tokens, width, hidden)
-    return projections + attention(sequences, tokens, tokens, width) + mlp
+def _images(config: VGGTConfig) -> torch.Tensor:
+    return _meta(1, config.frames, 3, config.image_height, config.width)
 
 
-def vjepa2(config: VJEPA2Config) -> int:
-    """V-JEPA 2's encoder on one scene's clips, one a view."""
-    from teachers.vjepa2 import PATCH, TUBELET
+def _run_vggt(config: VGGTConfig) -> None:
+    """Part by part, since `VGGTNetwork.forward` asks for autocast, which the meta device has not."""
+    network, built, width = _vggt(config), config.built, 2 * config.built.embed_dim
+    read = set(config.layer_indices)
+    if built.camera is not None:
+        read.add(built.depth - 1)
+        network.camera_head(_meta(1, config.frames, width))
+    if built.depth_head is not None:
+        read |= {*built.depth_head.layers}
+        rows, columns = config.patch_grid
+        network.depth_head([_meta(config.frames, rows * columns, width)] * 4, rows, columns)
+    network.aggregator(_images(config), read)
 
-    encoder = config.encoder
-    grid = (config.times, *config.token_grid)
-    embedding = convolution(grid, (TUBELET, PATCH, PATCH), 3, encoder.width)
-    blocks = encoder.blocks * block(1, prod(grid), encoder.width, encoder.hidden)
-    return len(config.views) * (embedding + blocks)
+
+def _run_cosmos(config: CosmosConfig) -> None:
+    import diffusers
+
+    from teachers.cosmos.checkpoint import describe
+
+    # moved there, and not made there: diffusers keeps the first model's wavelets for all that come after it
+    vae = getattr(diffusers, config.vae.class_name)(**describe(config).arguments).to("meta")
+    vae.encode(_meta(1, 3, len(config.frame_layout.steps), config.size[1], config.size[0]))
+
+
+def _run_predict(config: CosmosPredictConfig) -> None:
+    """The VAE on one clip; the transformer, up to its block, on the past and the noise that stands for the future."""
+    from teachers.cosmos.transformer import describe_transformer, make_transformer
+
+    _run_cosmos(config.clip)
+    network: Any = make_transformer(describe_transformer(config), config.read_block + 1).requires_grad_(False)
+    grid = (config.given + config.horizon, *config.clip.latent_grid)
+    projected = network.config["use_crossattn_projection"]
+    network(
+        hidden_states=_meta(1, 16, *grid),
+        timestep=_meta(1, 1, grid[0], 1, 1),
+        encoder_hidden_states=_meta(
+            1, 1, network.config["crossattn_proj_in_channels" if projected else "text_embed_dim"]
+        ),
+        condition_mask=_meta(1, 2, *grid),
+        fps=None,
+        return_dict=False,
+    )
+
+
+def _run_vjepa2(config: VJEPA2Config) -> None:
+    import transformers
+
+    from teachers.vjepa2 import PATCH, encode
+
+    with torch.device("meta"):
+        network: Any = transformers.VJEPA2Model(transformers.VJEPA2Config(**config.encoder.arguments()))
+    video = _meta(len(config.views), len(config.steps), 3, config.size[1], config.size[0])
+    encode(network.requires_grad_(False).encoder, video, config.encoder.crop // PATCH)
+
+
+def _meta(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, device="meta")
+
+
+_RUNS: dict[str, Callable[[Any], None]] = {
+    "CosmosConfig": _run_cosmos,
+    "CosmosPredictConfig": _run_predict,
+    "VGGTConfig": _run_vggt,
+    "VJEPA2Config": _run_vjepa2,
+}
+"""The config's class -> one scene through its network, on the meta device."""

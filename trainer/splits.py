@@ -25,19 +25,31 @@ def logs_of(dataset: Dataset) -> dict[str, str]:
     return dict(zip(table["token"].to_pylist(), table["log"].to_pylist(), strict=True))
 
 
-def split(dataset: Dataset, tokens: Sequence[str], config: DataConfig) -> Split:
-    """The split of a first run over these tokens: `config.held_out` of their logs, at least one.
+def split_by_log(
+    dataset: Dataset, held_out: float = 0.2, seed: int = 0, *, tokens: Sequence[str] | None = None
+) -> Split:
+    """Whole logs to train on and whole logs held out; what `jobs.sft` does with `samples.held_out`.
+
+    Args:
+        dataset: open with the columns that are wanted.
+        held_out: share of the logs; at least one is held out, and at least one is not.
+        seed: of the choice.
+        tokens: to split, in plan order; None is all that are written in every open column.
 
     Raises:
         DatasetError: fewer than two logs.
     """
+    chosen = dataset.tokens(*dataset.columns) if tokens is None else tokens
     log_of = logs_of(dataset)
-    logs = sorted(
-        {log_of[t] for t in tokens}, key=lambda log: hashlib.sha256(f"{config.split_seed}/{log}".encode()).hexdigest()
-    )
+    logs = sorted({log_of[t] for t in chosen}, key=lambda log: hashlib.sha256(f"{seed}/{log}".encode()).hexdigest())
     if len(logs) < 2:
         raise DatasetError(f"{dataset.url}: {len(logs)} logs; holding whole logs out needs at least two")
-    return _by_log(tokens, log_of, set(logs[: max(1, round(config.held_out * len(logs)))]))
+    return _by_log(chosen, log_of, set(logs[: min(max(1, round(held_out * len(logs))), len(logs) - 1)]))
+
+
+def split(dataset: Dataset, tokens: Sequence[str], config: DataConfig) -> Split:
+    """The split of a first run over these tokens: see `split_by_log`, which raises what this raises."""
+    return split_by_log(dataset, config.held_out, config.split_seed, tokens=tokens)
 
 
 def split_like(dataset: Dataset, tokens: Sequence[str], held_before: Set[str], config: DataConfig) -> Split:

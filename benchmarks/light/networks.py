@@ -21,11 +21,9 @@ from safetensors.torch import save_file
 from benchmarks.light import Plan, absent
 from benchmarks.light.meter import Device, Readings, Row, matmuls
 from benchmarks.light.upstream import UpstreamStyle
-from teachers import registry
+from teachers import flops, registry
 from teachers.base import Teacher, TeacherInput
-from teachers.flops import flops_of
 from teachers.testing import synthetic_scene
-from teachers.vggt.flops import parts
 from teachers.vggt.geometry import PATCH
 
 VIEWS = ("CAM_F0", "CAM_L0", "CAM_R0")
@@ -194,8 +192,8 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
 
 def _taught(device: Device, name: str, kind: str, loaded: tuple[Teacher, int], batch: int) -> Row:
     teacher, weights = loaded
-    flops = flops_of(teacher)
-    assert flops is not None
+    operations = flops.flops_of(teacher)
+    assert operations is not None
     batches = [ready(teacher, seed, batch) for seed in range(_READY)]
     return Row(
         name=name,
@@ -203,7 +201,7 @@ def _taught(device: Device, name: str, kind: str, loaded: tuple[Teacher, int], b
         dtype=_short(teacher),
         scenes=batch,
         frames=len(teacher.requests(batches[0][0].scene)),
-        flops=flops * batch,
+        flops=operations * batch,
         run=lambda calls: loop(device, [(teacher, batches)], calls),
         weights=weights,
         teacher=teacher,
@@ -212,7 +210,6 @@ def _taught(device: Device, name: str, kind: str, loaded: tuple[Teacher, int], b
 
 def _upstream(device: Device, name: str, built: _Built, heads: bool) -> Row:
     network = built.upstream()
-    counts = parts(network.config)
     shape = (network.config.frames, network.config.image_height, network.config.width, 3)
     scenes = np.random.default_rng(0).integers(0, 256, (_READY, *shape), dtype=np.uint8)
 
@@ -225,7 +222,7 @@ def _upstream(device: Device, name: str, built: _Built, heads: bool) -> Row:
         dtype="bf16" if network.config.dtype == "bfloat16" else "fp32",
         scenes=1,
         frames=network.config.frames,
-        flops=counts.total if heads else counts.tokens,
+        flops=flops.vggt(network.config, heads=heads),
         run=run,
         weights=sum(p.nbytes for p in network.parameters()) if device.cuda else 0,
     )

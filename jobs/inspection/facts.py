@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import generations
 from pipeline.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.volume import Volume
 from shards_schema import layout
@@ -106,15 +107,14 @@ def gather(url: str) -> Facts:
         DatasetError: it is damaged or of another schema version.
     """
     volume = Volume(url)
-    manifest, _ = read_manifest(volume)
+    known = generations.read(volume, *read_manifest(volume))
     names = [name for name in columns_of(volume) if name != layout.SAMPLES]
     ordered = [layout.SAMPLES, *names] if volume.exists(layout.column_json(layout.SAMPLES)) else names
-    shards = int(manifest.plan["shards"])
     return Facts(
         url=url,
         where=volume.path("").rstrip("/"),
-        manifest=manifest,
-        columns=tuple(_column(volume, name, shards) for name in ordered),
+        manifest=known.now,
+        columns=tuple(_column(volume, name, known.shards) for name in ordered),
     )
 
 

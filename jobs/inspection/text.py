@@ -63,6 +63,7 @@ def plan_line(facts: Facts) -> str:
     line = (
         f"{plan['samples']} samples in {plan['shards']} shards of at most {plan['shard_size']}, seed {plan['seed']}, "
         f"digest {plan['digest'][:12]}"
+        + (f", in {plan['generations']} generations: it grew" if "generations" in plan else "")
     )
     skipped = ", ".join(f"{count} {why}" for why, count in plan.get("skipped", {}).items())
     return line + (f"; windows passed over: {skipped}" if skipped else "")

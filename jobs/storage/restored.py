@@ -36,8 +36,8 @@ def restore(dataset: Dataset, to: str, storage: Mapping[str, Mapping[str, str]])
     """
     source, out = Volume(dataset.url), Volume(to)
     for path in source.walk():
-        documents = (layout.DATASET, layout.PLAN, f"{layout.ZARR}/zarr.json")
-        if path in documents or path.startswith((f"{layout.SAMPLES}/", f"{layout.ZARR}/{layout.SAMPLES}/")):
+        documents = (layout.DATASET, f"{layout.ZARR}/zarr.json")
+        if path in documents or path.startswith(("plan.", f"{layout.SAMPLES}/", f"{layout.ZARR}/{layout.SAMPLES}/")):
             out.put(path, source.read(path))
     for column, choices in storage.items():
         recorded = dataset.columns[column]

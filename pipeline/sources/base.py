@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from shards_schema.errors import SampleError
+from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import Scene
+
+_SHOWN = 3
+"""Examples in a message."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -41,12 +44,50 @@ class Scan:
         unreadable: log name -> reason, for logs that could not be read at all.
         not_found: tokens that the filter asked for and no readable log has, sorted.
         skipped: how many windows were passed over, by reason (``no_route``, ``too_short``, ...), for the report.
+        examples: reason of `skipped` -> what the first such window was, where a count alone does not say enough.
+        notes: what a person should know of the windows before the work begins, a sentence each.
     """
 
     refs: tuple[SceneRef, ...]
     unreadable: dict[str, str] = field(default_factory=dict)
     not_found: tuple[str, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed_over(self) -> str:
+        """`skipped` in words, with the first example of each reason that has one; "" for none."""
+        return ", ".join(
+            f"{count} {reason}" + (f" (the first: {self.examples[reason]})" if reason in self.examples else "")
+            for reason, count in sorted(self.skipped.items())
+        )
+
+    def refuse_nothing(self) -> None:
+        """Refuse a scan that found no scene, with all that it knows of the reasons.
+
+        Raises:
+            ConfigError: there are no scenes.
+        """
+        if self.refs:
+            return
+        why = []
+        if self.unreadable:
+            first = "; ".join(f"{log}: {reason}" for log, reason in list(self.unreadable.items())[:_SHOWN])
+            why.append(f"{len(self.unreadable)} logs cannot be read (the first: {first})")
+        if self.skipped:
+            why.append(f"windows passed over: {self.passed_over}")
+        if self.not_found:
+            why.append(
+                f"{len(self.not_found)} tokens of the filter are in no window that could be made, e.g. "
+                f"{', '.join(self.not_found[:_SHOWN])}"
+            )
+        why += self.notes
+        raise ConfigError(
+            "no scenes to plan: "
+            + ("; ".join(why) or "the logs that were read hold no frames")
+            + ". Look at source.root, source.split and source.filter"
+        )
 
 
 @runtime_checkable

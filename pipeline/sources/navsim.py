@@ -6,36 +6,32 @@ Layout, under any URL that fsspec opens::
     <root>/sensor_blobs/<split>/<data_path>        images and point clouds, named by the frames
     <root>/SYNTHETIC.json                          there only when our own generator made the dataset
 
-The windows are the devkit's: starts 0, s, 2s, ...; H + F frames; no check for gaps in time. A token that a log holds
-twice means its later window, as in the devkit, and is counted (``repeated_token``). What holds for all logs together
-(their order, limits, tokens that two hold, synthetic scenes) stands in `pipeline.sources.scan`.
+Which windows are scenes stands in `navsim_windows`. A token that a log holds twice means its later window, as in the
+devkit, and is counted (``repeated_token``). What holds for all logs together (their order, limits, tokens that two
+hold, synthetic scenes) stands in `pipeline.sources.scan`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Final
 
+from pipeline.sources import files
 from pipeline.sources.base import Scan, SceneRef
-from pipeline.sources.navsim_frame import CameraFrame, FrameReader, route, token_and_time
+from pipeline.sources.navsim_frame import CameraFrame, FrameReader, token_and_time
+from pipeline.sources.navsim_windows import Gaps, break_between, cut_windows
 from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, wanted_logs
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
-from pipeline.stores.volume import Volume
 from shards_schema.errors import SampleError, StoreError
 from shards_schema.records import Frame, Scene
 
 MAP_NAMES: Final = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
 """nuPlan's four locations."""
-
-_PERIOD_US: Final = 500_000
-_GAP_US: Final = 100_000
-"""Frames follow each other without a gap when they are 0.5 s +- 0.1 s apart."""
 
 
 class NavsimConfig(LogsConfig):
@@ -43,11 +39,13 @@ class NavsimConfig(LogsConfig):
 
     Attributes:
         camera_frame: see `FrameReader`.
+        gaps: "keep" makes windows that hold a gap in time within a scene, as NAVSIM does; "drop" does not.
     """
 
     logs_folder: ClassVar[str] = "navsim_logs"
 
     camera_frame: CameraFrame = "ego"
+    gaps: Gaps = "keep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class NavsimSource:
 
     Raises:
         ConfigError: the root is a URL that holds credentials, which would stand in records and reasons.
-        StoreError: (any method) a remote root refused a request or failed too often; no log is given up for that.
+        StoreError: (any method) the disk or the store of the root failed too often; no log is given up for that.
     """
 
     config: NavsimConfig
@@ -77,7 +75,7 @@ class NavsimSource:
     @property
     def synthetic(self) -> bool:
         """Whether the root holds ``SYNTHETIC.json``."""
-        return Volume(self.config.root).exists("SYNTHETIC.json")
+        return "SYNTHETIC.json" in files.names(self.config.root)
 
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`; long lists of the filter as their count and the sha256 of their sorted members."""
@@ -88,6 +86,7 @@ class NavsimSource:
             "filter": self.config.filter_summary,
             "context_frames": self.config.context_frames,
             "camera_frame": self.config.camera_frame,
+            "gaps": self.config.gaps,
             "synthetic": self.synthetic,
         }
 
@@ -98,8 +97,7 @@ class NavsimSource:
             ConfigError: no log folder, a folder without logs, or a token that two logs hold.
         """
         config = self.config
-        root, folder = Volume(config.root), f"{config.logs_folder}/{config.data_split}"
-        entries = [*root.names(folder), *root.folders(folder)]  # a folder of that name is a log that cannot be read
+        entries = files.names(self._folder)  # a folder of such a name is a log that cannot be read
         logs, unreadable = wanted_logs(config, entries, ".pkl")
         return scan_logs(config, logs, unreadable, partial(_scan_log, self), processes=processes, chunk=16)
 
@@ -143,28 +141,32 @@ class NavsimSource:
                 map_name=str(map_name),
                 frames=frames,
                 num_history=history,
-                before=self._before(reader, ref.start, frames[0]),
+                before=self._before(raw, reader, ref.start),
             )
         except SampleError as error:
             return SampleError(error.code, f"scene {ref.token} of log {log}: {error.reason}")
 
-    def _before(self, reader: FrameReader, start: int, first: Frame) -> tuple[Frame, ...]:
+    def _before(self, raw: list[dict[str, Any]], reader: FrameReader, start: int) -> tuple[Frame, ...]:
         """Up to `context_frames` frames before index `start`, as far back as there is no gap and no bad frame."""
-        frames = [first]
+        frames: list[Frame] = []
         for index in range(start - 1, max(-1, start - 1 - self.config.context_frames), -1):
             try:
                 frame = reader.frame(index)
             except SampleError:
                 break
-            if abs(frames[-1].timestamp - frame.timestamp - _PERIOD_US) > _GAP_US:
+            if break_between(raw[index], raw[index + 1]):
                 break
             frames.append(frame)
-        return tuple(reversed(frames[1:]))
+        return tuple(reversed(frames))
+
+    @property
+    def _folder(self) -> str:
+        return f"{self.config.root.rstrip('/')}/{self.config.logs_folder}/{self.config.data_split}"
 
     def _read_log(self, log: str) -> list[dict[str, Any]]:
         where = f"{self.config.shown_folder}/{log}.pkl"
         try:
-            data = Volume(self.config.root).read(f"navsim_logs/{self.config.data_split}/{log}.pkl")
+            data = files.read(f"{self._folder}/{log}.pkl")
         except StoreError:
             raise
         except FileNotFoundError:
@@ -172,31 +174,15 @@ class NavsimSource:
         except OSError as error:
             raise SampleError("log_unreadable", f"{where}: {type(error).__name__}: {error.strerror}") from None
         frames = load_pickle(data, where)
-        if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+        if not isinstance(frames, list) or (frames and not any(isinstance(frame, dict) for frame in frames)):
             raise SampleError("log_unreadable", f"{where} should hold a list of frames (dicts), got {shown(frames)}")
         return frames
 
 
 def _scan_log(source: NavsimSource, tokens: frozenset[str] | None, log: str) -> LogScan | str:
-    """The windows of one log that pass the filter (spec/navsim.md 2.2), or why it cannot be read."""
-    filter_ = source.config.filter
-    refs: dict[str, SceneRef] = {}
-    skipped: Counter[str] = Counter()
+    """The windows of one log that pass the filter, or why it cannot be read."""
+    config = source.config
     try:
-        frames = source._read_log(log)
-        for start in range(0, len(frames), filter_.stride):
-            if start + filter_.num_frames > len(frames):
-                skipped["too_short"] += 1
-                continue
-            current = frames[start + filter_.num_history_frames - 1]
-            token, timestamp = token_and_time(current)
-            if filter_.has_route and not route(current):
-                skipped["no_route"] += 1
-            elif tokens is not None and token not in tokens:
-                skipped["not_in_tokens"] += 1
-            else:
-                skipped["repeated_token"] += token in refs
-                refs[token] = SceneRef(log, timestamp, token, start)
+        return cut_windows(source._read_log(log), log, config.filter, tokens, config.gaps)
     except SampleError as error:
         return error.reason
-    return LogScan(tuple(refs.values()), +skipped)

@@ -56,7 +56,7 @@ def token_and_time(raw: Mapping[str, Any]) -> tuple[str, int]:
 
     Raises:
         SampleError: code ``bad_frame``: one is missing, or the token is not 1 to 64 letters, digits, ``_`` or ``-``
-            (tokens become file names).
+            (tokens become file names); or it is no dict.
     """
     _require(raw, ("token", "timestamp"), "bad_frame", "a frame")
     token = raw["token"]
@@ -121,8 +121,8 @@ class FrameReader:
         return found
 
     def _parse(self, raw: Mapping[str, Any]) -> Frame:
-        _require(raw, _KEYS, "bad_frame", f"frame {shown(raw.get('token'))}")
         token, timestamp = token_and_time(raw)
+        _require(raw, _KEYS, "bad_frame", f"frame {token}")
         translation = floats(raw["ego2global_translation"], (3,), "bad_pose", f"{token}: ego2global_translation")
         rotation = floats(raw["ego2global_rotation"], (4,), "bad_pose", f"{token}: ego2global_rotation")
         if abs(np.linalg.norm(rotation) - 1) > _UNIT:
@@ -202,7 +202,9 @@ class FrameReader:
         return f"{self._blobs}/{path}"
 
 
-def _require(raw: Mapping[str, Any], keys: Sequence[str], code: str, where: str) -> None:
+def _require(raw: object, keys: Sequence[str], code: str, where: str) -> None:
+    if not isinstance(raw, Mapping):
+        raise SampleError(code, f"{where} should be a dict, got {shown(raw)}")
     if missing := [key for key in keys if key not in raw]:
         raise SampleError(code, f"{where} lacks {', '.join(missing)}")
 

@@ -25,11 +25,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from fsspec.core import url_to_fs
 from pydantic import Field, field_validator
 
 from maps.folder import MapFolder
 from maps.nuplan_map import load_map
+from pipeline.sources import files
 from pipeline.sources.base import Scan, SceneRef
 from pipeline.sources.navsim import MAP_NAMES
 from pipeline.sources.navsim_frame import FrameReader
@@ -37,8 +37,9 @@ from pipeline.sources.nuplan_command import driving_command
 from pipeline.sources.nuplan_db import open_log, unreadable
 from pipeline.sources.nuplan_frame import Extrinsics, LogFrames
 from pipeline.sources.nuplan_log import NuplanLog
-from pipeline.sources.nuplan_windows import Files, cut_windows, file_names, missing
+from pipeline.sources.nuplan_windows import cut_windows, missing
 from pipeline.sources.scan import LogScan, LogsConfig, PathText, scan_logs, shown_url, wanted_logs
+from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import CHANNELS, Frame, Scene
 
@@ -89,9 +90,18 @@ class NuplanConfig(LogsConfig):
 
 @dataclass(frozen=True, slots=True)
 class NuplanSource:
-    """nuPlan's logs under a scene filter; satisfies `pipeline.sources.base.Source`."""
+    """nuPlan's logs under a scene filter; satisfies `pipeline.sources.base.Source`.
+
+    Raises:
+        ConfigError: a URL holds credentials, which would stand in records and reasons.
+        StoreError: (any method) the disk or the store of the root failed too often; no log is given up for that.
+    """
 
     config: NuplanConfig
+
+    def __post_init__(self) -> None:
+        refuse_credentials(self.config.root)  # here, since pydantic's errors repeat what they refuse
+        refuse_credentials(self.config.blobs)
 
     @property
     def num_history(self) -> int:
@@ -106,8 +116,7 @@ class NuplanSource:
     @property
     def synthetic(self) -> bool:
         """Whether the root holds ``SYNTHETIC.json``."""
-        fs, root = url_to_fs(self.config.root)
-        return bool(fs.exists(f"{root.rstrip('/')}/SYNTHETIC.json"))
+        return "SYNTHETIC.json" in files.names(self.config.root)
 
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`; long lists of the filter as their count and digest."""
@@ -133,7 +142,7 @@ class NuplanSource:
             ConfigError: no log folder, a folder without logs, no map of a log's location, or a token that two logs
                 hold.
         """
-        logs, bad = wanted_logs(self.config, file_names(self._folder), ".db")
+        logs, bad = wanted_logs(self.config, files.names(self._folder), ".db")
         return scan_logs(self.config, logs, bad, functools.partial(_scan_log, self), processes=processes)
 
     def scenes(self, log: str, refs: Sequence[SceneRef]) -> list[Scene | SampleError]:
@@ -222,7 +231,7 @@ def _scan_log(source: NuplanSource, tokens: frozenset[str] | None, log: str) -> 
     config = source.config
     try:
         with source._open(log) as found:
-            lacks = functools.partial(missing, found, Files(config.blobs), lidar=config.lidar)
+            lacks = functools.partial(missing, found, files.Listing(config.blobs), lidar=config.lidar)
             windows = cut_windows(found, log, config.filter, tokens, lacks)
             config.maps.file(found.map_name)
             return windows
@@ -233,4 +242,4 @@ def _scan_log(source: NuplanSource, tokens: frozenset[str] | None, log: str) -> 
 def _exist(frame: Frame) -> bool:
     """Whether a frame has all its files."""
     paths = [camera.image for camera in frame.cameras.values()] + ([frame.lidar] if frame.lidar else [])
-    return all(fs.exists(path) for fs, path in map(url_to_fs, paths))
+    return all(map(files.exists, paths))

@@ -9,28 +9,41 @@ in its header (https://www.sqlite.org/fileformat.html, section 1.3), and refuses
 indices the file has: where the column has one SQLite looks each token up, else it scans the table once; it never
 builds an index of its own. The tokens go into a temporary table, which is in memory and not in the file.
 
-A log that is not on a local disk is copied into a temporary file first and removed afterwards (SQLite needs to seek).
+A log that is not on a local disk is copied into a temporary file first (SQLite needs to seek); a process keeps the last
+few copies, since shard after shard may want the same log, and asks the store whether they still are what is there.
+
+What says nothing of the log itself (a disk that fails, a store that does not answer, no descriptor left) is a
+`StoreError`, after the attempts of `pipeline.stores.retry`.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import IO, Any, Final
 from urllib.parse import quote
 
-from fsspec.core import url_to_fs
-
-from shards_schema.errors import SampleError
+from pipeline.sources.files import again, local_path
+from pipeline.stores.remote import is_local, store_of
+from shards_schema.errors import SampleError, StoreError
+from shards_schema.reading import judged
 
 _MAGIC: Final = b"SQLite format 3\x00"
 _HEADER: Final = 100
 _FAULTS: Final = (sqlite3.Error, UnicodeDecodeError)
 """The second is what sqlite3 raises when its own message quotes damaged text."""
+_PASSING: Final = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_FULL})
+"""What SQLite says of the disk, or of this process, and not of the file."""
+_COPIES: Final = 4
+"""Remote logs that a process keeps copies of; each has some 100 MB."""
+_fetching = threading.Lock()
 _TOKEN: Final = 8
 """Bytes of a token; the same 16 hex characters everywhere outside the file."""
 
@@ -56,7 +69,7 @@ class LogDb:
         try:
             yield from self.connection.execute(statement, tuple(arguments))
         except _FAULTS as error:
-            raise unreadable(self.where, f"{type(error).__name__}: {error}") from None
+            raise _fault(self.where, error) from None
 
     def among(self, tokens: Iterable[bytes], statement: str) -> Iterator[tuple[Any, ...]]:
         """The rows of a query that joins ``wanted`` (one column, ``token``), which holds `tokens`.
@@ -69,7 +82,7 @@ class LogDb:
             self.connection.execute("DELETE FROM wanted")
             self.connection.executemany("INSERT INTO wanted VALUES (?)", ((token,) for token in set(tokens) if token))
         except _FAULTS as error:
-            raise unreadable(self.where, f"{type(error).__name__}: {error}") from None
+            raise _fault(self.where, error) from None
         yield from self.select(statement)
 
 
@@ -78,14 +91,15 @@ def open_log(url: str, where: str) -> Generator[LogDb, None, None]:
     """The log at `url`, any that fsspec opens; `where` names it in messages.
 
     Raises:
-        SampleError: code ``log_unreadable``: it cannot be fetched, is not an SQLite file, or is cut short.
+        SampleError: code ``log_unreadable``: it is not there, is not an SQLite file, or is cut short.
+        StoreError: the disk or the store failed too often.
     """
     with _local(url, where) as path:
-        _check_file(path, where)
+        again(lambda: _check_file(path, where))
         try:
             connection = sqlite3.connect(f"file:{quote(path)}?mode=ro&immutable=1", uri=True, isolation_level=None)
         except sqlite3.Error as error:
-            raise unreadable(where, str(error)) from None
+            raise _fault(where, error) from None
         with closing(connection):
             connection.execute("PRAGMA temp_store = MEMORY")
             connection.execute("PRAGMA automatic_index = OFF")
@@ -108,32 +122,52 @@ def hexed(token: object, what: str) -> str:
     return token.hex()
 
 
+def _fault(where: str, error: Exception) -> SampleError | StoreError:
+    """What an error of `_FAULTS` says: something of the log, or of what it was read from."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code & 0xFF in _PASSING and code != sqlite3.SQLITE_IOERR_SHORT_READ:
+        return StoreError(
+            f"read {where}: {error} (SQLite's {code}); the log is not given up for that: mend the cause and run the "
+            "same command again"
+        )
+    return unreadable(where, f"{type(error).__name__}: {error}")
+
+
 @contextmanager
 def _local(url: str, where: str) -> Generator[str, None, None]:
-    fs, path = url_to_fs(url)
-    if "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
-        yield path
+    if is_local(url):
+        yield local_path(url)
         return
-    handle, copy = tempfile.mkstemp(suffix=".db")
-    os.close(handle)
-    try:
-        try:
-            fs.get_file(path, copy)
-        except OSError as error:
-            raise unreadable(where, f"cannot be fetched: {type(error).__name__}: {error}") from None
-        yield copy
-    finally:
-        os.unlink(copy)
+    store = store_of(url)
+    found = store.info(store.path_of(url))
+    if found is None:
+        raise unreadable(where, "no such file")
+    with _fetching:
+        copy = _copy(url, int(found["size"]), str(found))
+    yield copy.name  # which is there for as long as this refers to it
+
+
+@functools.lru_cache(_COPIES)
+def _copy(url: str, size: int, known: str) -> IO[bytes]:
+    """A temporary file with what is at a URL, of which the store tells `size` and `known`; it goes with its object."""
+    store = store_of(url)
+    copy = tempfile.NamedTemporaryFile(prefix="last-shards-", suffix=".db")  # noqa: SIM115 (it is what is given)
+    with store.open(store.path_of(url), size) as file:
+        shutil.copyfileobj(file, copy, 1 << 23)
+    copy.flush()
+    return copy
 
 
 def _check_file(path: str, where: str) -> None:
     try:
-        size = os.path.getsize(path)
-        with open(path, "rb") as file:
+        with judged(path), open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             header = file.read(_HEADER)
         for suffix in ("-wal", "-journal"):
-            if os.path.exists(path + suffix) and os.path.getsize(path + suffix):
+            if _size(path + suffix):
                 raise unreadable(where, f"{path}{suffix} holds writes that are not in the file yet")
+    except StoreError:
+        raise
     except OSError as error:
         raise unreadable(where, f"{type(error).__name__}: {error.strerror}") from None
     if len(header) < _HEADER or not header.startswith(_MAGIC):
@@ -143,3 +177,12 @@ def _check_file(path: str, where: str) -> None:
     # The count holds if the file was last written by an SQLite that keeps it (all since 2010).
     if header[24:28] == header[92:96] and size != (whole := int.from_bytes(header[28:32], "big") * page):
         raise unreadable(where, f"{size} bytes long, but its header says {whole}")
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, 0 where there is none."""
+    try:
+        with judged(path, "look for"):
+            return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0

@@ -15,38 +15,14 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
-from fsspec.core import url_to_fs
-
 from pipeline.sources.base import SceneRef
+from pipeline.sources.files import Listing
 from pipeline.sources.nuplan_log import NuplanLog
 from pipeline.sources.scan import LogScan
 from pipeline.sources.scene_filter import SceneFilter
 
 
-class Files:
-    """Which files there are below a folder or URL; each folder is listed once."""
-
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._listed: dict[str, set[str]] = {}
-
-    def __contains__(self, path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        if folder not in self._listed:
-            self._listed[folder] = file_names(f"{self._root}/{folder}")
-        return name in self._listed[folder]
-
-
-def file_names(folder: str) -> set[str]:
-    """Names in a folder or below a prefix; none where it does not exist."""
-    fs, path = url_to_fs(folder)
-    try:
-        return {file.rstrip("/").rsplit("/", 1)[-1] for file in fs.ls(path, detail=False)}
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL in the name
-        return set()
-
-
-def missing(log: NuplanLog, files: Files, index: int, *, lidar: bool) -> str | None:
+def missing(log: NuplanLog, files: Listing, index: int, *, lidar: bool) -> str | None:
     """What the frame of the sweep at `index` lacks; None when it has everything."""
     images, sweep = log.images(index), log.sweeps[index].filename
     if len(images) < len(log.channels):

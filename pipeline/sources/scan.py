@@ -19,16 +19,17 @@ import json
 import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.sources import files
 from pipeline.sources.base import Scan, SceneRef
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.untrusted import shown
@@ -46,6 +47,9 @@ class LogsConfig(BaseModel):
         split: the folder of logs; by default what the train_test_split file says.
         filter: a `SceneFilter`, its fields, or the path of one of the devkit's YAML files; None is its defaults.
         context_frames: how many frames before the window go into `Scene.before`, where the log has them without a gap.
+
+    Raises:
+        ConfigError: no split, or one that is not the filter's own ``data_split``; a second stage that is not listed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +74,11 @@ class LogsConfig(BaseModel):
             raise ConfigError(
                 f"split should be a folder of {self.logs_folder} such as trainval, got {self.data_split!r}: set it, or "
                 "give a train_test_split/*.yaml as filter"
+            )
+        if self.split and self.filter.data_split and self.split != self.filter.data_split:
+            raise ConfigError(
+                f"split is {self.split!r} and the filter's own data_split is {self.filter.data_split!r}: its logs and "
+                "tokens are of that split; leave split out (split: null), or give the filter that belongs to it"
             )
         if self.filter.include_synthetic_scenes and not self.filter.second_stage:
             raise ConfigError(
@@ -118,12 +127,26 @@ def wanted_logs(config: LogsConfig, entries: Iterable[str], suffix: str) -> tupl
     there = {name.removesuffix(suffix) for name in entries if name.endswith(suffix)}
     strange = {name for name in there if not name.isprintable()}  # bytes that are no UTF-8, or control characters
     if not there:
-        raise ConfigError(f"{config.shown_folder} should hold <log>{suffix} files, found none: check root and split")
+        hold = [split for split, logs in _other_splits(config, suffix) if logs]
+        raise ConfigError(
+            f"{config.shown_folder} should hold <log>{suffix} files, found none: check root and split"
+            + (f"; there are logs of the splits {', '.join(hold)}" if hold else "")
+        )
     names = config.filter.log_names
     wanted = there if names is None else set(names)
     unreadable = dict.fromkeys(wanted - there, f"no such log file in {config.shown_folder}")
+    for split, held in _other_splits(config, suffix) if unreadable else ():
+        for log in unreadable.keys() & held:
+            unreadable[log] += f"; the split {split} has it"
     unreadable |= {shown(name): "its name is no printable text; rename it" for name in strange & wanted}
     return sorted((there & wanted) - strange), unreadable
+
+
+def _other_splits(config: LogsConfig, suffix: str) -> Iterator[tuple[str, set[str]]]:
+    """The splits beside the one that is read, and their logs."""
+    folder = f"{config.root.rstrip('/')}/{config.logs_folder}"
+    for split in sorted(files.names(folder) - {config.data_split}):
+        yield split, {n.removesuffix(suffix) for n in files.names(f"{folder}/{split}") if n.endswith(suffix)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +156,14 @@ class LogScan:
     Attributes:
         refs: its scenes.
         skipped: windows that are none, by reason.
+        examples: reason -> the first such window in words, for reasons that need them.
+        gaps: tokens of the scenes that hold a gap in time; the first of them stands in `examples` as ``time_gap``.
     """
 
     refs: tuple[SceneRef, ...]
     skipped: Counter[str]
+    examples: Mapping[str, str] = field(default_factory=dict)
+    gaps: frozenset[str] = frozenset()
 
 
 LogReader = Callable[[frozenset[str] | None, str], LogScan | str]
@@ -169,6 +196,8 @@ def scan_logs(
     owners: dict[str, SceneRef] = {}
     clashes: list[str] = []
     skipped: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    gaps: set[str] = set()
     if second := filter_.second_stage:
         skipped["synthetic_scene"] = len(second)
     full = False
@@ -180,6 +209,8 @@ def scan_logs(
                 bad[log] = found
                 continue
             skipped.update(found.skipped)
+            examples = {**found.examples, **examples}
+            gaps |= found.gaps
             for ref in found.refs:
                 if ref.token in owners:
                     clashes.append(f"{ref.token} in {owners[ref.token].log} and {log}")
@@ -194,7 +225,35 @@ def scan_logs(
             f"lost: {'; '.join(clashes[:3])}. Remove one of the logs, or leave it out of log_names"
         )
     not_found = () if full or filter_.tokens is None else tuple(sorted(set(filter_.tokens) - owners.keys()))
-    return Scan(tuple(sorted(owners.values())), dict(sorted(bad.items())), not_found, dict(skipped))
+    return Scan(
+        tuple(sorted(owners.values())),
+        dict(sorted(bad.items())),
+        not_found,
+        dict(skipped),
+        examples,
+        tuple(_notes(filter_, len(owners), len(gaps & owners.keys()), examples, skipped)),
+    )
+
+
+def _notes(
+    filter_: SceneFilter, scenes: int, gaps: int, examples: Mapping[str, str], skipped: Counter[str]
+) -> Iterator[str]:
+    """What to know of the windows."""
+    if filter_.frame_interval is None and filter_.tokens is None:
+        yield (
+            f"filter.frame_interval is null, so a window begins every {filter_.stride} frames and none overlap: "
+            "1 takes every window"
+        )
+    if gaps:
+        yield (
+            f"{gaps} of {scenes} scenes hold a gap in time, which NAVSIM takes for one step (the first: "
+            f"{examples['time_gap']}); source.gaps=drop leaves them out"
+        )
+    if crossing := skipped["other_log"] + skipped["other_scene"]:
+        yield (
+            f"{crossing} windows would run on into another log or scene and are not made; a smaller "
+            "filter.num_future_frames ends before that (0 for private_test_hard, whose groups have five frames)"
+        )
 
 
 _One = Callable[[str], LogScan | str]

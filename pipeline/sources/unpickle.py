@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shards_schema.disguises import disguise
 from shards_schema.errors import SampleError, UnsafePickleError
 from shards_schema.pickle_walk import RefusedError, Walk, one_frame
 
@@ -70,12 +71,13 @@ def load_pickle(data: bytes | BinaryIO, where: str) -> Any:
         raise UnsafePickleError(
             "unsafe_pickle",
             f"{where} asks for {error}: not on the list of what a log of plain data may hold; nothing of it was run. "
-            "Find out who wrote this file.",
+            "Find out who wrote this file",
         ) from None
     except Exception as error:  # bytes that are no pickle can fail in any way: see pickle.UnpicklingError
         raise SampleError(
             "log_unreadable",
-            f"{where} ({len(raw)} bytes) is not a whole pickle: {type(error).__name__}: {error}. Fetch it again.",
+            f"{where} ({len(raw)} bytes) is not a whole pickle: "
+            + (disguise(raw) or f"{type(error).__name__}: {error}; fetch it again"),
         ) from None
     finally:
         if collecting:

@@ -132,12 +132,22 @@ def _refusal(error: Exception, what: str) -> StoreError | None:
     names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
     if "NoCredentialsError" in names or "PartialCredentialsError" in names:
         return StoreError(f"{what}: no credentials: give them in the environment or in fsspec's config, not in the URL")
+    if names & _NOT_A_FILE:
+        return StoreError(
+            f"{what}: {told(error)}: nothing is known of the file: check the URL, and the token in the environment and "
+            "its rights"
+        )
     if isinstance(error, PermissionError) or _status(error) in (401, 403):
         return StoreError(
             f"{what}: refused ({told(error)}): check the credentials in the environment, and their rights"
         )
     return None
 
+
+_NOT_A_FILE = frozenset(
+    {"RepositoryNotFoundError", "RevisionNotFoundError", "BucketNotFoundError", "GatedRepoError", "HFValidationError"}
+)
+"""Of huggingface_hub, which tells an expired token as a repository, and so as a file, that is not there."""
 
 _STATUS = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 _CODES = frozenset(

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from pipeline.decode import decode_jpeg
-from pipeline.reader import Arrays, Dataset, Found, Wanted
+from pipeline.reader import Dataset, Found, Wanted
 from shards_schema.errors import AbsentError, DatasetError, SampleError
 
 Ask = TypeVar("Ask")
@@ -142,20 +142,21 @@ class Fetcher:
         """One sample: ``{"token": token, column: {name: value}}``, transformed.
 
         Values: arrays as tensors with memory of their own, ``*.jpg`` as uint8 tensors [H, W, 3], ``json`` parsed, any
-        other member as bytes.
+        other member as bytes. A transform gets these on every path.
 
         Args:
             token: of the sample.
             found: where it lies, for who knows.
-            lazy: for `Collate`, which copies and checks each array itself: give arrays as `Unread`, or, to a transform,
-                as read-only numpy views of the mapped tar.
+            lazy: for `Collate`, which copies and checks each array itself: where there is no transform, give arrays as
+                `Unread`, and images and decoded targets as numpy arrays.
 
         Raises:
             DatasetError: the sample cannot be read. Whatever is raised has a note with shard and token.
         """
+        lazy = lazy and self.transform is None
         try:
             place = self.dataset.find(token, self.targets) if found is None else found
-            taken = self.dataset.take(place, self._arrays(lazy))
+            taken = self.dataset.take(place, "unread" if lazy else "owned")
             sample: dict[str, Any] = {"token": token}
             for column, values in taken.items():
                 sample[column] = {
@@ -165,11 +166,6 @@ class Fetcher:
         except Exception as error:
             error.add_note(f"while reading {self._where(token)}")
             raise
-
-    def _arrays(self, lazy: bool) -> Arrays:
-        if not lazy:
-            return "owned"
-        return "unread" if self.transform is None else "views"
 
     def _where(self, token: str) -> str:
         table = self.dataset.plan.table

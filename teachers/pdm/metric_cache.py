@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import lzma
 import math
+import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import shapely
@@ -28,8 +29,9 @@ from numpy.typing import NDArray
 from scoring.context import AGENT_STEPS, FILTERED, Layer, Polygons, RewardContext, Version
 from scoring.reference import interpolate, sample_times
 from scoring.vehicle import FRONT_LENGTH, REAR_AXLE_TO_CENTRE, REAR_LENGTH, STATE_SIZE, STEPS, WHEEL_BASE, WIDTH
-from shards_schema.errors import MissingFileError, SampleError, UnsafePickleError
+from shards_schema.errors import MissingFileError, SampleError, StoreError, UnsafePickleError
 from shards_schema.poses import to_local
+from shards_schema.reading import judged, read_local
 from teachers.pdm.frames import local_polygons, past_at_10_hz
 from teachers.pdm.inert import Array, Record, load
 
@@ -77,11 +79,14 @@ def find_caches(root: Path) -> dict[str, Path]:
     Raises:
         MissingFileError: there is no such directory, or no cache in it.
         SampleError: code ``duplicate_token``, two caches of one token.
+        StoreError: a folder of it cannot be looked into.
     """
     if not root.is_dir():
         raise MissingFileError(f"no directory of metric caches at {root}")
     out: dict[str, Path] = {}
-    for path in sorted(root.rglob(_FILE)):
+    with judged(root, "list"):
+        found = [Path(folder, _FILE) for folder, _, names in os.walk(root, onerror=_raise) if _FILE in names]
+    for path in sorted(found):
         token = path.parent.name
         if token in out:
             raise SampleError("duplicate_token", f"token {token} has two caches: {out[token]} and {path}")
@@ -91,6 +96,10 @@ def find_caches(root: Path) -> dict[str, Path]:
     return out
 
 
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
 def read_cache(path: Path) -> Record:
     """The records of one cache.
 
@@ -98,12 +107,14 @@ def read_cache(path: Path) -> Record:
         MissingFileError: no such file.
         UnsafePickleError: it names something that is not a part of a metric cache.
         SampleError: code ``cache_unreadable`` (not lzma, truncated, damaged) or ``not_a_cache``.
+        StoreError: the disk failed, or the file is gone with its folder.
     """
     try:
-        with open(path, "rb") as file:
-            packed = file.read()
+        packed = read_local(path)
     except FileNotFoundError:
         raise MissingFileError(f"no metric cache at {path}") from None
+    except StoreError:
+        raise
     except OSError as error:
         raise SampleError("cache_unreadable", f"{path}: {error}") from error
     try:

@@ -90,7 +90,6 @@ def build(config: Mapping[str, Any]) -> PDMTeacher:
 class PDMTeacher:
     """A `teachers.base.Teacher`."""
 
-    reads_images = False
     """So what decodes JPEGs is no part of its columns' identity (`teachers.base.column_manifest`)."""
 
     def __init__(self, config: PDMConfig) -> None:

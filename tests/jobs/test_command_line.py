@@ -72,7 +72,7 @@ def main_of(job: str) -> Callable[[list[str]], object]:
 @pytest.mark.parametrize(
     ("job", "said"),
     [
-        ("teachers", ["plan.shard_size", "int, default 256", "worker.device", "decoder", "libjpeg | nvjpeg"]),
+        ("teachers", ["plan.shard_size", "int, default 256", "worker.device"]),
         ("probe", ["memory_share", "float, default 0.8", "teachers", "plan.seed"]),
         ("sft", ["student.width", "kind tiny | kind hf", "stages", "list of {stage, steps,"]),
         ("experiments", ["seeds", "list of int, default [0, 1, 2]", "student.width"]),

@@ -36,7 +36,7 @@ from jobs import config as job_config
 from jobs import inspect
 from pipeline.reader import Dataset
 from pipeline.records import read_record
-from pipeline.sources.nuplan_windows import file_names
+from pipeline.sources.files import names
 from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.volume import Volume
 from pipeline.verify import verify
@@ -165,7 +165,7 @@ def test_what_is_run_is_what_was_walked() -> None:
 
 def test_a_file_name_with_a_nul() -> None:
     """Found by fuzzing nuPlan databases, whose image names are looked for in folders: it ended the scan."""
-    assert file_names("/tmp/a\0b") == set()
+    assert names("/tmp/a\0b") == set()
 
 
 # --- datasets

@@ -194,8 +194,10 @@ def test_the_split_comes_from_the_train_test_split_file(root: Path, tmp_path: Pa
     path = tmp_path / "some.yaml"
     path.write_text("defaults: [scene_filter: all]\ndata_split: mini\n")
     assert len(NavsimSource(NavsimConfig(root=str(root), filter=path)).scan().refs) == 3
-    with pytest.raises(ConfigError, match=r"navsim_logs/test should hold <log>.pkl files"):
-        source(root, path, split="test").scan()
+    with pytest.raises(ValidationError, match="split is 'test' and the filter's own data_split is 'mini'"):
+        source(root, path, split="test")
+    with pytest.raises(ConfigError, match=r"navsim_logs/test should hold <log>.pkl files.*logs of the splits mini"):
+        source(root, split="test").scan()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.unpickle import load_pickle
 from pipeline.verify import verify
 from shards_schema import layout
-from shards_schema.errors import QuarantinedError, SampleError
+from shards_schema.errors import SampleError
 from shards_schema.records import Scene
 from tests.committed import commit
 from tests.toys import ToySource, ToyTeacher, write_images
@@ -190,21 +190,6 @@ def test_an_image_of_another_size_is_told_with_its_size(source: ToySource, tmp_p
     commit(source, tmp_path / "out", [ToyTeacher()])
     sample = Dataset(str(tmp_path / "out")).read(f"{0:08x}{1:08x}", {"samples": ["json"]})
     assert sample["samples"]["json"]["cameras"]["cam_f0"]["original_size"] == [96, 64]
-
-
-def test_an_image_that_may_not_be_read(source: ToySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Root may read everything, so the kernel's answer is given here."""
-    real = os.open
-
-    def refused(path: Any, flags: int, *more: Any, **options: Any) -> int:
-        if str(path).endswith("log01/004.jpg"):
-            raise PermissionError(13, "Permission denied")
-        return real(path, flags, *more, **options)
-
-    monkeypatch.setattr(os, "open", refused)
-    commit(source, tmp_path / "out", [ToyTeacher()])
-    with pytest.raises(QuarantinedError, match=r"image_unreadable.*log01/004\.jpg: Permission denied"):
-        Dataset(str(tmp_path / "out")).read(f"{1:08x}{3:08x}", {"toy": None})
 
 
 def test_a_path_that_is_none() -> None:

@@ -22,7 +22,7 @@ from pipeline.records import read_record
 from pipeline.stores import ranges
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.volume import Volume
-from pipeline.stream import LatentCollator, Mixture, ShardStream, StreamConfig
+from pipeline.stream import LatentCollator, Mixture, SampleTable, ShardStream, StreamConfig
 from pipeline.stream.collate import Collate
 from pipeline.stream.fetch import ahead
 from pipeline.values import Unread
@@ -408,18 +408,38 @@ def test_the_disk_is_asked_for_what_is_not_in_memory(made: str, monkeypatch: pyt
 
 
 def test_a_batch_is_the_same_with_and_without_a_transform(made: str) -> None:
-    """A transform gets values, never what is still unread."""
-    seen: list[type] = []
-
-    def transform(sample: dict[str, Any]) -> dict[str, Any]:
-        seen.extend(type(value) for value in sample["toy"].values())
-        return sample
-
     dataset = Dataset(made)
     plain = list(stream(dataset, batch_size=5).batches())
-    through = list(ShardStream(dataset, ARRAYS, StreamConfig(batch_size=5), transform=transform).batches())
-    assert set(seen) == {np.ndarray}
+    through = list(ShardStream(dataset, ARRAYS, StreamConfig(batch_size=5), transform=dict).batches())
     for a, b in zip(plain, through, strict=True):
         assert a["token"] == b["token"]
         assert all(torch.equal(a["toy"][name], b["toy"][name]) for name in (*ARRAYS["toy"], "path_mask"))
     assert json.dumps([a["token"] for a in plain])
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_transform_gets_the_same_types_on_every_path(made: str, threads: int) -> None:
+    """Tensors that it may write to, images among them, whoever makes the batch."""
+    dataset, wanted = Dataset(made), {"samples": ["cam_f0.jpg", "json"], "toy": ["grid", "mean", "path"]}
+    seen: list[dict[str, Any]] = []
+
+    def transform(sample: dict[str, Any]) -> dict[str, Any]:
+        seen.append(sample)
+        values = [value for column in wanted for name, value in sample[column].items() if name != "json"]
+        assert all(type(value) is torch.Tensor for value in values)
+        for value in values:
+            value += 1
+        return sample
+
+    config = StreamConfig(threads=threads, batch_size=4)
+    own = ShardStream(dataset, wanted, config, transform=transform)
+    table = SampleTable(dataset, wanted, transform=transform)
+    mixed = Mixture([(own, 1)], config, epoch_size=15).batches()
+    for path in (own, own.batches(), own.batches(collate=list), table, mixed):
+        assert sum(1 for _ in path) in (4, 15)
+    assert len(seen) == 5 * 15
+    plain = {sample["token"]: sample for sample in SampleTable(dataset, wanted)}
+    for sample in seen:
+        stored = plain[sample["token"]]
+        assert torch.equal(sample["toy"]["grid"], stored["toy"]["grid"] + 1)
+        assert torch.equal(sample["samples"]["cam_f0.jpg"], stored["samples"]["cam_f0.jpg"] + 1)

@@ -158,7 +158,7 @@ def test_other_plans_configs_and_weights_are_refused(source: ToySource, tmp_path
     before = digests(tmp_path / "out")
     with pytest.raises(MismatchError, match=r"provenance\.gain: 1\.0 -> 2\.0"):
         begin(source, tmp_path / "out", ToyTeacher(gain=2.0))
-    with pytest.raises(MismatchError, match="plan digest on disk"):
+    with pytest.raises(MismatchError, match=r"of log log02 \(source\.logs: 3 on disk, 2 here\)"):
         begin(ToySource(source.root, logs=2), tmp_path / "out", ToyTeacher())
     with pytest.raises(MismatchError, match=r"size: None -> \[24, 16\]"):
         begin(source, tmp_path / "out", ToyTeacher(), size=(24, 16))

@@ -9,7 +9,7 @@ from pipeline.reader import Dataset
 from shards_schema.errors import ConfigError, DatasetError
 from tests.trainer.shard_toys import write_dataset
 from trainer.data import DataConfig
-from trainer.splits import logs_of, refuse_too_few, split, split_like, spread
+from trainer.splits import logs_of, refuse_too_few, split, split_by_log, split_like, spread
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,18 @@ def test_a_log_is_in_one_part_only_and_order_is_the_plans(shards: str) -> None:
     few = [t for t in tokens if log_of[t] == log_of[tokens[0]]]
     with pytest.raises(DatasetError, match="at least two"):
         split(dataset, few, DataConfig())
+
+
+def test_the_split_for_loops_of_ones_own_is_the_trainers(shards: str) -> None:
+    dataset = Dataset(shards, columns=["samples", "toy"])
+    tokens = dataset.tokens("samples", "toy")
+    for share, seed in ((0.25, 0), (0.5, 3)):
+        config = DataConfig(held_out=share, split_seed=seed, steps=3)
+        assert split_by_log(dataset, share, seed) == split(dataset, tokens, config)
+    assert split_by_log(dataset) == split(dataset, tokens, DataConfig(steps=3))
+    train, held = split_by_log(dataset, 0.99)  # a run needs a log to learn from
+    assert len({logs_of(dataset)[t] for t in held}) == 3
+    assert train
 
 
 def test_what_was_held_out_stays_so_in_a_dataset_that_grew(shards: str, grown: Dataset) -> None:
