@@ -171,7 +171,11 @@ def verdict(
     name: str, recipe: Mapping[int, Mapping[str, float]], control: Mapping[int, Mapping[str, float]], metric: str
 ) -> str:
     """What the paired differences (control - recipe, by seed) allow to be said."""
-    differences = [control[s][metric] - recipe[s][metric] for s in control if s in recipe]
+    differences = [
+        control[s][metric] - recipe[s][metric]
+        for s in control
+        if metric in control[s] and metric in recipe.get(s, {})  # absent where no answer parsed
+    ]
     label = METRICS.get(metric, metric)
     if len(differences) < 2:
         return f"{name}: {len(differences)} pairs, nothing can be said"

@@ -64,18 +64,26 @@ class Outcome:
     logs: Sequence[str]
     notices: Sequence[str]
 
-    def change(self, name: str) -> Interval:
-        """After less before, paired by scene; the interval over logs."""
-        return clustered(self.changes(name).tolist(), self.logs)
+    def change(self, name: str) -> Interval | None:
+        """After less before, paired by scene; the interval over logs. None where no scene has the number in both."""
+        changes = self._changes(name)
+        there = ~changes.isnan()
+        return clustered(
+            changes[there].tolist(), [log for log, is_there in zip(self.logs, there, strict=True) if is_there]
+        )
 
-    def changes(self, name: str) -> torch.Tensor:
-        """The same of each scene, float64 [S]."""
-        return _values(self.rows[AFTER], name) - _values(self.rows[BEFORE], name)
+    def changed(self, name: str) -> bool:
+        """Whether any scene's number changed."""
+        return bool((self._changes(name).nan_to_num(0.0) != 0).any())
+
+    def _changes(self, name: str) -> torch.Tensor:
+        """Of each scene, float64 [S]; NaN where it lacks one of the two."""
+        return self.rows[AFTER].values(name) - self.rows[BEFORE].values(name)
 
     @property
     def shown(self) -> list[str]:
         """The numbers that there are, in the order of `NAMES`."""
-        return [name for name in NAMES if name in self.rows[AFTER].means()]
+        return [name for name in NAMES if any(name in driven.means() for driven in self.rows.values())]
 
 
 class GRPOJournal(Journal):
@@ -123,12 +131,6 @@ def train(config: GRPOConfig, device: torch.device, tell: Callable[[str], None])
     _write(config, outcome)
     _print_closing(run, outcome, trained, tell)
     return outcome
-
-
-def _values(driven: Driven, name: str) -> torch.Tensor:
-    if name == "sampled":
-        return driven.sampled
-    return driven.errors[name] if name in driven.errors else driven.scores[name]
 
 
 def _print_opening(run: GRPO, tell: Callable[[str], None]) -> None:
@@ -196,7 +198,7 @@ def _print_closing(run: GRPO, outcome: Outcome, seconds: float, tell: Callable[[
     tell(f"\nscores x 100, ADE in metres; {len(outcome.logs)} scenes of {logs} held-out logs; trained {seconds:.0f} s")
     tell("change, paired by scene, interval over logs:")
     for name in outcome.shown:
-        if outcome.changes(name).abs().max() > 0:
+        if outcome.changed(name):
             tell(f"  {NAMES[name]:8} {outcome.change(name)}")
     human, constant = (outcome.rows[k].means()["score"] for k in (HUMAN, CONSTANT))
     verdict = (

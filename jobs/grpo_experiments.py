@@ -83,9 +83,9 @@ def _recipe(recipe: GRPOConfig, name: str, seed: int) -> GRPOConfig:
     )
 
 
-def mean_change(rows: Mapping[int, Outcome], name: str) -> Interval:
-    """Of a number, over seeds."""
-    return over([outcome.changes(name).mean().item() for outcome in rows.values()])
+def mean_change(rows: Mapping[int, Outcome], name: str) -> Interval | None:
+    """Of a number, over the seeds that have it."""
+    return over([change.middle for outcome in rows.values() if (change := outcome.change(name)) is not None])
 
 
 def _print(config: GRPOExperimentsConfig, results: Results, skipped: list[str]) -> None:
@@ -96,25 +96,21 @@ def _print(config: GRPOExperimentsConfig, results: Results, skipped: list[str]) 
     for name, rows in results.items():
         for seed, outcome in rows.items():
             after, before = outcome.rows[AFTER].means(), outcome.rows[BEFORE].means()
-            values = [before["score"], after["score"], before["sampled"], after["sampled"]]
-            body.append(
-                [f"{name}, seed {seed}", *(f"{100 * v:.2f}" for v in values), _hundredths(outcome.change("score"))]
-            )
+            cells = [
+                f"{100 * row[k]:.2f}" if k in row else "-" for k in ("score", "sampled") for row in (before, after)
+            ]
+            body.append([f"{name}, seed {seed}", *cells, _hundredths(outcome.change("score"))])
     print()
     head = ["held out", "before", "after", "sampled before", "sampled after", "change, 95 % over logs"]
     print(table(head, body))
     print(f"\nmean change over {len(results[RECIPE])} seeds, 95 % by Student's t, scores x 100 (ADE in centimetres):")
-    shown = [
-        k for k in first.shown if any(o.changes(k).abs().max() > 0 for rows in results.values() for o in rows.values())
-    ]
-    body = [
-        [NAMES[k], *(_hundredths(mean_change(rows, k)) if rows else "-" for rows in results.values())] for k in shown
-    ]
+    shown = [k for k in first.shown if any(o.changed(k) for rows in results.values() for o in rows.values())]
+    body = [[NAMES[k], *(_hundredths(mean_change(rows, k)) for rows in results.values())] for k in shown]
     print(table(["", *results], body))
     print()
     for name, rows in results.items():
-        if rows:
-            print(f"- {name}: {verdict(mean_change(rows, 'score'))}")
+        if (change := mean_change(rows, "score")) is not None:
+            print(f"- {name}: {verdict(change)}")
     for missing in skipped:
         print(f"NOT RUN (after {config.minutes:g} minutes): {missing}")
     for notice in first.notices:
@@ -128,9 +124,8 @@ def verdict(change: Interval) -> str:
     return "the held-out score rises" if change.middle > 0 else "the held-out score FALLS"
 
 
-def _hundredths(interval: Interval) -> str:
-    middle, half = 100 * interval.middle, 100 * interval.half
-    return f"{middle:+.2f} ({middle - half:+.2f} .. {middle + half:+.2f})"
+def _hundredths(interval: Interval | None) -> str:
+    return "-" if interval is None else interval.text(100, 2)
 
 
 if __name__ == "__main__":

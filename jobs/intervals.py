@@ -12,7 +12,7 @@ _Z = 1.959964
 
 
 class Interval(NamedTuple):
-    """A mean and half of its 95 % interval; `half` is infinite where one value is all there is."""
+    """A mean and half of its 95 % interval; `half` is infinite where one value (or log) is all there is."""
 
     middle: float
     half: float
@@ -22,8 +22,16 @@ class Interval(NamedTuple):
         """Whether 0 lies outside."""
         return abs(self.middle) > self.half
 
+    def text(self, scale: float = 1.0, digits: int = 4) -> str:
+        """Times `scale`: the mean and the interval's ends, where there is an interval."""
+        middle, half = scale * self.middle, scale * self.half
+        ends = (
+            f"{middle - half:+.{digits}f} .. {middle + half:+.{digits}f}" if math.isfinite(half) else "one value alone"
+        )
+        return f"{middle:+.{digits}f} ({ends})"
+
     def __str__(self) -> str:
-        return f"{self.middle:+.4f} (95 %: {self.middle - self.half:+.4f} .. {self.middle + self.half:+.4f})"
+        return self.text().replace("(", "(95 %: " if math.isfinite(self.half) else "(no interval: ")
 
 
 def t_95(freedom: int) -> float:
@@ -36,15 +44,22 @@ def t_95(freedom: int) -> float:
     return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
-def over(values: Sequence[float]) -> Interval:
-    """Of independent values: one a seed."""
+def over(values: Sequence[float]) -> Interval | None:
+    """Of independent values: one a seed; None of none."""
+    if not values:
+        return None
     if len(values) < 2:
         return Interval(mean(values), math.inf)
     return Interval(mean(values), t_95(len(values) - 1) * stdev(values) / math.sqrt(len(values)))
 
 
-def clustered(values: Sequence[float], groups: Sequence[Hashable]) -> Interval:
-    """Of values that are alike within a group (scenes of a log): the sandwich estimate, freedom by groups."""
+def clustered(values: Sequence[float], groups: Sequence[Hashable]) -> Interval | None:
+    """Of values that are alike within a group (scenes of a log): the sandwich estimate, freedom by groups.
+
+    None of none.
+    """
+    if not values:
+        return None
     middle = mean(values)
     sums: dict[Hashable, float] = {}
     for value, group in zip(values, groups, strict=True):

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from jobs import config as job_config
-from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, short
+from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, mean_text, short
 from jobs.evaluation.frames import comfort_between_frames
 from jobs.evaluation.sources import Caches, Column, ContextSource
 from jobs.report import table
@@ -185,13 +185,9 @@ def print_means(keys: list[tuple[str, str]], groups: Mapping[str, Mapping[str, T
     of = {name: torch.tensor([n == name for _, n in keys]) for name in names}
     for group, values in groups.items():
         head = ["name", "scenes", *map(short, values)]
-        lines = [[n, str(int(of[n].sum())), *(_mean(v[of[n]]) for v in values.values())] for n in names]
-        lines.append(["all", str(len(keys)), *map(_mean, values.values())])
+        lines = [[n, str(int(of[n].sum())), *(mean_text(v[of[n]], 4) for v in values.values())] for n in names]
+        lines.append(["all", str(len(keys)), *(mean_text(v, 4) for v in values.values())])
         print(f"\n{group}\n{table(head, lines)}" if group else table(head, lines))
-
-
-def _mean(values: Tensor) -> str:
-    return "-" if bool(values.isnan().all()) else f"{float(values.nanmean()):.4f}"
 
 
 def write_rows(path: Path, keys: list[tuple[str, str]], groups: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -47,7 +47,7 @@ def _run(config: SFTConfig, device: torch.device) -> dict[str, dict[str, float]]
     held = run.held_batches()
     _print_opening(run)
     oracle = run.oracle(held)
-    say("the answers' own quantisation, held out: " + _metrics(oracle))
+    say("the answers' own quantisation, held out: " + (_metrics(oracle) or "none parses"))
     if config.check_mask:
         run.check_mask(held[0])
         say("mask: gradients are exactly zero where it forbids, and only there")
@@ -121,17 +121,18 @@ def baseline_rows(run: SFT, held: list[Batch]) -> dict[str, dict[str, float]]:
 
 
 def _print_closing(run: SFT, rows: Mapping[str, Mapping[str, float]], seconds: float) -> None:
-    horizons = [s for s in SECONDS if f"ade_{s}" in rows["quantisation alone"]]
+    horizons = [s for s in SECONDS if any(f"ade_{s}" in row for row in rows.values())]
     head = [
         "held out",
         *(f"ADE {s} s" for s in horizons),
-        f"FDE {horizons[-1]} s",
+        *(f"FDE {s} s" for s in horizons[-1:]),
         "cos wm",
         "cos geo",
         "CE",
         "no parse",
     ]
-    keys = [*(f"ade_{s}" for s in horizons), f"fde_{horizons[-1]}", "cosine_wm", "cosine_geo", "answer"]
+    last = [f"fde_{s}" for s in horizons[-1:]]
+    keys = [*(f"ade_{s}" for s in horizons), *last, "cosine_wm", "cosine_geo", "answer"]
     body = []
     for name, metrics in rows.items():
         cells = [f"{metrics[k]:.3f}" if k in metrics else "-" for k in keys]

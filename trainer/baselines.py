@@ -22,6 +22,7 @@ from trainer.batch import Batch
 from trainer.data import ExampleMaker
 from trainer.evaluate import displacement
 from trainer.students.tiny import STATUS_SCALE
+from trainer.tally import known, mean_known
 
 
 def constant_velocity(status_BH7: Tensor, steps: int) -> Tensor:
@@ -121,5 +122,5 @@ def train_mlp(scenes: Scenes, *, inputs: int, steps: int, batch: int, seed: int,
 
 @torch.no_grad()
 def scores(predicted_NS3: Tensor, future_NS3: Tensor) -> dict[str, float]:
-    """Mean ADE and FDE in metres (`evaluate.displacement`) of trajectories [N, S, 3]."""
-    return {k: v.mean().item() for k, v in displacement(predicted_NS3, future_NS3).items()}
+    """Mean ADE and FDE in metres (`evaluate.displacement`) of trajectories [N, S, 3]; none where N is 0."""
+    return known({k: mean_known(v) for k, v in displacement(predicted_NS3, future_NS3).items()})

@@ -22,7 +22,7 @@ from trainer.losses import answer_loss
 from trainer.model import SFTModel
 from trainer.segments import allow_table
 from trainer.students.base import Prompt, Student
-from trainer.tally import Number, add, read
+from trainer.tally import Number, add, known, mean, read
 
 SECONDS = (1, 2, 3, 4)
 """Horizons of ADE and FDE; those beyond the answers' last step are left out."""
@@ -90,7 +90,7 @@ def evaluate(
 
     Returns:
         ``answer``, ``cosine_wm``, ``cosine_wm_raw``, ``cosine_geo``, ``cosine_geo_raw``, ``ade_*``, ``fde_*``,
-        ``unparsed`` (share), ``samples``.
+        ``unparsed`` (share), ``samples``. Where no answer parses there is no ``ade_*`` and no ``fde_*``.
     """
     training = model.training
     model.eval()
@@ -107,8 +107,8 @@ def evaluate(
     distributed.reshard(model)
     total = distributed.summed(read(sums), device)
     samples, parsed = total.pop("samples"), total.pop("parsed")
-    means = {k: v / max(parsed if k[:4] in ("ade_", "fde_") else samples, 1.0) for k, v in total.items()}
-    return {**means, "unparsed": 1 - parsed / samples, "samples": samples}
+    means = {k: mean(v, parsed if k[:4] in ("ade_", "fde_") else samples) for k, v in total.items()}
+    return {**known(means), "unparsed": 1 - parsed / samples, "samples": samples}
 
 
 def _keys(batch: Batch) -> list[str]:

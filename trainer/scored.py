@@ -21,6 +21,7 @@ from trainer.batch import Batch
 from trainer.evaluate import displacement
 from trainer.reward import Reward
 from trainer.students.base import Student
+from trainer.tally import known, mean_known
 
 REACH = 1000.0
 """Metres (and radians); an answer beyond it, or not finite, counts as not parsed."""
@@ -51,7 +52,7 @@ class Driven:
         scores: ``score`` and sub-scores of that answer, float64 [S]; 0 where it does not parse.
         sampled: float64 [S], mean score of sampled answers; NaN without any.
         parsed: bool [S], of that answer.
-        errors: ``ade_4`` and so on against the human, float64 [S].
+        errors: ``ade_4`` and so on against the human, float64 [S]; NaN where it does not parse.
     """
 
     tokens: tuple[str, ...]
@@ -61,10 +62,19 @@ class Driven:
     errors: Mapping[str, Tensor]
 
     def means(self) -> dict[str, float]:
-        """Over scenes: ``score``, sub-scores, ``sampled``, errors, and the share that is ``unparsed``."""
-        rows = {**self.scores, "sampled": self.sampled, **self.errors}
-        out = {name: value.mean().item() for name, value in rows.items() if not value.isnan().any()}
-        return {**out, "unparsed": 1 - self.parsed.double().mean().item()}
+        """Over scenes: ``score``, ``sampled``, the share that is ``unparsed``; over those that parse: sub-scores and
+        errors, as in `jobs.evaluate`. What there is none of is left out.
+        """
+        means = {name: mean_known(self.values(name)) for name in (*self.scores, "sampled", *self.errors)}
+        return {**known(means), "unparsed": 1 - self.parsed.double().mean().item()}
+
+    def values(self, name: str) -> Tensor:
+        """What a mean is made of, float64 [S]; NaN where a scene has no such number."""
+        if name == "sampled":
+            return self.sampled
+        if name == "score":
+            return self.scores[name]
+        return ({**self.scores, **self.errors})[name].masked_fill(~self.parsed, math.nan)
 
     def state(self) -> dict[str, Any]:
         """Plain lists, for a file; `restore` is the inverse."""
@@ -72,7 +82,7 @@ class Driven:
             "scores": {k: v.tolist() for k, v in self.scores.items()},
             "sampled": None if self.sampled.isnan().any() else self.sampled.tolist(),
             "parsed": self.parsed.tolist(),
-            "errors": {k: v.tolist() for k, v in self.errors.items()},
+            "errors": {k: [None if math.isnan(x) else x for x in self.values(k).tolist()] for k in self.errors},
         }
 
     @classmethod
@@ -84,7 +94,10 @@ class Driven:
             scores={k: torch.tensor(v, dtype=torch.float64) for k, v in state["scores"].items()},
             sampled=torch.tensor(state["sampled"] or none, dtype=torch.float64),
             parsed=torch.tensor(state["parsed"]),
-            errors={k: torch.tensor(v, dtype=torch.float64) for k, v in state["errors"].items()},
+            errors={
+                k: torch.tensor([math.nan if x is None else x for x in v], dtype=torch.float64)
+                for k, v in state["errors"].items()
+            },
         )
 
     @classmethod
@@ -187,7 +200,7 @@ def _driven(
 ) -> Driven:
     """The answer, and sampled ones, of each scene of a batch, scored at once."""
     poses, parsed = said
-    errors = {k: v.double().cpu() for k, v in displacement(poses, batch.future.float()).items()}
+    apart = displacement(poses, batch.future.float())
     poses_all, parsed_all = poses.unsqueeze(1), parsed.unsqueeze(1)
     if more is not None:
         drawn, good = student.answers.decode(more, batch.repeat(samples).status)
@@ -196,4 +209,6 @@ def _driven(
     rows, counted = scored(reward, batch.tokens, poses_all, parsed_all)
     score = rows["score"]
     sampled = score[:, 1:].mean(1) if samples else torch.full((len(batch),), torch.nan)
-    return Driven(batch.tokens, {k: v[:, 0] for k, v in rows.items()}, sampled, counted[:, 0], errors)
+    answered = counted[:, 0]
+    errors = {k: v.double().cpu().masked_fill(~answered, math.nan) for k, v in apart.items()}
+    return Driven(batch.tokens, {k: v[:, 0] for k, v in rows.items()}, sampled, answered, errors)

@@ -40,6 +40,22 @@ def read(numbers: Mapping[str, Number]) -> dict[str, float]:
     return {name: found[name] if isinstance(value, Tensor) else value for name, value in numbers.items()}
 
 
+def mean(total: float, count: float) -> float | None:
+    """Of a sum of so many; a mean over none is no number."""
+    return total / count if count else None
+
+
+def mean_known(values: Tensor) -> float | None:
+    """Of those that are not NaN, whatever the shape; None where there is none."""
+    there = values[~values.isnan()]
+    return there.mean().item() if len(there) else None
+
+
+def known(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    """Without those that are None: what is no number has no line, no point and no cell."""
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
 class Tally:
     """Sums of this rank, since the last `take`."""
 
@@ -58,9 +74,8 @@ class Tally:
         sums, self._sums = read(self._sums), {}
         names = sorted({name for part in distributed.gathered(sorted(sums)) for name in part})
         total = distributed.summed({name: sums.get(name, 0.0) for name in names}, device)
-        out = {}
-        for name, value in total.items():
-            count = total.get("answers" if name.startswith("reward/") else _PER.get(name, "updates"))
-            if name not in COUNTS and count:
-                out[name] = value / count
-        return out
+
+        def count(name: str) -> float:
+            return total.get("answers" if name.startswith("reward/") else _PER.get(name, "updates"), 0.0)
+
+        return known({name: mean(value, count(name)) for name, value in total.items() if name not in COUNTS})

@@ -1,8 +1,11 @@
-"""NAVSIM's names of scores, in the order of its own csv files, and its abbreviations."""
+"""NAVSIM's names of scores, in the order of its own csv files, its abbreviations, and how a mean is shown."""
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from scoring import Version
+from trainer.tally import mean_known
 
 COMFORT_BETWEEN_FRAMES = "two_frame_extended_comfort"
 
@@ -52,3 +55,9 @@ _SHORT = {
 def short(column: str) -> str:
     """NAVSIM's abbreviation of a column, so that tables fit a terminal; the column itself where it has none."""
     return _SHORT.get(column, column)
+
+
+def mean_text(values: Tensor, digits: int) -> str:
+    """The mean of the values that are not NaN; "-" where there is none."""
+    found = mean_known(values)
+    return "-" if found is None else f"{found:.{digits}f}"

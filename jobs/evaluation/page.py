@@ -17,7 +17,7 @@ import numpy as np
 
 from jobs import inspection
 from jobs.evaluation import draw
-from jobs.evaluation.columns import SCORE_NAME, SUBSCORES, short
+from jobs.evaluation.columns import SCORE_NAME, SUBSCORES, mean_text, short
 from jobs.evaluation.failures import Failure, failures
 from jobs.evaluation.results import DriverResult, interval
 from jobs.inspection import drive
@@ -126,8 +126,8 @@ def _summary(e: Evaluated) -> str:
         cells = [
             f'<td class="total">{float(r.score.mean()):.4f}</td>',
             f"<td>{spread[0]:.3f} .. {spread[1]:.3f}</td>" if spread else "<td>-</td>",
-            *(f"<td>{_number(float(r.subscores[n].nanmean()))}</td>" for n in names),
-            f"<td>{_number(float(r.displacement['ade_4'].nanmean()), 2)} m</td>" if "ade_4" in r.displacement else "",
+            *(f"<td>{mean_text(r.subscores[n], 2)}</td>" for n in names),
+            f"<td>{mean_text(r.displacement['ade_4'], 2)} m</td>" if "ade_4" in r.displacement else "",
         ]
         rows += f'<tr><td style="text-align:left">{_swatch(style)}{escape(r.name)}</td>{"".join(cells)}</tr>'
     return f'<div class="wide"><table class="scores"><tr>{head}</tr>{rows}</table></div>'

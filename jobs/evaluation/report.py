@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.evaluation.columns import AVERAGE, SCORE_NAME, SUBSCORES, short
+from jobs.evaluation.columns import AVERAGE, SCORE_NAME, SUBSCORES, mean_text, short
 from jobs.evaluation.results import DriverResult, interval
 from jobs.report import table
 from scoring import Version
@@ -86,17 +86,12 @@ def summary(results: Sequence[DriverResult], logs: Sequence[str], version: Versi
                 r.name,
                 f"{float(r.score.mean()):.4f}",
                 f"{spread[0]:.3f}..{spread[1]:.3f}" if spread else "-",
-                *(_mean(r.subscores[n].numpy()) for n in names),
-                *(_mean(r.displacement[k].numpy(), 2) for k in ("ade_4", "fde_4")),
+                *(mean_text(r.subscores[n], 3) for n in names),
+                *(mean_text(r.displacement[k], 2) for k in ("ade_4", "fde_4")),
                 str(int((~r.parsed).sum())),
             ]
         )
     return table(head, rows)
-
-
-def _mean(values: NDArray[np.float64], digits: int = 3) -> str:
-    known = values[~np.isnan(values)]
-    return f"{known.mean():.{digits}f}" if len(known) else "-"
 
 
 AGENT_YAML = """\

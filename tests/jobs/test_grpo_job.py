@@ -17,6 +17,7 @@ from tests.trainer.reward_toys import grpo_values, sft_policy, write_reward_data
 from trainer import checkpoint
 from trainer.build import load_policy
 from trainer.grpo_config import GRPOConfig
+from trainer.scored import Driven
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
@@ -124,8 +125,36 @@ def test_intervals() -> None:
     twice = clustered(values * 2, [*range(4)] * 2)
     assert twice == pytest.approx(found, abs=1e-12)  # to see a scene twice is to know no more
     assert clustered(values, [0] * 4).half == over([1.0]).half == float("inf")
+    assert over([]) is None
+    assert clustered([], []) is None
+    assert str(Interval(0.2, float("inf"))) == "+0.2000 (no interval: one value alone)"  # of one log, or of one seed
+    assert str(Interval(0.2, 0.1)) == "+0.2000 (95 %: +0.1000 .. +0.3000)"
     assert Interval(0.2, 0.1).excludes_zero
     assert not Interval(-0.05, 0.1).excludes_zero
+
+
+def test_a_change_is_of_scenes_that_have_the_number_before_and_after() -> None:
+    def driven(score: list[float], parsed: list[bool]) -> Driven:
+        values = torch.tensor(score, dtype=torch.float64)
+        none = torch.full_like(values, torch.nan)
+        return Driven(("a", "b", "c"), {"score": values, "comfort": values}, none, torch.tensor(parsed), {})
+
+    before, after = driven([0.5, 0.0, 0.5], [True, False, True]), driven([1.0, 0.5, 0.0], [True, True, False])
+    outcome = grpo.Outcome(
+        {name: after if name == "after" else before for name in ("human", "constant velocity", "before", "after")},
+        ["x", "y", "z"],
+        [],
+    )
+    score, comfort = outcome.change("score"), outcome.change("comfort")
+    assert score is not None
+    assert comfort is not None
+    assert score.middle == pytest.approx((0.5 + 0.5 - 0.5) / 3)  # an answer that does not parse has score 0
+    assert (comfort.middle, comfort.half) == (0.5, float("inf"))  # and no sub-score: scene a alone has both
+    assert outcome.change("sampled") is None
+    assert not outcome.changed("sampled")
+    assert outcome.rows["after"].means()["comfort"] == 0.75
+    silent = grpo.rows_table(grpo.Outcome({**outcome.rows, "after": driven([0.0] * 3, [False] * 3)}, [], []))
+    assert silent.splitlines()[-1].split() == ["after", "0.00", "-"]
 
 
 def test_verdicts_say_no_more_than_the_interval_allows() -> None:

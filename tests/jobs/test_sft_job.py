@@ -129,3 +129,25 @@ def test_verdicts_say_no_more_than_the_spread_allows() -> None:
     assert control(0.5, 0.6, 0.4).endswith("BETTER than the recipe")
     assert control(1.5, 0.8, 1.2).endswith("no difference can be told")
     assert "nothing can be said" in experiments.verdict("x", recipe, {0: {"ade_4": 2.0}}, "ade_4")
+    unparsed: dict[int, dict[str, float]] = {0: {"unparsed": 1.0}, 1: {"ade_4": 2.0}, 2: {"unparsed": 1.0}}
+    assert "1 pairs, nothing can be said" in experiments.verdict("x", recipe, unparsed, "ade_4")
+
+
+def test_a_table_of_a_policy_that_says_nothing_shows_nothing(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text that one step has taught nothing: no answer parses."""
+    rows = sft.main(
+        [
+            written(
+                data, tmp_path, answers={"kind": "text", "digits": 0}, stages=[{"stage": 2, "steps": 1, "lr": 1e-5}]
+            ),
+            f"out={tmp_path / 'run'}",
+        ]
+    )
+    text = capsys.readouterr().out
+    assert rows["stage 2"]["unparsed"] == 1
+    (line,) = [line for line in text.splitlines() if line.startswith("stage 2 ")]
+    assert line.split()[2:4] == ["-", "-"]
+    assert line.split()[-1] == "100.0%"
+    assert "held/ade" not in (tmp_path / "run" / "log.jsonl").read_text()

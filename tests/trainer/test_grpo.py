@@ -20,7 +20,7 @@ from trainer.build import load_policy
 from trainer.grpo import GRPO
 from trainer.optimiser import DivergedError
 from trainer.rollouts import roll_out
-from trainer.scored import given_scores, policy_scores, scored
+from trainer.scored import Driven, given_scores, policy_scores, scored
 from trainer.segments import allow_table
 from trainer.sft import SFT
 
@@ -275,6 +275,11 @@ def test_answers_that_do_not_parse_score_zero_and_are_counted(reward_shards: str
     assert seen[0]["train/dropped"] == 1
     assert seen[-1]["held/unparsed"] == 1
     assert seen[-1]["held/score"] == 0
+    assert not {name for name in seen[-1] if name.startswith(("held/ade_", "held/no_at_fault"))}  # of no answer at all
+    driven = run.evaluate(run.held_batches())
+    assert driven.means().keys() == {"score", "sampled", "unparsed"}
+    assert json.loads(json.dumps(driven.state()))["errors"]["ade_4"] == [None] * len(driven.tokens)
+    assert Driven.restore(driven.tokens, driven.state()).means() == driven.means()
     poses = torch.zeros(1, 4, 8, 3)
     poses[0, 1, :, 0] = 1e9  # parses, and no car is there in 4 s
     poses[0, 2, :, 2] = torch.inf

@@ -18,12 +18,12 @@ from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError
 from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
-from trainer import checkpoint
+from trainer import baselines, checkpoint
 from trainer.baselines import Scenes, constant_velocity, train_mlp
 from trainer.build import load_policy
 from trainer.config import StageConfig
 from trainer.data import ExampleMaker
-from trainer.evaluate import displacement, zeroed_latents
+from trainer.evaluate import displacement, summary, zeroed_latents
 from trainer.latents import Statistics
 from trainer.losses import LossWeights
 from trainer.model import SFTModel
@@ -274,6 +274,29 @@ def test_zeroed_latents_change_what_is_said_and_only_while_asked(shards: str, wh
     assert changed["answer"] != before["answer"]
     assert out.latents["wm"].std(0).abs().max() < 1e-6  # the same for every scene: nothing of the image is left in them
     assert run.evaluate(held) == before
+
+
+@pytest.mark.parametrize("parse", [0, 1])
+def test_errors_are_means_over_answers_that_parse_or_nothing(
+    shards: str, whole: Path, monkeypatch: pytest.MonkeyPatch, parse: int
+) -> None:
+    """The true drives as answers, of which the first `parse` of each batch count; no other has a say."""
+    run = start(shards, whole, keep=10)
+    held = run.held_batches()
+
+    def answer(batch: Any, table: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        told = torch.arange(len(batch)) < parse
+        return torch.where(told[:, None, None], batch.future.float(), 1e3), told
+
+    monkeypatch.setattr(run.model.student, "answer", answer)
+    found = run.evaluate(held)
+    errors = {k: v for k, v in found.items() if k.startswith(("ade_", "fde_"))}
+    assert found["unparsed"] == 1 - parse * len(held) / found["samples"]
+    assert set(errors.values()) == ({0.0} if parse else set())
+    assert all(math.isfinite(v) for v in found.values())
+    assert ("ADE 0.000" in summary(found)) == bool(parse)
+    assert "did not parse" in summary(found)
+    assert baselines.scores(torch.zeros(0, 8, 3), torch.zeros(0, 8, 3)) == {}
 
 
 def test_no_mask_is_a_switch(shards: str, tmp_path: Path) -> None:
