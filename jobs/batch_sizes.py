@@ -69,6 +69,16 @@ def recorded(volume: Volume, column: str) -> int | None:
     )
 
 
+def rate(volume: Volume, column: str, config: Mapping[str, Any]) -> tuple[float, str] | None:
+    """Scenes/s of `column` at its batch size and the device, as measured for the same config; None where nobody has."""
+    found = _read(volume).get(column)
+    if found is None or found["config"] != _comparable(config):
+        return None
+    size = config.get("batch_size", found["batch_size"])
+    rates = [f["rate"] for f in found["figures"] if f["batch_size"] == size and f["rate"]]
+    return (float(rates[0]), str(found["device"])) if rates else None
+
+
 def write(volume: Volume, found: Mapping[str, Mapping[str, Any]]) -> None:
     """Add what was measured, column -> `entry`, to the record."""
     volume.put(RECORD, json.dumps({**_read(volume), **found}, indent=1).encode())

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from tqdm import tqdm
 
-from jobs import batch_sizes, preemption, sight
+from jobs import batch_sizes, forecast, preemption, sight
 from jobs import config as job_config
 from jobs.cluster import ClusterConfig, joining, session, worker_count
 from jobs.driver import StoppedError, drive
@@ -59,6 +59,8 @@ class TeachersConfig(BaseModel):
         cluster: workers and Ray.
         scan_processes: processes that read logs while planning.
         max_quarantined: largest share of the planned samples (and of the logs) that may be quarantined.
+        rate: scenes a second of one device, for the hours that are told beforehand: of all teachers together, or by
+            column; where it is not stated, what `jobs.probe` measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,6 +75,7 @@ class TeachersConfig(BaseModel):
     cluster: ClusterConfig = ClusterConfig()
     scan_processes: int = Field(default=2, ge=1, le=1024)
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
+    rate: PositiveFloat | Mapping[str, PositiveFloat] | None = None
 
 
 class Progress:
@@ -138,7 +141,7 @@ def main(arguments: list[str]) -> None:
     if not joining():  # the driver of a cluster need not have what its workers have; they look for themselves
         refuse_absent(config.worker.device)
     config = config.model_copy(update={"teachers": batch_sizes.resolve(config.teachers, Volume(config.out))})
-    columns = [_teacher(name, fields) for name, fields in config.teachers.items()]
+    columns = [build_teacher(name, fields) for name, fields in config.teachers.items()]
     # after the teachers: a synthetic source is generated here, which takes minutes
     source = sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
     samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
@@ -169,14 +172,14 @@ def _run(
     sigterm: Preemption,
     began: float,
 ) -> None:
-    print(f"scanning the logs: {_source_text(source.describe())}", flush=True)
+    scan = forecast.prepare(config, source, Volume(config.out), samples, columns)
     run = runs.begin(
         source,
         config.out,
         manifests,
         plan_config=config.plan,
         with_zarr=config.zarr,
-        processes=config.scan_processes,
+        scan=scan,
     )
     todo = run.todo()
     _print_plan(run, len(todo))
@@ -222,16 +225,12 @@ def _run(
     _check_quarantine(config, run, totals)
 
 
-def _teacher(column: str, fields: Mapping[str, Any]) -> Teacher:
+def build_teacher(column: str, fields: Mapping[str, Any]) -> Teacher:
     """Not loaded; all that can be said against its config without its weights is said."""
     given = {key: value for key, value in fields.items() if key not in ("kind", "storage")}
     teacher = teachers.build(str(fields.get("kind", column)), given, column=column)
     stored_specs(teacher.specs, fields.get("storage") or {})
     return teacher
-
-
-def _source_text(source: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {source[key]}" for key in ("kind", "root", "split") if key in source)
 
 
 def _received(timings: Timings, progress: Progress, lease: Lease, receipt: ShardReceipt) -> None:
@@ -242,20 +241,14 @@ def _received(timings: Timings, progress: Progress, lease: Lease, receipt: Shard
 
 
 def _print_plan(run: runs.Run, todo: int) -> None:
-    scan, plan = run.scan, run.plan
+    plan = run.plan
     done = plan.shards - todo
     print(
         f"planned {plan.samples} scenes in {plan.shards} shards of at most {plan.config.shard_size} "
         f"(plan {plan.digest[:12]}); columns {', '.join(run.columns)}; "
         + (f"{done} shards are committed, {todo} to do" if done else "none is committed yet")
     )
-    if scan.skipped:
-        print(f"windows passed over: {scan.passed_over}")
-    for log, reason in sorted(scan.unreadable.items())[:10]:
-        print(f"UNREADABLE LOG {log}: {reason}")
-    if scan.not_found:
-        print(f"NOT FOUND: {len(scan.not_found)} tokens of the filter are in no log, e.g. {scan.not_found[0]}")
-    for notice in (*scan.notes, *run.notices):
+    for notice in run.notices:
         print(f"NOTE: {notice}")
 
 

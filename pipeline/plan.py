@@ -65,12 +65,14 @@ class PlanConfig(BaseModel):
     Attributes:
         shard_size: rows a shard has at most; aim at one to three minutes of teacher time.
         seed: of the order in which logs are dealt.
+        require: columns; only scenes that have every image that these ask for are planned.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard_size: int = Field(default=256, ge=1, le=1 << 20)
     seed: int = 0
+    require: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,8 +131,18 @@ def begin(
     plan_config: PlanConfig,
     with_zarr: bool = True,
     processes: int = 1,
+    scan: Scan | None = None,
 ) -> Run:
     """Plan, and write or compare the documents of the dataset at `url`.
+
+    Args:
+        source: the logs.
+        url: of the dataset.
+        columns: to make.
+        plan_config: how scenes become shards.
+        with_zarr: whether targets stand in `targets.zarr` too.
+        processes: that read logs.
+        scan: of the source, where it has been made already.
 
     Raises:
         ConfigError: the source has no scenes.
@@ -140,7 +150,7 @@ def begin(
             become a generation of their own, see `pipeline.generations`), or a column was made otherwise.
     """
     volume = Volume(url)
-    scan = source.scan(processes=processes)
+    scan = scan or source.scan(processes=processes)
     scan.refuse_nothing()
     refs = scan.refs if isinstance(scan.refs, pa.Table) else refs_table(scan.refs)
     plan = make_plan(refs, plan_config)

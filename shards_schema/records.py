@@ -108,6 +108,7 @@ class Scene:
         frames: the H + F frames of the window, oldest first.
         num_history: H, which counts the current frame: frames[H - 1] is now.
         before: frames of the same log right before the window, oldest first, where the log has them without a gap.
+        absent: images of `before` that the source knows not to be there (those of `frames` are not asked after).
     """
 
     log: str
@@ -116,6 +117,7 @@ class Scene:
     frames: tuple[Frame, ...]
     num_history: int
     before: tuple[Frame, ...] = field(default=())
+    absent: frozenset[str] = field(default=frozenset())
 
     @property
     def current(self) -> Frame:
@@ -156,6 +158,11 @@ class Scene:
         if not self.has_step(step):
             raise SampleError("missing_frame", f"scene {self.token} has no frame at step {step:+d}")
         return (self.before + self.frames)[len(self.before) + self.num_history - 1 + step]
+
+    def may_have(self, step: int, channel: str) -> bool:
+        """Whether there is such a frame, with such a camera, whose image is not known to be absent."""
+        camera = self.at(step).cameras.get(channel) if self.has_step(step) else None
+        return camera is not None and camera.image not in self.absent
 
     def camera(self, step: int, channel: str) -> Camera:
         """The exposure of `channel` at `step`.

@@ -42,6 +42,32 @@ class ImageRequest:
     channel: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What every scene must have for a teacher, as far as its config tells; the rest is found scene by scene.
+
+    Attributes:
+        images: without each of them a scene has no targets; all of them are among its `Teacher.requests`.
+        first, last: steps of the earliest and the latest frame without which there are none, with or without images.
+        rate: frames a second that it wants; None for any.
+        rather: what its config may say where this cannot be had, as a clause.
+        ragged_bytes: what its targets without a fixed shape come to in a usual scene.
+    """
+
+    images: tuple[ImageRequest, ...] = ()
+    first: int = 0
+    last: int = 0
+    rate: int | None = None
+    rather: str = ""
+    ragged_bytes: int = 0
+
+    @classmethod
+    def of(cls, images: Sequence[ImageRequest], rather: str) -> Needs:
+        """Of a teacher that needs these images, and the records of no other frame."""
+        steps = [image.step for image in images]
+        return cls(images=tuple(images), first=min(steps, default=0), last=max(steps, default=0), rather=rather)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherInput:
     """What `compute` gets of one scene.
@@ -138,6 +164,15 @@ class PhasedTeacher(Teacher, Protocol):
 
     def collect(self, launch: Any) -> list[Targets]:
         """The targets of each scene, in order, of what `launch` gave; once."""
+
+
+def needs_of(teacher: Teacher) -> Needs | None:
+    """What a teacher says that every scene must have, before any is looked at; None where it has no attribute `needs`.
+
+    It is an offer: with it, what cannot be had is said before any work, and counted by the existence of files.
+    """
+    needs = getattr(teacher, "needs", None)
+    return needs if isinstance(needs, Needs) else None
 
 
 def column_manifest(

@@ -31,7 +31,7 @@ from shards_schema.errors import ConfigError, WeightsError
 from shards_schema.records import CHANNELS, Image, Scene
 from shards_schema.specs import NAME, TargetSpec
 from teachers import execution, files, images
-from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.base import ImageRequest, Needs, Targets, TeacherInput
 from teachers.device import PhasedCompute, constant
 from teachers.registry import parse_config
 from teachers.weights import WeightsConfig
@@ -219,13 +219,19 @@ class VJEPA2Teacher(PhasedCompute[None]):
             **execution.provenance(config.attention, config.compile),
         }
 
+    @property
+    def needs(self) -> Needs:
+        """Each view's clip, oldest frame first."""
+        wanted = [ImageRequest(step, view) for view in self.config.views for step in self.config.steps]
+        return Needs.of(wanted, "set steps and views")
+
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """Each view's clip, oldest frame first.
 
         Raises:
             SampleError: code ``missing_frame`` or ``missing_camera``.
         """
-        wanted = [ImageRequest(step, view) for view in self.config.views for step in self.config.steps]
+        wanted = list(self.needs.images)
         for request in wanted:
             scene.camera(request.step, request.channel)
         return wanted

@@ -7,7 +7,7 @@ for. Both passes must agree, so a source is frozen: it holds its config and noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,6 +35,14 @@ class SceneRef:
     start: int
 
 
+Wanted = Mapping[str, frozenset[tuple[int, str]]]
+"""Column -> the images that it asks every scene for: (step from now, channel)."""
+
+
+Missing = Mapping[str, Mapping[str, tuple[tuple[int, str], ...]]]
+"""Column -> token of a scene -> the images that it asks for and the scene lacks: no such file, frame or camera."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scan:
     """What a source holds under its filter.
@@ -46,6 +54,8 @@ class Scan:
         skipped: how many windows were passed over, by reason (``no_route``, ``too_short``, ...), for the report.
         examples: reason of `skipped` -> what the first such window was, where a count alone does not say enough.
         notes: what a person should know of the windows before the work begins, a sentence each.
+        logs: how many logs were wanted, the unreadable ones among them; 0 where the source does not say.
+        missing: of the images that were looked for (`LookingSource.look`).
     """
 
     refs: tuple[SceneRef, ...]
@@ -54,6 +64,8 @@ class Scan:
     skipped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    logs: int = 0
+    missing: Missing = field(default_factory=dict)
 
     @property
     def passed_over(self) -> str:
@@ -121,4 +133,33 @@ class Source(Protocol):
 
         Raises:
             SampleError: the log as a whole cannot be read (code ``log_unreadable``), which is so for all of `refs`.
+        """
+
+
+@runtime_checkable
+class LookingSource(Source, Protocol):
+    """A source that knows, before any work, what its scenes can have and which images are there."""
+
+    @property
+    def num_before(self) -> int:
+        """Frames before a window that a scene may have besides (`Scene.before`)."""
+
+    @property
+    def rate(self) -> int:
+        """Frames a second."""
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """The cameras that a frame may have."""
+
+    @property
+    def blobs(self) -> str:
+        """The folder or URL that images lie under."""
+
+    def look(self, wanted: Wanted, *, processes: int = 1) -> Scan:
+        """`scan`, and in the same pass which images there are, by listing each folder once: see `Scan.missing`.
+
+        Raises:
+            ConfigError: as `scan`.
+            StoreError: a folder could not be listed, which is not the same as that it is not there.
         """

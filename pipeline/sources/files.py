@@ -113,9 +113,13 @@ class Listing:
             StoreError: that cannot be found out.
         """
         folder, _, name = path.rpartition("/")
+        return name in self.names(folder)
+
+    def names(self, folder: str) -> set[str]:
+        """What is in a folder, relative to the root; see `names`."""
         if folder not in self._listed:
             self._listed[folder] = names(f"{self._root}/{folder}")
-        return name in self._listed[folder]
+        return self._listed[folder]
 
 
 def local_path(url: str) -> str:

@@ -14,21 +14,23 @@ hold, synthetic scenes) stands in `pipeline.sources.scan`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Final
 
 from pipeline.sources import files
-from pipeline.sources.base import Scan, SceneRef
+from pipeline.sources.base import Scan, SceneRef, Wanted
+from pipeline.sources.looking import missing
 from pipeline.sources.navsim_frame import CameraFrame, FrameReader, token_and_time
-from pipeline.sources.navsim_windows import Gaps, break_between, cut_windows
+from pipeline.sources.navsim_images import LogImages
+from pipeline.sources.navsim_windows import PERIOD_US, Gaps, break_between, cut_windows
 from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, wanted_logs
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import SampleError, StoreError
-from shards_schema.records import Frame, Scene
+from shards_schema.records import CHANNELS, Frame, Scene
 
 MAP_NAMES: Final = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
 """nuPlan's four locations."""
@@ -90,25 +92,54 @@ class NavsimSource:
             "synthetic": self.synthetic,
         }
 
+    @property
+    def num_before(self) -> int:
+        """See `LookingSource`."""
+        return self.config.context_frames
+
+    @property
+    def rate(self) -> int:
+        """NAVSIM's 2 Hz."""
+        return round(1e6 / PERIOD_US)
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """All eight."""
+        return frozenset(CHANNELS)
+
+    @property
+    def blobs(self) -> str:
+        """See `LookingSource`."""
+        return f"{self.config.root.rstrip('/')}/sensor_blobs/{self.config.data_split}"
+
     def scan(self, *, processes: int = 1) -> Scan:
         """See `Source.scan`; the result does not depend on `processes`.
 
         Raises:
             ConfigError: no log folder, a folder without logs, or a token that two logs hold.
         """
+        return self.look({}, processes=processes)
+
+    def look(self, wanted: Wanted, *, processes: int = 1) -> Scan:
+        """See `LookingSource.look`."""
         config = self.config
         entries = files.names(self._folder)  # a folder of such a name is a log that cannot be read
         logs, unreadable = wanted_logs(config, entries, ".pkl")
-        return scan_logs(config, logs, unreadable, partial(_scan_log, self), processes=processes, chunk=16)
+        return scan_logs(config, logs, unreadable, partial(_scan_log, self, wanted), processes=processes, chunk=16)
 
     def scenes(self, log: str, refs: Sequence[SceneRef]) -> list[Scene | SampleError]:
         """See `Source.scenes`. A scene's code is ``log_changed``, ``bad_timestamps`` or one of `navsim_frame`'s."""
         raw = self._read_log(log)
-        blobs = f"{self.config.root.rstrip('/')}/sensor_blobs/{self.config.data_split}"
-        reader = FrameReader(raw, blobs, self.config.camera_frame)
-        return [self._scene(raw, reader, log, ref) for ref in refs]
+        reader = FrameReader(raw, self.blobs, self.config.camera_frame)
+        images = self._images(raw)
+        return [self._scene(raw, reader, images, log, ref) for ref in refs]
 
-    def _scene(self, raw: list[dict[str, Any]], reader: FrameReader, log: str, ref: SceneRef) -> Scene | SampleError:
+    def _images(self, raw: list[dict[str, Any]]) -> LogImages:
+        return LogImages(raw, self.blobs, self.num_history)
+
+    def _scene(
+        self, raw: list[dict[str, Any]], reader: FrameReader, images: LogImages, log: str, ref: SceneRef
+    ) -> Scene | SampleError:
         history, length = self.num_history, self.num_history + self.num_future
         try:
             window = raw[ref.start : ref.start + length] if ref.start >= 0 else []
@@ -135,13 +166,15 @@ class NavsimSource:
                     f"expected a scene_token and a map_location of {', '.join(MAP_NAMES)}, got "
                     f"{shown(scene_token, 40)} and {shown(map_name, 40)}",
                 )
+            before = self._before(raw, reader, ref.start)
             return Scene(
                 log=log,
                 scene_token=text(scene_token, "bad_frame", "scene_token"),
                 map_name=str(map_name),
                 frames=frames,
                 num_history=history,
-                before=self._before(raw, reader, ref.start),
+                before=before,
+                absent=images.absent(before),
             )
         except SampleError as error:
             return SampleError(error.code, f"scene {ref.token} of log {log}: {error.reason}")
@@ -179,10 +212,12 @@ class NavsimSource:
         return frames
 
 
-def _scan_log(source: NavsimSource, tokens: frozenset[str] | None, log: str) -> LogScan | str:
+def _scan_log(source: NavsimSource, wanted: Wanted, tokens: frozenset[str] | None, log: str) -> LogScan | str:
     """The windows of one log that pass the filter, or why it cannot be read."""
     config = source.config
     try:
-        return cut_windows(source._read_log(log), log, config.filter, tokens, config.gaps)
+        frames = source._read_log(log)
+        found = cut_windows(frames, log, config.filter, tokens, config.gaps)
+        return replace(found, missing=missing(found.refs, wanted, source._images(frames).has)) if wanted else found
     except SampleError as error:
         return error.reason

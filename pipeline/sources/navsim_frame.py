@@ -195,11 +195,16 @@ class FrameReader:
 
     def _blob(self, path: object, where: str) -> str:
         path = text(path, "bad_frame", where)
-        if not path or path.startswith("/") or "://" in path or ".." in path.split("/"):
+        if not lies_within(path):
             raise SampleError(
                 "bad_frame", f"{where}: expected a path within sensor_blobs/<split>, got {shown(path, 120)}"
             )
         return f"{self._blobs}/{path}"
+
+
+def lies_within(path: str) -> bool:
+    """Whether a path that a log names stays below the folder of the images."""
+    return bool(path) and not path.startswith("/") and "://" not in path and ".." not in path.split("/")
 
 
 def _require(raw: object, keys: Sequence[str], code: str, where: str) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,8 +29,8 @@ from pydantic import Field, field_validator
 
 from maps.folder import MapFolder
 from maps.nuplan_map import load_map
-from pipeline.sources import files
-from pipeline.sources.base import Scan, SceneRef
+from pipeline.sources import files, looking
+from pipeline.sources.base import Scan, SceneRef, Wanted
 from pipeline.sources.navsim import MAP_NAMES
 from pipeline.sources.navsim_frame import FrameReader
 from pipeline.sources.nuplan_command import driving_command
@@ -135,6 +135,26 @@ class NuplanSource:
             "synthetic": self.synthetic,
         }
 
+    @property
+    def num_before(self) -> int:
+        """See `LookingSource`."""
+        return self.config.context_frames
+
+    @property
+    def rate(self) -> int:
+        """As configured."""
+        return self.config.rate
+
+    @property
+    def channels(self) -> frozenset[str]:
+        """As configured."""
+        return frozenset(self.config.channels)
+
+    @property
+    def blobs(self) -> str:
+        """See `LookingSource`."""
+        return self.config.blobs
+
     def scan(self, *, processes: int = 1) -> Scan:
         """See `Source.scan`; the result does not depend on `processes`.
 
@@ -142,8 +162,12 @@ class NuplanSource:
             ConfigError: no log folder, a folder without logs, no map of a log's location, or a token that two logs
                 hold.
         """
+        return self.look({}, processes=processes)
+
+    def look(self, wanted: Wanted, *, processes: int = 1) -> Scan:
+        """See `LookingSource.look`; a window that is made has its images, so only frames before it may lack some."""
         logs, bad = wanted_logs(self.config, files.names(self._folder), ".db")
-        return scan_logs(self.config, logs, bad, functools.partial(_scan_log, self), processes=processes)
+        return scan_logs(self.config, logs, bad, functools.partial(_scan_log, self, wanted), processes=processes)
 
     def scenes(self, log: str, refs: Sequence[SceneRef]) -> list[Scene | SampleError]:
         """See `Source.scenes`. A scene's code is ``log_changed``, ``time_gap`` or one of `navsim_frame`'s.
@@ -222,7 +246,7 @@ class NuplanSource:
         return f"{self.config.root.rstrip('/')}/{self.config.logs_folder}/{self.config.data_split}"
 
 
-def _scan_log(source: NuplanSource, tokens: frozenset[str] | None, log: str) -> LogScan | str:
+def _scan_log(source: NuplanSource, wanted: Wanted, tokens: frozenset[str] | None, log: str) -> LogScan | str:
     """The windows of one log that pass the filter, or why it cannot be read.
 
     Raises:
@@ -234,7 +258,16 @@ def _scan_log(source: NuplanSource, tokens: frozenset[str] | None, log: str) -> 
             lacks = functools.partial(missing, found, files.Listing(config.blobs), lidar=config.lidar)
             windows = cut_windows(found, log, config.filter, tokens, lacks)
             config.maps.file(found.map_name)
-            return windows
+
+            def has(ref: SceneRef, step: int, channel: str) -> bool:
+                back = max(0, -step - source.num_history + 1)  # before the window; what is in it has everything
+                frames = [ref.start - n * found.step for n in range(back + 1)]
+                return channel in config.channels and all(
+                    i in found.frames_at and found.follows(*found.stamps[[i, late]].tolist()) and lacks(i) is None
+                    for late, i in pairwise(frames)
+                )
+
+            return replace(windows, missing=looking.missing(windows.refs, wanted, has))
     except SampleError as error:
         return error.reason
 

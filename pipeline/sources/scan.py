@@ -30,7 +30,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.sources import files
-from pipeline.sources.base import Scan, SceneRef
+from pipeline.sources.base import Missing, Scan, SceneRef
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.untrusted import shown
 from shards_schema.errors import ConfigError
@@ -158,12 +158,14 @@ class LogScan:
         skipped: windows that are none, by reason.
         examples: reason -> the first such window in words, for reasons that need them.
         gaps: tokens of the scenes that hold a gap in time; the first of them stands in `examples` as ``time_gap``.
+        missing: the images that are looked for and not there.
     """
 
     refs: tuple[SceneRef, ...]
     skipped: Counter[str]
     examples: Mapping[str, str] = field(default_factory=dict)
     gaps: frozenset[str] = frozenset()
+    missing: Missing = field(default_factory=dict)
 
 
 LogReader = Callable[[frozenset[str] | None, str], LogScan | str]
@@ -198,6 +200,8 @@ def scan_logs(
     skipped: Counter[str] = Counter()
     examples: dict[str, str] = {}
     gaps: set[str] = set()
+    lost: dict[str, dict[str, tuple[tuple[int, str], ...]]] = {}
+    shared: dict[tuple[tuple[int, str], ...], tuple[tuple[int, str], ...]] = {}
     if second := filter_.second_stage:
         skipped["synthetic_scene"] = len(second)
     full = False
@@ -215,6 +219,9 @@ def scan_logs(
                 if ref.token in owners:
                     clashes.append(f"{ref.token} in {owners[ref.token].log} and {log}")
                 owners[ref.token] = ref
+                for column, scenes in found.missing.items():
+                    if (images := scenes.get(ref.token)) is not None:
+                        lost.setdefault(column, {})[ref.token] = shared.setdefault(images, images)
                 if full := len(owners) == filter_.max_scenes:
                     break
             if full:
@@ -232,6 +239,8 @@ def scan_logs(
         dict(skipped),
         examples,
         tuple(_notes(filter_, len(owners), len(gaps & owners.keys()), examples, skipped)),
+        logs=len(logs) + len(unreadable),
+        missing=lost,
     )
 
 

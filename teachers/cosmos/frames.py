@@ -31,8 +31,8 @@ class Layout:
     Attributes:
         steps: frames from now, 0.5 s each, never decreasing. In a run of equal steps one is the real frame and the
             others pad: the last is real up to now, the first is real in the future.
-        optional_first: the first frame lies before the usual window: where the scene does not have it, the second is
-            repeated in its place, as padding.
+        optional_first: the first frame lies before the usual window: where the scene does not have it, or not its
+            image, the second is repeated in its place, as padding.
     """
 
     steps: tuple[int, ...]
@@ -41,6 +41,11 @@ class Layout:
     def __post_init__(self) -> None:
         if any(later < earlier for earlier, later in zip(self.steps, self.steps[1:], strict=False)):
             raise ConfigError(f"layout: steps must never decrease (the VAE is causal in time), got {list(self.steps)}")
+
+    @property
+    def required(self) -> tuple[int, ...]:
+        """Each step once, ascending, without the one that may be padding."""
+        return tuple(sorted(set(self.steps[1:] if self.optional_first else self.steps)))
 
 
 LAYOUTS = {
@@ -83,16 +88,12 @@ def clip_of(scene: Scene, layout: Layout, channel: str) -> Clip:
         SampleError: ``missing_frame`` or ``missing_camera``, the scene lacks a frame that the layout needs.
     """
     steps = layout.steps
-    first_repeats = layout.optional_first and not _has(scene, steps[0], channel)
+    first_repeats = layout.optional_first and not scene.may_have(steps[0], channel)
     if first_repeats:
         steps = (steps[1], *steps[1:])
     for step in sorted(set(steps)):
         scene.camera(step, channel)
     return Clip(steps, _valid(steps))
-
-
-def _has(scene: Scene, step: int, channel: str) -> bool:
-    return scene.has_step(step) and channel in scene.at(step).cameras
 
 
 def _valid(steps: tuple[int, ...]) -> tuple[bool, ...]:

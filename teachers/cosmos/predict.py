@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from shards_schema.errors import WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
 from teachers import execution, files
-from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.base import ImageRequest, Needs, Targets, TeacherInput
 from teachers.cosmos import frames
 from teachers.cosmos.encoder import DTYPES
 from teachers.cosmos.foresight import RULE, Foresight, noise
@@ -97,6 +98,12 @@ class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
             "dtype": config.dtype,
             **execution.provenance(config.attention, config.compile),
         }
+
+    @property
+    def needs(self) -> Needs:
+        """The clip's frames, less the one that may be padding."""
+        ahead = "layout: D with latents: false looks at the past alone"
+        return replace(self._clips.needs, rather=ahead if self._clips.needs.last > 0 else "set layout")
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """The clip's distinct frames, oldest first."""

@@ -19,7 +19,7 @@ from shards_schema.errors import WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
 from teachers import images
-from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.base import ImageRequest, Needs, Targets, TeacherInput
 from teachers.cosmos import frames
 from teachers.cosmos.checkpoint import FILES, describe
 from teachers.cosmos.config import CHANNELS_OUT, CosmosConfig
@@ -83,6 +83,13 @@ class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
             "batch_size": config.batch_size,
             "dtype": config.dtype,
         }
+
+    @property
+    def needs(self) -> Needs:
+        """The clip's frames, less the one that may be padding."""
+        steps = self.config.frame_layout.required
+        ahead = "layout: D with model: wan or cv4x8x8 looks at the past alone" if steps[-1] > 0 else "set layout"
+        return Needs.of([ImageRequest(step, self.config.channel) for step in steps], ahead)
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """The clip's distinct frames, oldest first."""

@@ -22,16 +22,21 @@ from scoring.references import complete
 from shards_schema.errors import SampleError, ShardsError, WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import NAME, TargetSpec
-from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.base import ImageRequest, Needs, Targets, TeacherInput
 from teachers.pdm.closed import with_closed
 from teachers.pdm.drivable_map import RADIUS_M
-from teachers.pdm.scene_context import Prepared, prepare
+from teachers.pdm.ego import PAST_FRAMES
+from teachers.pdm.observation import FRAMES
+from teachers.pdm.scene_context import FRAME_SECONDS, Prepared, prepare
 from teachers.pdm.targets import Precision, target_specs, to_targets
 from teachers.registry import parse_config
 from teachers.weights import file_digest
 
 REVISION = "pdm 1"
 """Changes when the code gives other arrays."""
+
+_RAGGED_BYTES = 150_000
+"""Of map, agents and lights, in a usual scene; with the rest a sample has some 160 kB (docs/teachers.md)."""
 
 _KEPT = 256
 """Prepared scenes that wait for `compute`, each some 0.3 MB; one that fell out is prepared again."""
@@ -137,6 +142,16 @@ class PDMTeacher:
             "precision": self.config.precision,
             "batch_size": self.config.batch_size,
         }
+
+    @property
+    def needs(self) -> Needs:
+        """No images; annotated frames as far ahead as the scores look, and as far back as v2's comfort does."""
+        v1_alone = self.config.versions == ("v1",)
+        ahead = max(FRAMES[version] for version in self.config.versions) - 1
+        rather = f"versions: [v2] looks {FRAMES['v2'] - 1} frames ahead" if "v1" in self.config.versions else ""
+        past = 0 if v1_alone else -PAST_FRAMES
+        rate = round(1 / FRAME_SECONDS)
+        return Needs(first=past, last=ahead, rate=rate, rather=rather, ragged_bytes=_RAGGED_BYTES)
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """No images; but the scene is looked at, so that one which cannot be taught is refused here.

@@ -31,7 +31,7 @@ import numpy as np
 from shards_schema.errors import SampleError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import NAME, TargetSpec
-from teachers.base import ImageRequest, PhasedTeacher, Targets, Teacher, TeacherInput, fingerprint
+from teachers.base import ImageRequest, PhasedTeacher, Targets, Teacher, TeacherInput, fingerprint, needs_of
 from teachers.testing.scenes import bare_scene, synthetic_image, synthetic_scene
 
 
@@ -153,6 +153,12 @@ class TeacherConformance(ABC):
                 assert scene.has_step(request.step), f"{request} is outside scene {scene.token}"
                 assert request.channel in scene.at(request.step).cameras, f"{request}: no such camera"
             assert list(teacher.requests(scene)) == requests, "requests of one scene differ from call to call"
+            if (needs := needs_of(teacher)) is not None:
+                never = sorted(set(needs.images) - set(requests))
+                assert not never, f"needs says that every scene must have {never}, which requests does not ask for"
+                steps = [request.step for request in needs.images]
+                assert needs.first <= min([0, *steps]), f"first is {needs.first}, the images begin at {min(steps)}"
+                assert needs.last >= max([0, *steps]), f"last is {needs.last}, the images end at {max(steps)}"
 
     def test_requests_of_a_bare_scene(self) -> None:
         """A scene of one frame without cameras is taught, or refused by a SampleError."""

@@ -20,7 +20,7 @@ from shards_schema.errors import ConfigError, SampleError, WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
 from teachers import execution
-from teachers.base import ImageRequest, Targets, TeacherInput
+from teachers.base import ImageRequest, Needs, Targets, TeacherInput
 from teachers.device import PhasedCompute
 from teachers.registry import parse_config
 from teachers.vggt import network, upstream
@@ -104,13 +104,19 @@ class VGGTTeacher(PhasedCompute[None]):
             **execution.provenance(config.attention, config.compile),
         }
 
+    @property
+    def needs(self) -> Needs:
+        """One image a frame of the window: by step, then by view."""
+        wanted = [ImageRequest(step, view) for step in self.config.window for view in self.config.views]
+        return Needs.of(wanted, "set window and views")
+
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """One image a frame of the window: by step, then by view.
 
         Raises:
             SampleError: code ``missing_frame`` or ``missing_camera``.
         """
-        wanted = [ImageRequest(step, view) for step in self.config.window for view in self.config.views]
+        wanted = list(self.needs.images)
         for request in wanted:
             scene.camera(request.step, request.channel)
         return wanted

@@ -1,0 +1,166 @@
+"""What is certain before a run begins: what its scenes have, what it will write and take, and what is refused for it.
+
+`python -m jobs.plan` prints this and ends; `jobs.teachers` prints it before Ray is started and weights are loaded.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from jobs import batch_sizes
+from jobs.report import bytes_text, table
+from pipeline import coverage, forecast
+from pipeline.plan import SCHEMA
+from pipeline.records import committed, read_manifest
+from pipeline.samples import SamplesColumn
+from pipeline.sources.base import Scan, Source
+from pipeline.stores.volume import Volume
+from pipeline.tables import from_parquet
+from shards_schema import layout
+from teachers.base import Teacher
+
+if TYPE_CHECKING:
+    from jobs.teachers import TeachersConfig
+
+
+def prepare(
+    config: TeachersConfig, source: Source, volume: Volume, samples: SamplesColumn, teachers: Sequence[Teacher]
+) -> Scan:
+    """Look, tell, refuse; what is left is to be planned.
+
+    Args:
+        config: the recipe.
+        source: the logs.
+        volume: where the dataset goes, or is.
+        samples: the `samples` column.
+        teachers: constructed, not loaded.
+
+    Raises:
+        ConfigError: what no scene can have, or a teacher that can take none of the images.
+        IncompleteError: more would be left out than `max_quarantined` allows.
+    """
+    needs = coverage.column_needs(samples.config, teachers)
+    coverage.refuse_impossible(source, needs)
+    print(f"scanning the logs: {_source_text(source.describe())}", flush=True)
+    scan = coverage.look(source, needs, processes=config.scan_processes)
+    require = config.plan.require
+    scan = coverage.only_covered(source, scan, needs, require, _planned(volume) if require else ())
+    print(_logs_text(scan))
+    todo = [column for column in needs if column in unfinished(volume, needs, len(scan.refs))]
+    looked = forecast.glances(source, scan) if todo else []
+    sizes = forecast.sizes(samples, teachers, config.teachers, looked)
+    found = coverage.coverage(source, scan, needs)
+    print(_columns_text(config, volume, found, sizes, todo), flush=True)
+    coverage.refuse_short(source, scan, needs, todo, config.max_quarantined)
+    forecast.refuse_shapes([teacher for teacher in teachers if teacher.name in todo], looked)
+    return scan
+
+
+def unfinished(volume: Volume, columns: Mapping[str, object], scenes: int) -> frozenset[str]:
+    """Columns of which a dataset of so many scenes may lack a shard; of a dataset that is not begun, all."""
+    if not volume.exists(layout.DATASET):
+        return frozenset(columns)
+    plan = read_manifest(volume)[0].plan
+    if plan["samples"] != scenes:
+        return frozenset(columns)
+    return frozenset(column for column in columns if len(committed(volume, column)) < plan["shards"])
+
+
+def _planned(volume: Volume) -> frozenset[str]:
+    """The tokens that a dataset has planned."""
+    if not volume.exists(layout.DATASET):
+        return frozenset()
+    table = from_parquet(volume.read(layout.PLAN)).cast(SCHEMA)
+    return frozenset(pc.unique(table["token"]).to_pylist())
+
+
+def _source_text(source: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {source[key]}" for key in ("kind", "root", "split") if key in source)
+
+
+def _logs_text(scan: Scan) -> str:
+    logs = f"{scan.logs - len(scan.unreadable)} of {scan.logs} logs, " if scan.logs else ""
+    lines = [f"found: {logs}{len(scan.refs)} scenes"]
+    if scan.skipped:
+        lines.append(f"windows passed over: {scan.passed_over}")
+    lines += [f"UNREADABLE LOG {log}: {reason}" for log, reason in sorted(scan.unreadable.items())[:10]]
+    if scan.not_found:
+        lines.append(f"NOT FOUND: {len(scan.not_found)} tokens of the filter are in no log, e.g. {scan.not_found[0]}")
+    return "\n".join([*lines, *(f"NOTE: {note}" for note in scan.notes)])
+
+
+def _columns_text(
+    config: TeachersConfig,
+    volume: Volume,
+    columns: Sequence[coverage.Coverage],
+    sizes: Mapping[str, forecast.Size],
+    todo: Sequence[str],
+) -> str:
+    """A table, what is lacking, and what all of it takes.
+
+    Args:
+        config: the recipe.
+        volume: where the dataset goes, or is.
+        columns: in order.
+        sizes: by column.
+        todo: the columns that are still to be made.
+    """
+    rows, notes, whole = [], [], 0
+    hours: dict[str, float | None] = {}
+    for found in columns:
+        name, scenes, size = found.column, found.scenes, sizes[found.column]
+        if name in todo and name in config.teachers:
+            hours[name] = _hours(config, volume, name, scenes)
+        zarr = size.zarr if config.zarr else 0
+        whole += scenes * ((size.tar or 0) + zarr) if name in todo else 0
+        rows.append(
+            [
+                name,
+                "not known" if found.covered is None else f"{found.covered} of {scenes}",
+                "not known" if size.tar is None else bytes_text(size.tar),
+                "not known" if size.tar is None else bytes_text(scenes * size.tar),
+                bytes_text(scenes * zarr) if zarr else "-",
+                _hours_text(hours[name]) if name in hours else "-" if name in todo else "made",
+            ]
+        )
+        notes += [f"  {name} lacks {found.lacking}"] if found.lacking else []
+    head = ["column", "scenes with all images", "a sample", "tars", "zarr", "device hours"]
+    scenes = max(found.scenes for found in columns)
+    return "\n".join([table(head, rows), *notes, _together(config, scenes, hours), _space(volume, whole)])
+
+
+def _hours(config: TeachersConfig, volume: Volume, column: str, scenes: int) -> float | None:
+    """Of a column on one device: as stated, else as `jobs.probe` measured."""
+    each = config.rate.get(column) if isinstance(config.rate, Mapping) else None
+    if each is None and (measured := batch_sizes.rate(volume, column, config.teachers[column])) is not None:
+        each = measured[0]
+    return None if each is None else scenes / each / 3600
+
+
+def _hours_text(hours: float | None) -> str:
+    return "not known" if hours is None else f"{hours:.1f}"
+
+
+def _together(config: TeachersConfig, scenes: int, hours: Mapping[str, float | None]) -> str:
+    if isinstance(config.rate, int | float):
+        return f"{scenes / config.rate / 3600:.1f} device hours at {config.rate:g} scenes/s of a device (rate)"
+    known = [each for each in hours.values() if each is not None]
+    if len(known) < len(hours):
+        lost = ", ".join(column for column, each in hours.items() if each is None)
+        return (
+            f"device hours of {lost} are not known: `make probe` measures a device, rate={{{lost}: SCENES/S}} states it"
+        )
+    return f"{sum(known):.1f} device hours in all"
+
+
+def _space(volume: Volume, needed: int) -> str:
+    if (folder := volume.local_root) is None:
+        return f"{bytes_text(needed)} to write; how much room the store has is not known"
+    folder = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    told = f"{bytes_text(needed)} to write, {bytes_text(free)} free at {folder}"
+    return told if needed <= free else f"NOT ENOUGH ROOM: {told}"
