@@ -118,6 +118,8 @@ def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _read(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+    if path.parent == Path("configs") and not path.exists() and (usage.RECIPES / path.name).is_file():
+        path = usage.RECIPES / path.name  # from a folder that is not the clone
     if path.is_dir() and not path.suffix:
         raise ConfigError(f"{path} is a folder, and a config is a file{_meant(path, model)}")
     try:
@@ -140,7 +142,7 @@ def _meant(folder: Path, model: type[BaseModel]) -> str:
 def _recipes(path: Path) -> str:
     there = [str(path.with_name(name.name)) for name in path.parent.glob(f"*{_YAML}")]
     near = difflib.get_close_matches(str(path), there, 1)
-    return f"did you mean {near[0]}?" if near else "`ls configs/` shows the recipes"
+    return f"did you mean {near[0]}?" if near else f"`ls {usage.RECIPES}` shows the recipes"
 
 
 def _given(model: type[BaseModel], overrides: Iterable[str]) -> Iterator[tuple[str, Any]]:

@@ -24,7 +24,9 @@ from shards_schema import documents
 from shards_schema.refusals import options_of
 
 HELP = frozenset({"--help", "-h"})
-RECIPES = Path(__file__).parents[1] / "configs"
+_ROOT = Path(__file__).parents[1]
+RECIPES = next((p for p in (_ROOT / "last_shards" / "configs", _ROOT / "configs") if p.is_dir()), _ROOT / "configs")
+"""Our own recipes: where a wheel has put them, or in the clone."""
 
 _COMMAND = re.compile(r"`+(python -m [^`]+)`+")
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")

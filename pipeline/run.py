@@ -20,7 +20,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from pipeline import generations, index, statistics
+from pipeline import generations, growth, index, statistics
 from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
 from pipeline.records import columns_of, committed, read_manifest, read_records
 from pipeline.sources.base import Scan, Source
@@ -147,7 +147,7 @@ def begin(
     Raises:
         ConfigError: the source has no scenes.
         MismatchError: the dataset there was planned otherwise (but for scenes that the source has more by now: they
-            become a generation of their own, see `pipeline.generations`), or a column was made otherwise.
+            become a generation of their own, see `pipeline.growth`), or a column was made otherwise.
     """
     volume = Volume(url)
     scan = scan or source.scan(processes=processes)
@@ -173,11 +173,11 @@ def begin(
     )
     if volume.exists(layout.DATASET):
         known = generations.read(volume, *read_manifest(volume))
-        plan = generations.go_on(volume, known, manifest, plan, refs, scan)
+        plan = growth.go_on(volume, known, manifest, plan, refs, scan)
         manifest, dataset = known.manifest, known.seal
         grown = plan.samples - known.now.plan["samples"]
         if plan.shards > manifest.plan["shards"] and manifest.zarr:
-            generations.reshape(volume, plan)
+            growth.reshape(volume, plan)
     else:
         dataset, grown = _write(volume, manifest, plan), 0
     volume.sweep()

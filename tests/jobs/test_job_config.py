@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.config import load
 from jobs.report import bytes_text, table
+from jobs.teachers import TeachersConfig
 from shards_schema.errors import ConfigError
 
 
@@ -47,7 +48,7 @@ def test_overrides_are_yaml_and_nest(recipe: str, monkeypatch: pytest.MonkeyPatc
         (["inner=[1"], "is not YAML"),
         (["out=x", "out.y=1"], "out.y is given twice on the command line (also as out)"),
         (["a.yaml", "b.yaml"], "expected one config file"),
-        (["nowhere.yaml"], "ls configs/"),
+        (["nowhere.yaml"], "/configs` shows the recipes"),
         (["out=${SHARDS_TEST_UNSET}"], "SHARDS_TEST_UNSET"),
         (["inner=!!python/object/apply:os.system [id]"], "not YAML"),
     ],
@@ -77,3 +78,11 @@ def test_tables() -> None:
         "long  22",
     ]
     assert [bytes_text(n) for n in (0, 999, 1000, 2_500_000, 3e12)] == ["0 B", "999 B", "1.0 kB", "2.5 MB", "3.0 TB"]
+
+
+def test_our_recipes_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load(TeachersConfig, ["configs/demo.yaml"]).out == "out/demo"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.yaml").write_text("out: mine\nsource: {kind: synthetic}\nteachers: {}\n")
+    assert load(TeachersConfig, ["configs/demo.yaml"]).out == "mine"
