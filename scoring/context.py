@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from scoring.geometry import EdgeSet, oriented_boxes_meet
+from scoring.rowwise import length
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, REAR_AXLE_TO_CENTRE, STATE_SIZE, STEPS
 from shards_schema.errors import SampleError
 
@@ -319,5 +320,5 @@ def _centerlines(lines: Sequence[NDArray[np.floating[Any]]]) -> tuple[EdgeSet, T
     scene = np.arange(len(each))
     blocks = EdgeSet.build(np.concatenate(each), np.repeat(scene, [len(e) for e in each]), scene, [1] * len(each))
     edges = _pad(each, fill=np.nan).mT.contiguous()
-    length = torch.hypot(edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1])
-    return blocks, edges, length.cumsum(dim=1) - length
+    size = length(edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1])
+    return blocks, edges, size.cumsum(dim=1) - size

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scoring.rowwise import length
+
 BLOCK = 4
 """Edges a block. Short ones cull better, long ones cost fewer tests of boxes; of 2, 3, 4, 6, 8 only 3 was as fast."""
 
@@ -254,4 +256,4 @@ def distances(edge: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     square = dx * dx + dy * dy
     # A segment of no length (a point given twice) is its first end.
     where = torch.where(square > 0, ((px - x0) * dx + (py - y0) * dy) / square, 0.0).clamp(0.0, 1.0)
-    return torch.hypot(x0 + where * dx - px, y0 + where * dy - py), where
+    return length(x0 + where * dx - px, y0 + where * dy - py), where

@@ -4,7 +4,8 @@ It agrees with the NAVSIM devkit on log-replayed (non-reactive) traffic: v1 with
 inconsistency of the devkit is kept unless `consistent` is set: its `pdm_score` column is computed before the human
 filter and stays as it was, often 0, where the filter has set the sub-scores that made it so to 1.
 
-Every candidate is scored against PDM-Closed alone, as if it were the only one: a score does not depend on the group.
+Every candidate is scored against PDM-Closed alone, as if it were the only one: a score does not depend on the group,
+on the CPU not by a bit (`rowwise`).
 """
 
 from __future__ import annotations

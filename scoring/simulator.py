@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scoring.reference import wrap
+from scoring.rowwise import half_turn, transform
 from scoring.vehicle import STATE_SIZE, STEPS, WHEEL_BASE
 
 _DT = 100_000 * 1e-6
@@ -61,8 +62,7 @@ def velocity_profile(poses: Tensor) -> Tensor:
     heading = poses[:, :-1, 2]
     move = poses[:, 1:, :2] - poses[:, :-1, :2]
     along = move[..., 0] * heading.cos() + move[..., 1] * heading.sin()
-    operator = torch.from_numpy(_velocity_operator()).to(poses.device)
-    return along @ operator.T
+    return transform(along, torch.from_numpy(_velocity_operator()).to(poses.device))
 
 
 def curvature_profile(poses: Tensor, velocity: Tensor) -> Tensor:
@@ -70,8 +70,7 @@ def curvature_profile(poses: Tensor, velocity: Tensor) -> Tensor:
 
     Minimises sum (v_k dt kappa_k - turn_k)^2 + 0.01 sum ((kappa_{k+1} - kappa_k) / dt)^2 + 1e-10 kappa_0^2.
     """
-    turn = poses[:, 1:, 2] - poses[:, :-1, 2]
-    turn = torch.atan2(turn.sin(), turn.cos())
+    turn = half_turn(poses[:, 1:, 2] - poses[:, :-1, 2])
     travel = velocity * _DT
     spring = _CURVATURE_RATE_PENALTY / _DT**2
     weight = (travel * travel).unbind(dim=1)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoring.rowwise import length
+
 WIDTH = 2.297
 FRONT_LENGTH = 4.049
 REAR_LENGTH = 1.127
@@ -39,7 +41,7 @@ class Path:
         states: [B, 41, 11].
         scene: int64 [B], the scene of each row.
         cos, sin: [B, 41], of the heading.
-        speed: [B, 41], hypot(vx, vy).
+        speed: [B, 41], of (vx, vy).
         centre: [B, 41, 2], of the outline.
         corners: [B, 41, 4, 2], front left, rear left, rear right, front right.
     """
@@ -61,7 +63,7 @@ class Path:
         front, rear = centre + HALF_LENGTH * ahead, centre - HALF_LENGTH * ahead
         side = HALF_WIDTH * left
         corners = torch.stack((front + side, rear + side, rear - side, front - side), dim=-2)
-        speed = torch.hypot(states[..., VX], states[..., VY])
+        speed = length(states[..., VX], states[..., VY])
         return cls(states, scene, cos, sin, speed, centre, corners)
 
     @property

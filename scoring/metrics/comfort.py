@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scoring.context import ContextBatch
 from scoring.metrics.savgol import savgol, smooth, unwrap_by_rounding
+from scoring.rowwise import length
 from scoring.vehicle import AX, AY, HEADING, INTERVAL_S, REAR_AXLE_TO_CENTRE, STEPS, YAW_ACCEL, YAW_RATE, Path
 
 _LON_ACCEL = (-4.05, 2.40)
@@ -60,7 +61,7 @@ def _within(states: Tensor, lon: Tensor, lat: Tensor, accel_window: int, jerk_wi
     short = savgol(count, 8, 2)
     jerk = savgol(count, jerk_window, 2, 1, INTERVAL_S)
     lon_accel, lat_accel = smooth(lon, accel), smooth(lat, accel)
-    magnitude_jerk = smooth(torch.hypot(states[..., AX], states[..., AY]), short, jerk)
+    magnitude_jerk = smooth(length(states[..., AX], states[..., AY]), short, jerk)
     lon_jerk = smooth(lon, short, jerk)
     heading = unwrap_by_rounding(states[..., HEADING])
     yaw_rate = smooth(heading, savgol(count, 5, 2, 1, INTERVAL_S))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoring.context import AGENT_STEPS, ContextBatch
 from scoring.geometry import boxes_meet, grown, oriented_boxes_meet, slices
+from scoring.rowwise import length
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, INTERVAL_S, STEPS, Path
 
 LOOKAHEAD = (0, 3, 6, 9)
@@ -47,7 +48,7 @@ def contacts(batch: ContextBatch, path: Path, max_bytes: int) -> Contacts:
     axis = torch.stack((path.cos, path.sin), dim=-1)
     half = torch.tensor([HALF_LENGTH, HALF_WIDTH], dtype=torch.float64, device=path.states.device)
     hit = torch.zeros((len(row), STEPS, len(LOOKAHEAD)), dtype=torch.bool, device=path.states.device)
-    radius = torch.hypot(*batch.agents_half.unbind(dim=-1)) + _RADIUS
+    radius = length(*batch.agents_half.unbind(dim=-1)) + _RADIUS
     for part in slices(len(row), STEPS * 80, max_bytes):
         r, n = row[part], agent[part]
         s = path.scene[r]
@@ -79,7 +80,7 @@ def bearing(batch: ContextBatch, path: Path, row: Tensor, step: Tensor, agent: T
     """
     d = batch.agents_centre[path.scene[row], agent, agent_step] - path.rear_axle[row, step]
     along = d[:, 0] * path.cos[row, step] + d[:, 1] * path.sin[row, step]
-    return torch.acos((along / torch.hypot(d[:, 0], d[:, 1])).clamp(-1.0, 1.0))
+    return torch.acos((along / length(*d.unbind(dim=1))).clamp(-1.0, 1.0))
 
 
 def behind(angle: Tensor) -> Tensor:
@@ -102,5 +103,5 @@ def _agent_boxes(batch: ContextBatch) -> Tensor:
     gone = ~batch.agents_valid[..., None]
     low = batch.agents_centre.masked_fill(gone, math.inf).amin(dim=2)
     high = batch.agents_centre.masked_fill(gone, -math.inf).amax(dim=2)
-    radius = torch.hypot(*batch.agents_half.unbind(dim=-1))[..., None]
+    radius = length(*batch.agents_half.unbind(dim=-1))[..., None]
     return torch.cat((low - radius, high + radius), dim=-1)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scoring.areas import Areas
 from scoring.context import Version
+from scoring.rowwise import length
 from scoring.vehicle import Path
 
 _WINDOW = 11
@@ -21,7 +22,7 @@ def driving_direction_compliance(path: Path, areas: Areas, version: Version) -> 
     against = areas.oncoming
     if version == "v2":
         against = against & ~areas.centre_in_intersection
-    step = (path.centre[:, 1:] - path.centre[:, :-1]).norm(dim=-1)
+    step = length(*path.centre.diff(dim=1).unbind(dim=-1))
     metres = torch.cat((torch.zeros_like(step[:, :1]), step), dim=1) * against
     padded = torch.nn.functional.pad(metres, (_WINDOW - 1, 0))
     worst = padded.unfold(1, _WINDOW, 1).sum(dim=-1).amax(dim=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoring.metrics.savgol import savgol, smooth, unwrap_by_rounding
+from scoring.rowwise import length
 from scoring.vehicle import AX, AY, HEADING, INTERVAL_S
 
 MAX_INTERVAL_S = 0.55
@@ -47,7 +48,7 @@ def extended_comfort(current: Tensor, previous: Tensor, interval_s: float = 0.5)
 def _features(states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Acceleration, jerk, yaw rate and yaw acceleration [..., K], smoothed."""
     count = states.shape[-2]
-    accel = smooth(torch.hypot(states[..., AX], states[..., AY]), savgol(count, 8, 2))
+    accel = smooth(length(states[..., AX], states[..., AY]), savgol(count, 8, 2))
     jerk = smooth(accel, savgol(count, 15, 2, 1, INTERVAL_S))
     heading = unwrap_by_rounding(states[..., HEADING])
     yaw_rate = smooth(heading, savgol(count, 5, 2, 1, INTERVAL_S))

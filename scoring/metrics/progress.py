@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scoring.context import ContextBatch, Version
 from scoring.geometry import distances, slices
+from scoring.rowwise import length
 from scoring.vehicle import Path
 
 _MINIMUM_M = 5.0
@@ -19,13 +20,13 @@ def raw_progress(batch: ContextBatch, path: Path, max_bytes: int) -> Tensor:
     along = torch.empty(ends.shape[:2], dtype=torch.float64, device=ends.device)
     for part in slices(len(ends), batch.centerline_edges.shape[2] * 250, max_bytes):
         edges = batch.centerline_edges[path.scene[part]]
-        length = torch.hypot(edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1])
+        size = length(edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1])
         for end in (0, 1):
             distance, where = distances(edges, ends[part, end])
             # Of segments equally near the first counts, as GEOS has it.
             nearest = distance.nan_to_num(torch.inf).argmin(dim=1, keepdim=True)
             start = batch.centerline_start[path.scene[part]].gather(1, nearest)
-            along[part, end] = (start + where.gather(1, nearest) * length.gather(1, nearest))[:, 0]
+            along[part, end] = (start + where.gather(1, nearest) * size.gather(1, nearest))[:, 0]
     return (along[:, 1] - along[:, 0]).clamp(min=0.0)
 
 

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scoring.rowwise import transform
+
 
 @functools.cache
 def savgol(count: int, window: int, degree: int, derivative: int = 0, interval: float = 1.0) -> NDArray[np.float64]:
@@ -56,7 +58,7 @@ def _row(window: int, degree: int, derivative: int, at: float) -> NDArray[np.flo
 def smooth(signal: Tensor, *filters: NDArray[np.float64]) -> Tensor:
     """`signal` [..., K] through filters [K, K] in turn, rounded to 8 decimals after each, as the devkit does."""
     for f in filters:
-        signal = torch.round(signal @ torch.tensor(f.T, device=signal.device), decimals=8)
+        signal = torch.round(transform(signal, torch.tensor(f, device=signal.device)), decimals=8)
     return signal
 
 

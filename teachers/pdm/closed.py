@@ -44,7 +44,7 @@ _LEADER_EVERY = 2
 _CORRIDOR_S = 50 * _STEP_S
 _MINIMUM_M = 5.0
 _TIE = 1e-12
-"""Scores closer than this are equal: rounding, which depends on the batch, must not choose."""
+"""Scores closer than this are equal: rounding, which depends on the machine, must not choose."""
 
 
 def with_closed(prepared: Sequence[Prepared], device: str = "cpu") -> list[list[RewardContext]]:

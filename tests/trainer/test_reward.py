@@ -54,10 +54,9 @@ def test_more_scenes_than_are_scored_at_once(reward_shards: str, monkeypatch: py
     whole = reward.score(tokens, poses)
     monkeypatch.setattr("trainer.reward.SCENES_AT_ONCE", 3)
     parts = reward.score(tokens, poses)
-    close = {"atol": 1e-9, "rtol": 0}  # the last bits depend on the batch
-    torch.testing.assert_close(parts.score, whole.score, **close)
-    torch.testing.assert_close(parts.states, whole.states, **close)
-    torch.testing.assert_close(parts.subscores, dict(whole.subscores), **close)
+    assert parts.score.equal(whole.score)
+    assert parts.states.equal(whole.states)
+    assert all(parts.subscores[name].equal(value) for name, value in whole.subscores.items())
 
 
 def test_contexts_are_kept_up_to_a_bound(reward_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
