@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field
+from ray._private import services
 
 from jobs import preemption, shipping
+from shards_schema import reach
 from shards_schema.errors import ConfigError
 
 _TICK = 1.0
@@ -101,14 +103,16 @@ def session(config: ClusterConfig) -> Iterator[None]:
 
 def _join(config: ClusterConfig) -> None:
     address = os.environ["RAY_ADDRESS"]
+    refuse_silent(address)
     env = shipping.runtime_env(config.env)
     try:
         ray.init(runtime_env=env, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise ConfigError(
-            f"RAY_ADDRESS is {address}, and no Ray lets us in there ({error}); where the cluster asks for a token, set "
-            "RAY_AUTH_MODE=token before the job starts, with the token in ~/.ray/auth_token or RAY_AUTH_TOKEN (and "
-            "only there: a driver with that mode cannot work on a cluster without it)"
+            f"RAY_ADDRESS is {address}, something answers there, and no Ray lets us in ({error}): it may be no Ray, or "
+            "one that asks for a token. For that set RAY_AUTH_MODE=token before the job starts, with the token in "
+            "~/.ray/auth_token or RAY_AUTH_TOKEN (and only there: a driver with that mode cannot work on a cluster "
+            "without it)"
         ) from error
     files, size = shipping.size() if "py_modules" in env else (0, 0)
     names = sorted({*shipping.passed(config.env), *env.get("env_vars", {})})
@@ -118,6 +122,27 @@ def _join(config: ClusterConfig) -> None:
         + (f" and the values of {', '.join(names)}" if names else ""),
         flush=True,
     )
+
+
+def refuse_silent(address: str) -> None:
+    """Ask whether anybody is there, since Ray would wait for a quarter of an hour.
+
+    Raises:
+        ConfigError: nobody is.
+    """
+    try:
+        bare = address.removeprefix("ray://")
+        # as Ray will ask: not this machine's loopback, but its address
+        at = bare if bare != address else services.canonicalize_bootstrap_address(address) or address
+        host, _, port = at.rpartition(":")
+        silent = reach.silence(host.strip("[]"), int(port)) if port.isdecimal() else None
+    except (ConnectionError, ValueError) as error:  # "auto" finds none, or it is no address
+        silent = str(error)
+    if silent is not None:
+        raise ConfigError(
+            f"RAY_ADDRESS is {address}, and no Ray answers there ({silent}): start that cluster, give the address of "
+            "one that runs, or unset RAY_ADDRESS for a local Ray"
+        )
 
 
 @contextmanager

@@ -8,6 +8,7 @@ more than `max_quarantined` was quarantined; 1 when not; 2 when the config canno
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from jobs import batch_sizes, forecast, preemption, sight
 from jobs import config as job_config
-from jobs.cluster import ClusterConfig, joining, session, worker_count
+from jobs.cluster import ClusterConfig, joining, refuse_silent, session, worker_count
 from jobs.driver import StoppedError, drive
 from jobs.light import LightMeter
 from jobs.preemption import Preemption
@@ -140,6 +141,8 @@ def main(arguments: list[str]) -> None:
     config = job_config.load(TeachersConfig, arguments)
     if not joining():  # the driver of a cluster need not have what its workers have; they look for themselves
         refuse_absent(config.worker.device)
+    else:
+        refuse_silent(os.environ["RAY_ADDRESS"])
     config = config.model_copy(update={"teachers": batch_sizes.resolve(config.teachers, Volume(config.out))})
     columns = [build_teacher(name, fields) for name, fields in config.teachers.items()]
     # after the teachers: a synthetic source is generated here, which takes minutes

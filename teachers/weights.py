@@ -7,11 +7,13 @@ file's bytes is part of the teacher's fingerprint, so the same weights by hub or
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from shards_schema import reach
 from shards_schema.errors import WeightsError
 from teachers.digests import file_digest as file_digest  # and for those who ask here for it
 
@@ -63,22 +65,38 @@ class WeightsConfig(BaseModel):
             for name in names:
                 if (root / name).is_file():
                     return root / name
-            raise WeightsError(f"no weights at {root}: expected the file itself, or a directory with one of {names}")
+            raise WeightsError(f"no weights at {root}: expected the file itself, or a directory with {_any(names)}")
         return self._download(names)
 
     def _download(self, names: tuple[str, ...]) -> Path:
+        """One of the files, of the cache where it is there, else of the hub: that it has none is for the hub to say."""
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, LocalEntryNotFoundError
 
         assert self.hub is not None
+        where = f"{self.hub}@{self.revision}"
+        if (silent := reach.silence_of_hub()) is not None:
+            for name in names:
+                with suppress(LocalEntryNotFoundError):
+                    return Path(hf_hub_download(self.hub, name, revision=self.revision, local_files_only=True))
+            raise WeightsError(
+                f"{where}: nobody knows whether it has {_any(names)}: {silent}, and {reach.in_cache(self.hub)}"
+            )
         for name in names:
             try:
                 return Path(hf_hub_download(self.hub, name, revision=self.revision))
+            except LocalEntryNotFoundError as error:  # an `EntryNotFoundError` of one that was not asked
+                why = error.__cause__ or error
+                raise WeightsError(f"{where}: the hub could not be asked for {name}: {_first_line(why)}") from error
             except EntryNotFoundError:
                 continue
+            except GatedRepoError as error:
+                raise WeightsError(
+                    f"{where} is gated: accept its licence on its page, and give the token of who did (HF_TOKEN)"
+                ) from error
             except Exception as error:
-                raise WeightsError(f"cannot fetch {name} of {self.hub}@{self.revision}: {error}") from error
-        raise WeightsError(f"{self.hub}@{self.revision} has none of {names}")
+                raise WeightsError(f"cannot fetch {name} of {where}: {_first_line(error)}") from error
+        raise WeightsError(f"{where} has none of {_any(names)}")
 
     def provenance(self, *candidates: str) -> dict[str, Any]:
         """JSON for the records: the seed, or the file's name and sha256, which outranks hub and revision."""
@@ -86,3 +104,11 @@ class WeightsConfig(BaseModel):
             return {"random": True, "seed": self.random}
         path = self.locate(*candidates)
         return {"random": False, "file": path.name, "sha256": file_digest(path)}
+
+
+def _any(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -372,6 +372,25 @@ def test_what_stands_in_the_place_of_a_config(tmp_path: Path) -> None:
     assert job_config.load(VerifyConfig, [str(within / "recipe.yaml")]).out == "x"
 
 
+# --- clusters
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "http://127.0.0.1:{port}"])
+def test_a_ray_that_does_not_answer_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port=port))
+    monkeypatch.setattr(sources, "generate", lambda *_, **__: pytest.fail("it generates"))
+    with pytest.raises(
+        ConfigError, match=r"and no Ray answers there \((.*Connection refused|Invalid address).*unset RAY"
+    ):
+        teachers_job.main([DEMO, f"out={tmp_path / 'out'}", f"source.root={tmp_path / 'data'}"])
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- devices
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
@@ -28,7 +29,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from shards_schema.errors import ConfigError
+from shards_schema import reach
+from shards_schema.errors import ConfigError, WeightsError
 from trainer.answers.base import Answers
 from trainer.batch import Batch, prompt_text
 from trainer.latents import LatentInputs
@@ -342,20 +344,42 @@ class HFStudent(Student):
         return DynamicCache()
 
 
+@contextmanager
+def _fetching(config: HFConfig) -> Iterator[dict[str, Any]]:
+    """Options of `from_pretrained`, whose errors of fetching are told in a sentence in place of a page.
+
+    Raises:
+        WeightsError: there is no such folder or repository, or the hub could not be asked.
+    """
+    where = f"student.model {config.model}" + (f"@{config.revision}" if config.revision else "")
+    if (local := Path(config.model).expanduser()).is_absolute() and not local.is_dir():
+        raise WeightsError(f"{where}: no such folder")
+    silent = None if local.is_dir() else reach.silence_of_hub()
+    try:
+        yield {"revision": config.revision, "local_files_only": silent is not None}
+    except (OSError, ValueError) as error:
+        if silent is not None:
+            raise WeightsError(f"{where}: {silent}, and {reach.in_cache(config.model)}") from error
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(f"{where} cannot be loaded: {told:.300}") from error
+
+
 def load_tokenizer(config: HFConfig) -> Any:
     """The tokenizer of a pretrained student."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(config.model, revision=config.revision)
+    with _fetching(config) as options:
+        return AutoTokenizer.from_pretrained(config.model, **options)
 
 
 def load(config: HFConfig, answers: Answers, counts: Mapping[str, int]) -> HFStudent:
     """A pretrained student, with the image processor of its repository (AutoProcessor would need torchvision)."""
     from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(
-        config.model, revision=config.revision, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
-    )
-    images: Any = AutoImageProcessor
-    processor = images.from_pretrained(config.model, revision=config.revision)
+    with _fetching(config) as options:
+        model = AutoModelForImageTextToText.from_pretrained(
+            config.model, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", **options
+        )
+        images: Any = AutoImageProcessor
+        processor = images.from_pretrained(config.model, **options)
     return HFStudent(model, load_tokenizer(config), processor, config, answers, counts)
