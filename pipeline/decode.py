@@ -12,7 +12,6 @@ with checksums should be checked by them before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +20,6 @@ import simplejpeg
 from shards_schema.disguises import disguise
 from shards_schema.errors import SampleError
 from shards_schema.records import Image
-
-Decode = Callable[[bytes, str], Image]
-"""A file's bytes and its name -> RGB pixels, uint8 [H, W, 3]; raises `SampleError`; called from many threads."""
 
 MAX_PIXELS = 64_000_000
 """A 1920x1080 camera has 2 million; more than this is a decompression bomb."""

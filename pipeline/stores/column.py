@@ -27,7 +27,7 @@ from shards_schema.codecs import npy_bytes
 from shards_schema.commit import CommitRecord, Quarantined
 from shards_schema.errors import DatasetError, SampleError
 from shards_schema.manifests import ColumnManifest
-from shards_schema.specs import TEXT, TargetSpec
+from shards_schema.specs import TargetSpec
 from shards_schema.statistics import measured
 from shards_schema.storage import computed_specs, decode, encode
 
@@ -182,8 +182,3 @@ class ColumnShardWriter:
         )
         self._volume.put(layout.record(self._manifest.column, self._shard), record.to_bytes())
         return record
-
-
-def text_or_array(spec: TargetSpec, value: Any) -> NDArray[Any] | str:
-    """A value as its spec wants it in Zarr: text stays text."""
-    return str(value) if spec.dtype == TEXT else np.asarray(value, dtype=spec.dtype)

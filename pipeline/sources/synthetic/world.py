@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.sources.synthetic.geometry import Path, bezier, joined, rng_of, rotated, strip, unit
+from pipeline.sources.synthetic.geometry import Path, bezier, rng_of, rotated, strip, unit
 from shards_schema.poses import Float64
 
 LANE_WIDTH = 3.5
@@ -310,8 +310,3 @@ def _connecting(a: Lane, b: Lane, turn: Turn) -> Path:
     span = float(np.hypot(*(p1 - p0)))
     handle = span / 3.0 if turn == "straight" else 0.5523 * span / np.sqrt(2.0)
     return Path(bezier(p0, d0, p1, d1, handle)).resampled(1.0)
-
-
-def route_path(lanes: list[Lane]) -> Path:
-    """The centre lines of consecutive lanes and connectors as one path."""
-    return joined([lane.path for lane in lanes])
