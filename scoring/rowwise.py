@@ -28,5 +28,6 @@ def half_turn(angle: Tensor) -> Tensor:
 
 def transform(rows: Tensor, matrix: Tensor) -> Tensor:
     """`rows` [..., K] times the transpose of `matrix` [N, K]: [..., N]."""
-    products = [(part[:, None] * matrix).sum(dim=-1) for part in rows.reshape(-1, rows.shape[-1]).split(_ROWS)]
+    flat = rows.reshape(-1, rows.shape[-1])
+    products = [(flat[i : i + _ROWS, None] * matrix).sum(dim=-1) for i in range(0, max(len(flat), 1), _ROWS)]
     return torch.cat(products).view(*rows.shape[:-1], len(matrix))

@@ -36,11 +36,11 @@ def history_comfort(batch: ContextBatch, path: Path) -> Tensor:
     where the devkit adds the yaw acceleration's part to the longitudinal one.
     """
     score = torch.empty(len(path.scene), dtype=torch.float64, device=path.states.device)
-    # Scenes have 14 past states, few have 15: one pass for each length that occurs, not one for each scene.
-    lengths = batch.past_count[path.scene]
-    for length in sorted(set(batch.past_count.tolist())):
-        rows = (lengths == length).nonzero()[:, 0]
-        past = batch.past_states[path.scene[rows], :length]
+    # Scenes have 14 past states, few have 15: one pass for each count that occurs, not one for each scene.
+    counts = batch.past_count[path.scene]
+    for count in sorted(set(batch.past_count.tolist())):
+        rows = (counts == count).nonzero()[:, 0]
+        past = batch.past_states[path.scene[rows], :count]
         states = torch.cat((past, path.states[rows]), dim=1)
         yaw_rate, yaw_accel = states[..., YAW_RATE], states[..., YAW_ACCEL]
         within = _within(
