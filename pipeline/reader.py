@@ -65,7 +65,8 @@ class Dataset:
             checksum says (headers, padding, somebody who means harm; datasets without checksums).
         check_members: compare each member with its checksum, on every read. Some 40 to 70 us for a MB, which is little
             beside a JPEG to decode and much beside arrays that are mapped and lie in memory already.
-        max_open: tars that stay open at once (local disks); views of older ones stay good.
+        max_open: tars that stay open at once (local disks), whatever is waiting to be read; views of older ones stay
+            good. Fewer where the process may open no more.
         cache: keeps whole tars of a remote dataset on a local disk, so that each is fetched once; None is a request for
             each member that is read. See `pipeline.stores.cache`.
 

@@ -3,14 +3,17 @@
 A file is held against its commit record when it is first touched: size always (local), sha256 on demand. So a file
 that is gone or cut is an error that names shard and file; whether the bytes of a range are those of the member that was
 committed, the caller can tell by its checksum. A range is first opened, and then taken in the way that its user wants:
-copied to where it will be used, or seen as it lies. Views of a local file keep its map alive, so the oldest of too many
-files can be let go at any time. (A file that is cut after it was mapped kills the process that looks at it, as with
-every memory map; committed files are never edited.)
+copied to where it will be used, or seen as it lies. A reader has at most `max_open` descriptors, and one for each
+thread that reads just now, however many ranges and views are waiting: a range whose file was let go opens it again, and
+a map needs no descriptor. (A file that is cut after it was mapped kills the process that looks at it, as with every
+memory map; committed files are never edited.)
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import mmap
 import operator
@@ -74,7 +77,10 @@ class Span(Protocol):
 
 
 class _File:
-    """A local file, open until nobody has this any more, and mapped when somebody wants to see it as it lies."""
+    """A local file, open until nobody has this any more, and mapped when somebody wants to see it as it lies.
+
+    Its reader has it, and the calls under way: whoever else kept it would keep a descriptor.
+    """
 
     def __init__(self, descriptor: int, where: str, size: int) -> None:
         self.descriptor, self._where, self._size = descriptor, where, size
@@ -98,9 +104,9 @@ class _File:
 
     @cached_property
     def map(self) -> memoryview:
-        """All of it."""
+        """All of it, for as long as anybody looks at it."""
         with told_of_read(self._where):
-            return memoryview(mmap.mmap(self.descriptor, 0, access=mmap.ACCESS_READ))
+            return _mapped(self.descriptor, self._size)
 
     def is_cached(self, offset: int) -> bool:
         """Whether a byte is in the page cache: a read that must not wait finds it, or does not."""
@@ -115,6 +121,24 @@ class _File:
             os.posix_fadvise(self.descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def _mapped(descriptor: int, size: int) -> memoryview:
+    """A file, read-only. Python's own mmap keeps a descriptor for each map (but for `trackfd`, from 3.13 on)."""
+    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    if address == _FAILED:
+        raise OSError(code := ctypes.get_errno(), os.strerror(code))
+    memory = (ctypes.c_ubyte * size).from_address(address)
+    weakref.finalize(memory, _libc.munmap, address, size).atexit = False
+    whole: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
+    return whole.data.toreadonly()
+
+
 class _FileSpan:
     """A range of a local file.
 
@@ -122,31 +146,32 @@ class _FileSpan:
     that is cut under us is an error then, and not the end of the process.
     """
 
-    __slots__ = ("_file", "_start", "size")
+    __slots__ = ("_file", "_reader", "_start", "size")
 
-    def __init__(self, file: _File, start: int, size: int) -> None:
-        self._file, self._start, self.size = file, start, size
+    def __init__(self, reader: RangeReader, file: CommittedFile, start: int, size: int) -> None:
+        self._reader, self._file, self._start, self.size = reader, file, start, size
 
     def first(self, count: int) -> bytes:
         return self._read(min(count, self.size))
 
     def into(self, target: NDArray[np.uint8], start: int) -> None:
-        self._file.fill(target.data, self._start + start)
+        self._reader.file(self._file).fill(target.data, self._start + start)
 
     def copy(self) -> bytes:
         return self._read(self.size)
 
     def _read(self, size: int) -> bytes:
+        file = self._reader.file(self._file)
         with contextlib.suppress(OSError):
-            data = os.pread(self._file.descriptor, size, self._start)
+            data = os.pread(file.descriptor, size, self._start)
             if len(data) == size:
                 return data
         whole = bytearray(size)  # more than one call gives, or a fault, which is met again and told
-        self._file.fill(memoryview(whole), self._start)
+        file.fill(memoryview(whole), self._start)
         return bytes(whole)
 
     def view(self) -> Buffer:
-        return self._file.map[self._start : self._start + self.size]
+        return self._reader.file(self._file).map[self._start : self._start + self.size]
 
 
 class _Fetched:
@@ -199,7 +224,9 @@ class RangeReader:
             DatasetError: a file does not have the recorded size.
         """
         if self._local:
-            return [_FileSpan(self._file(r.file), r.start, r.size) for r in ranges]
+            for r in ranges:
+                self._file(r.file)
+            return [_FileSpan(self, r.file, r.start, r.size) for r in ranges]
         if self._cache is None:
             return [_Fetched(data) for data in self._requested(ranges)]
         out: dict[ByteRange, bytes] = {}
@@ -252,6 +279,14 @@ class RangeReader:
         for r in ranges:
             self._file(r.file).expect(r.start, r.size)
 
+    def file(self, file: CommittedFile) -> _File:
+        """A local file, for a range of it: still open, or open again. To be used and let go of.
+
+        Raises:
+            MissingFileError, DigestError, DatasetError, StoreError: see `open`.
+        """
+        return self._open.get(file.path) or self._file(file)
+
     def _file(self, file: CommittedFile) -> _File:
         with self._lock:
             if file.path in self._open:
@@ -259,7 +294,7 @@ class RangeReader:
                 return self._open[file.path]
             try:
                 with told_of_read(path := self._volume.path(file.path)):
-                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    descriptor = self._descriptor(path)
             except MissingFileError as error:
                 raise self._missing(file) from error
             opened = _File(descriptor, self._where(file), file.digest.size)
@@ -270,6 +305,16 @@ class RangeReader:
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
             return opened
+
+    def _descriptor(self, path: str) -> int:
+        """Of a file; where the process may have no more of them, in the place of the one that waited longest."""
+        while True:
+            try:
+                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
+                    raise
+                self._open.popitem(last=False)
 
     def _check_remote(self, file: CommittedFile) -> None:
         if not self._check_digests:
