@@ -13,7 +13,7 @@ pieces and shards: `docs/scale.md` has the figures.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -317,7 +317,7 @@ def _deal(pieces: Sequence[int], size: int) -> tuple[NDArray[np.int64], NDArray[
     """
     shards = 0
     shard, place = np.empty(len(pieces), np.int64), np.empty(len(pieces), np.int64)
-    by_room: list[deque[int]] = [deque() for _ in range(size + 1)]
+    by_room: defaultdict[int, deque[int]] = defaultdict(deque)
     rooms = 0
     for i, length in enumerate(pieces):
         fitting = rooms >> length

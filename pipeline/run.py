@@ -145,10 +145,12 @@ def begin(
         scan: of the source, where it has been made already.
 
     Raises:
-        ConfigError: the source has no scenes.
+        ConfigError: the source has no scenes, or a shard's Zarr chunks would be larger than memory.
         MismatchError: the dataset there was planned otherwise (but for scenes that the source has more by now: they
             become a generation of their own, see `pipeline.growth`), or a column was made otherwise.
     """
+    for column in columns if with_zarr else ():
+        zarr.refuse_chunks(column.column, zarr_specs(column), plan_config.shard_size)
     volume = Volume(url)
     scan = scan or source.scan(processes=processes)
     scan.refuse_nothing()

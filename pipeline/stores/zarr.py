@@ -20,12 +20,12 @@ here because a shard must not be held in memory three times over, and must pass 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs import VLenUTF8
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
@@ -35,13 +35,20 @@ from zarr.storage import MemoryStore
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.volume import FileWriter
 from shards_schema import layout
+from shards_schema.errors import ConfigError
 from shards_schema.specs import TEXT, TargetSpec
 from shards_schema.storage import BFLOAT16_NAN, rule
 
 ROW_CHUNK_BYTES = 4096
 """Samples up to this size share one chunk a shard."""
 
-_ABSENT = (1 << 64) - 1
+CHUNK_BYTES = 1 << 30
+"""Of a chunk of many rows, at most."""
+
+_ENTRY = struct.Struct("<QQ")
+_NO_ENTRY = b"\xff" * _ENTRY.size
+_BLOCK = 1 << 20
+"""Bytes of rows or fill that are written at once."""
 
 
 def is_sharded(spec: TargetSpec) -> bool:
@@ -64,6 +71,22 @@ def root_document(attributes: Mapping[str, Any]) -> dict[str, bytes]:
     store = MemoryStore()
     zarr.create_group(store, attributes=dict(attributes))
     return _documents(store)
+
+
+def refuse_chunks(column: str, specs: tuple[TargetSpec, ...], shard_size: int) -> None:
+    """Refuse a shard size whose chunks of many rows nobody could read: whoever wants one row decodes a whole one.
+
+    Raises:
+        ConfigError: with the largest shard size that would do.
+    """
+    row = {spec.name: 0 if is_sharded(spec) or spec.dtype == TEXT else _sample_bytes(spec) for spec in specs}
+    name = max(row, key=row.__getitem__, default="")
+    if name and row[name] * shard_size > CHUNK_BYTES:
+        raise ConfigError(
+            f"plan.shard_size: with {shard_size} rows a chunk of {layout.zarr_array(column, name)} has "
+            f"{row[name] * shard_size / 1e9:.1f} GB ({row[name]} bytes a row), and a reader of one row decodes all; "
+            f"at most {CHUNK_BYTES // row[name]} rows, or zarr: false"
+        )
 
 
 def create_array(group: zarr.Group, spec: TargetSpec, shards: int, shard_size: int) -> zarr.Array[Any]:
@@ -96,37 +119,62 @@ def _documents(store: MemoryStore) -> dict[str, bytes]:
 
 
 class ZarrShardWriter:
-    """One array's rows of one plan shard, into a file that someone else opened."""
+    """One array's rows of one plan shard, into a file that someone else opened.
+
+    Memory goes by the rows that are written, not by `shard_size`: fill is written in blocks, as it comes.
+    """
 
     def __init__(self, file: FileWriter, spec: TargetSpec, shard_size: int) -> None:
         self._file = file
         self._spec = spec
         self._shard_size = shard_size
-        self._index = np.full((shard_size, 2), _ABSENT, dtype="<u8")
-        self._rows: NDArray[Any] | None = None
-        if not is_sharded(spec):
-            dtype = object if spec.dtype == TEXT else np.dtype(spec.dtype)
-            self._rows = np.full((shard_size, *spec.fixed_shape), _fill(spec), dtype=dtype)
+        self._sharded = is_sharded(spec)
+        self._cells: dict[int, bytes] = {}
+        """Slot -> what stands there in the index, or in the chunk of all rows."""
 
     def add(self, slot: int, value: NDArray[Any] | str) -> None:
         """Write the row `slot` (0 <= slot < shard_size) of the shard; each slot at most once."""
-        if self._rows is not None:
-            self._rows[slot] = value
-            return
-        assert not isinstance(value, str)
-        data = np.ascontiguousarray(value).data.cast("B")
-        self._index[slot] = (self._file.position, len(data) + 4)
-        self._file.write(data, _crc32c(data))
+        if self._sharded:
+            assert not isinstance(value, str)
+            data = np.ascontiguousarray(value).data.cast("B")
+            self._cells[slot] = _ENTRY.pack(self._file.position, len(data) + 4)
+            self._file.write(data, _crc32c(data))
+        else:
+            self._cells[slot] = _row(self._spec, value)
 
     def finish(self) -> None:
         """Write what stands at the end: the index, or the chunk of all rows."""
-        if self._rows is None:
-            data = self._index.tobytes()
-        elif self._spec.dtype == TEXT:
-            data = bytes(VLenUTF8().encode(self._rows))
-        else:
-            data = self._rows.tobytes()
-        self._file.write(data, _crc32c(data))
+        block, checksum = bytearray(), 0
+        for piece in chain(self._pieces(), [b""]):
+            block += piece
+            if len(block) >= _BLOCK or not piece:
+                self._file.write(data := bytes(block))
+                checksum = crc32c(data, checksum) if data else checksum
+                block.clear()
+        self._file.write(struct.pack("<I", checksum))
+
+    def _pieces(self) -> Iterator[bytes]:
+        fill = _NO_ENTRY if self._sharded else _row(self._spec, _fill(self._spec))
+        most = max(1, _BLOCK // len(fill))
+        if self._spec.dtype == TEXT:
+            yield struct.pack("<I", self._shard_size)  # as VLenUTF8 begins
+        end = 0
+        for slot in (*sorted(self._cells), self._shard_size):
+            while end < slot:
+                some = min(slot - end, most)
+                yield fill * some
+                end += some
+            if slot in self._cells:
+                yield self._cells[slot]
+                end = slot + 1
+
+
+def _row(spec: TargetSpec, value: Any) -> bytes:
+    """A row as it stands in a chunk of many."""
+    if spec.dtype == TEXT:
+        text = str(value).encode()
+        return struct.pack("<I", len(text)) + text
+    return np.broadcast_to(np.asarray(value, dtype=spec.dtype), spec.fixed_shape).tobytes()
 
 
 def _fill(spec: TargetSpec) -> Any:

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,16 @@ from zarr.storage import LocalStore
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import Volume
-from pipeline.stores.zarr import ZarrShardWriter, array_documents, create_array, is_sharded, root_document
+from pipeline.stores.zarr import (
+    ZarrShardWriter,
+    array_documents,
+    create_array,
+    is_sharded,
+    refuse_chunks,
+    root_document,
+)
 from shards_schema import layout
-from shards_schema.errors import MissingFileError
+from shards_schema.errors import ConfigError, MissingFileError
 from shards_schema.specs import TEXT, TargetSpec
 
 
@@ -200,6 +208,33 @@ def test_a_flipped_byte_is_found_by_crc32c(tmp_path: Path, spec: TargetSpec) -> 
     (tmp_path / name).write_bytes(bytes(data))
     with pytest.raises(Exception, match=r"(?i)checksum|crc32c"):
         array[:]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.name)
+def test_memory_goes_by_the_rows_that_are_there(tmp_path: Path, spec: TargetSpec) -> None:
+    """One row of a million: the file has all of them, as its layout says, and nobody holds them."""
+    volume, size = Volume(str(tmp_path)), 200_000
+    for path, document in {**root_document({}), **array_documents("c", (spec,), 1, size)}.items():
+        volume.put(path, document)
+    with volume.create(layout.zarr_chunk("c", spec.name, 0, 1 + len(spec.shape))) as file:
+        tracemalloc.start()
+        writer = ZarrShardWriter(file, spec, size)
+        writer.add(5, values(spec, 5))  # type: ignore[arg-type]
+        writer.finish()
+        file.finish()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert file.position > size
+    assert peak < 10 << 20
+    array = zarr.open_array(str(tmp_path / layout.zarr_array("c", spec.name)), mode="r")
+    assert np.array_equal(array[5], values(spec, 5))  # type: ignore[arg-type]
+
+
+def test_a_chunk_that_nobody_could_read_is_refused_with_a_size_that_would_do() -> None:
+    small = TargetSpec(name="pose", dims=("x",), shape=(512,), dtype="float64", unit="1", meaning="4 KiB")
+    refuse_chunks("c", (*SPECS, small), 1 << 18)
+    with pytest.raises(ConfigError, match=r"a chunk of targets.zarr/c/pose has 4\.3 GB .*; at most 262144 rows"):
+        refuse_chunks("c", (*SPECS, small), 1 << 20)
 
 
 def test_absent_rows_read_as_nan_not_zero(tmp_path: Path) -> None:

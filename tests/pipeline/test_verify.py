@@ -5,7 +5,9 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +67,10 @@ def test_every_place_where_a_run_can_stop(
         commit(source, tmp_path / "whole", [ToyTeacher()])
     names = names[names.index(layout.DATASET) + 1 :]  # before that there is no dataset
     assert {layout.record("samples", 0), layout.record("toy", 1), layout.QUARANTINE} <= set(names)
-    for number, stop in enumerate(names):
+    kinds = {
+        re.sub(r"\d+", "N", name.replace("samples", "toy")): name for name in names
+    }  # one of each, and one teacher
+    for number, stop in enumerate(kinds.values()):
         out = tmp_path / str(number)
         _interrupted(source, out, lambda name, stop=stop: name == stop, monkeypatch)  # type: ignore[misc]
         (out / layout.LOCK).touch()  # a killed run leaves it
@@ -210,3 +215,16 @@ def test_a_tar_that_cannot_be_read_is_not_called_gone(clean: Path, monkeypatch: 
     monkeypatch.setattr(os, "open", fails)
     with pytest.raises(StoreError, match="could not be read: Too many open files"):
         dataset.read(token, {"toy": ["mean"]})
+
+
+def test_a_large_shard_size_costs_no_memory(source: ToySource, tmp_path: Path) -> None:
+    """Neither to plan, nor to write, nor to read everything back: memory goes by the scenes that there are."""
+    tracemalloc.start()
+    commit(source, tmp_path / "out", [ToyTeacher()], shard_size=100_000)
+    written = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    assert verify(str(tmp_path / "out")).faults == ()
+    read = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert written < 60 << 20
+    assert read < 60 << 20
