@@ -98,7 +98,7 @@ class _Pickle(Target):
 class _Cache(Target):
     """Metric caches, beneath the compression."""
 
-    modules = ("teachers.pdm.inert", "teachers.pdm.metric_cache")
+    modules = ("shards_schema.inert", "teachers.pdm.metric_cache")
 
     def prepare(self) -> None:
         found = sorted((DATA / "pdm").glob("metric_cache_v*/**/metric_cache.pkl"))

@@ -109,6 +109,9 @@ class Scene:
         num_history: H, which counts the current frame: frames[H - 1] is now.
         before: frames of the same log right before the window, oldest first, where the log has them without a gap.
         absent: images of `before` that the source knows not to be there (those of `frames` are not asked after).
+        original: of a synthetic scene (NAVSIM's second stage), the token of the log's frame at the same time; None for
+            a scene of the log itself.
+        driven: whether the ego's poses after now are known; where not, those frames repeat the last known pose.
     """
 
     log: str
@@ -118,6 +121,8 @@ class Scene:
     num_history: int
     before: tuple[Frame, ...] = field(default=())
     absent: frozenset[str] = field(default=frozenset())
+    original: str | None = None
+    driven: bool = True
 
     @property
     def current(self) -> Frame:
@@ -180,9 +185,11 @@ class Scene:
         return to_local(np.stack([f.ego_pose for f in self.frames[: self.num_history]]), self.current.ego_pose)
 
     def future_trajectory(self) -> Float64:
-        """[F, 3] local poses at steps 1..F."""
+        """[F, 3] local poses at steps 1..F; NaN where nobody drove."""
         if self.num_future == 0:
             return np.zeros((0, 3))
+        if not self.driven:
+            return np.full((self.num_future, 3), np.nan)
         return to_local(np.stack([f.ego_pose for f in self.frames[self.num_history :]]), self.current.ego_pose)
 
 

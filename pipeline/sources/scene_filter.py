@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from shards_schema import documents
 from shards_schema.errors import ConfigError
@@ -61,6 +61,12 @@ class SceneFilter(BaseModel):
     reactive_synthetic_initial_tokens: tuple[str, ...] | None = None
     non_reactive_synthetic_initial_tokens: tuple[str, ...] | None = None
     data_split: str | None = None
+    _name: str | None = PrivateAttr(default=None)
+
+    @property
+    def name(self) -> str | None:
+        """The stem of the YAML file that it came from, which names a two-stage split's folder; no part of the filter."""
+        return self._name
 
     @property
     def num_frames(self) -> int:
@@ -92,6 +98,12 @@ class SceneFilter(BaseModel):
         if isinstance(value, Mapping):
             return cls._build(value, "the filter")
         path = Path(value)
+        made = cls._loaded(path)
+        made._name = path.stem
+        return made
+
+    @classmethod
+    def _loaded(cls, path: Path) -> SceneFilter:
         found = _read(path)
         if "defaults" not in found:
             return cls._build(found, str(path))

@@ -40,10 +40,12 @@ def past_states(scene: Scene) -> Float64:
 
 
 def human_poses(scene: Scene) -> Float64:
-    """float64 [8, 3], what the human drove in the next 4 s.
+    """float64 [8, 3], what the human drove in the next 4 s; [0, 3] of a synthetic scene, where no human drove.
 
     Raises:
         SampleError: code ``missing_frame``.
     """
+    if scene.original is not None:
+        return np.zeros((0, 3))
     poses = [scene.at(step).ego_pose for step in range(1, HUMAN_FRAMES + 1)]
     return to_local(np.stack(poses), scene.current.ego_pose)

@@ -20,7 +20,6 @@ from scoring.columns import AGENTS
 from scoring.context import AGENT_STEPS, FILTERED, Polygons, RewardContext, Version
 from scoring.vehicle import STATE_SIZE, STEPS
 from shards_schema.specs import TargetSpec
-from teachers.pdm.ego import HUMAN_FRAMES
 
 Precision = Literal["float32", "float64"]
 
@@ -85,7 +84,7 @@ def _version_specs(version: Version, precision: Precision) -> list[TargetSpec]:
             _spec("past_states", "past state", (None, STATE_SIZE), "float64", "m, rad, m/s, m/s^2", f"Past: {_STATE}"),
             *_polygon_specs("light", precision, "areas of lane connectors of the logged route that are red at a time"),
             _spec("light_active", "light_polygon time", (None, STEPS), "bool", "1", "Whether it is red, 10 Hz"),
-            _spec("human_poses", "future pose", (HUMAN_FRAMES, 3), "float64", "m, rad", f"The human's path: {frame}"),
+            _spec("human_poses", "future pose", (None, 3), "float64", "m, rad", f"The human's path: {frame}; 0.5 s"),
             _spec("human_zero", "filtered", (len(FILTERED),), "bool", "1", human),
         ]
     return [replace(spec, name=f"{version}_{spec.name}") for spec in specs]

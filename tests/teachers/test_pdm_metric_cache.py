@@ -19,7 +19,7 @@ import shapely
 from scoring import Layer
 from shards_schema.errors import MissingFileError, SampleError, UnsafePickleError
 from teachers.pdm import context_from_cache, find_caches, read_cache
-from teachers.pdm.inert import ALLOWED, Array, Record, Wkb, load
+from shards_schema.inert import ALLOWED, Array, Record, Wkb, load
 from teachers.pdm.metric_cache import cache_version
 
 DATA = Path(__file__).parents[1] / "data" / "pdm"
@@ -261,4 +261,4 @@ def test_the_allow_list_names_no_more_than_a_cache_may_hold(caches: dict[str, di
                 assert not op.name.startswith(("EXT", "PERSID", "BINPERSID", "NEXT_BUFFER"))
     for entry in ALLOWED.values():
         kind = entry if isinstance(entry, type) else type(entry)
-        assert kind.__module__ == "teachers.pdm.inert"
+        assert kind.__module__ == "shards_schema.inert"

@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.sources.synthetic.config import GENERATOR, SyntheticConfig
 from pipeline.sources.synthetic.logs import LogSpec, drive_of, log_specs, write_log
 from pipeline.sources.synthetic.maps import write_maps
+from pipeline.sources.synthetic.second_stage import follow_ups, write_filters, write_second_stage
 from shards_schema import documents
 from shards_schema.errors import MismatchError
 
@@ -32,7 +33,7 @@ NOTICE = (
     "nuPlan data and must not be mistaken for it; numbers measured on it say nothing about driving."
 )
 _STAGING = ".generating"
-_OURS = ("maps", "navsim_logs", "sensor_blobs", _STAGING)
+_OURS = ("maps", "navsim_logs", "sensor_blobs", "navhard_two_stage", "warmup_two_stage", _STAGING)
 
 
 def is_synthetic(root: Path) -> bool:
@@ -71,21 +72,42 @@ def generate(
         os.rename(draft, root / "maps")
         progress("maps of four towns")
     specs = log_specs(config)
-    todo = [s for s in specs if not (root / "navsim_logs" / s.split / f"{s.name}.pkl").exists()]
+    todo = [s for s in specs if not _whole(config, s, root)]
     processes = min(config.processes, len(todo))
     if processes <= 1:
         for spec in todo:
-            write_log(config, spec, root, staging)
+            _write(config, spec, root, staging)
             progress(_line(spec))
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            jobs = {pool.submit(write_log, config, spec, root, staging): spec for spec in todo}
+            jobs = {pool.submit(_write, config, spec, root, staging): spec for spec in todo}
             for job in as_completed(jobs):
                 job.result()
                 progress(_line(jobs[job]))
+    if config.second_stage:
+        write_filters(config, [spec for spec in specs if _has_second_stage(config, spec)], root)
     _finish(config, specs, root, staging)
     return root
+
+
+def _whole(config: SyntheticConfig, spec: LogSpec, root: Path) -> bool:
+    """Whether a log and its follow-ups are there."""
+    wanted = [root / "navsim_logs" / spec.split / f"{spec.name}.pkl"]
+    if _has_second_stage(config, spec):
+        folder = root / config.second_stage / "synthetic_scene_pickles"
+        wanted += [folder / f"{token}.pkl" for pair in follow_ups(config, spec) for token in (pair.now, pair.before)]
+    return all(path.exists() for path in wanted)
+
+
+def _has_second_stage(config: SyntheticConfig, spec: LogSpec) -> bool:
+    return bool(config.second_stage) and spec.split == config.splits[0]
+
+
+def _write(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path) -> None:
+    write_log(config, spec, root, staging)
+    if _has_second_stage(config, spec):
+        write_second_stage(config, spec, root, staging)
 
 
 def _line(spec: LogSpec) -> str:

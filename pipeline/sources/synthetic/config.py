@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 import os
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -35,6 +35,8 @@ class SyntheticConfig(BaseModel):
         lidar_points: rays a sweep; those that hit something within 80 m become points.
         jpeg_quality: 1..100.
         cameras: those that see something; the images of the others are grey, which is most of the time saved.
+        second_stage: folder of follow-ups of the first split's scenes, as ``navhard_two_stage``; empty: there are none.
+        follow_ups: pairs of follow-ups a scene that has any.
         processes: logs made at the same time (not part of the identity).
     """
 
@@ -51,6 +53,8 @@ class SyntheticConfig(BaseModel):
     lidar_points: int = Field(default=4000, ge=0, le=200_000)
     jpeg_quality: int = Field(default=90, ge=1, le=100)
     cameras: tuple[str, ...] = CHANNELS
+    second_stage: Literal["", "navhard_two_stage", "warmup_two_stage"] = ""
+    follow_ups: int = Field(default=2, ge=1, le=20)
     processes: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1, le=1024)
 
     @field_validator("splits", "manoeuvres", "cameras", mode="before")
@@ -78,4 +82,6 @@ class SyntheticConfig(BaseModel):
         whole = self.model_dump(mode="json", exclude={"processes"})
         if self.cameras == CHANNELS:  # datasets made before there was a choice keep their identity
             del whole["cameras"]
+        if not self.second_stage:  # likewise
+            del whole["second_stage"], whole["follow_ups"]
         return {"generator": GENERATOR, **whole}

@@ -97,19 +97,13 @@ def write_log(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path)
         return
     work = staging / spec.split / spec.name
     shutil.rmtree(work, ignore_errors=True)
-    for folder in (*CHANNELS, "MergedPointCloud"):
-        (work / folder).mkdir(parents=True)
+    (work / "MergedPointCloud").mkdir(parents=True)
     drive = drive_of(config, spec)
     renderer = Renderer(drive, config.width, config.height)
-    blank = np.full((config.height, config.width, 3), 128, dtype=np.uint8)
     frames = frame_records(config, spec, drive)
     for frame in frames:
         t = (frame["timestamp"] - spec.start) / 1e6
-        seen = renderer.frame(t, config.cameras)
-        for channel in CHANNELS:
-            image = seen.get(channel, blank)
-            data = simplejpeg.encode_jpeg(image, quality=config.jpeg_quality, colorspace="RGB", colorsubsampling="420")
-            (work.parent / frame["cams"][channel]["data_path"]).write_bytes(data)
+        write_images(config, renderer, t, frame, work.parent)
         seed = int(frame["token"][:7], 16)
         (work.parent / frame["lidar_path"]).write_bytes(pcd_bytes(sweep(drive, t, config.lidar_points, seed)))
     blobs = root / "sensor_blobs" / spec.split / spec.name
@@ -126,9 +120,21 @@ def write_log(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path)
     os.replace(waiting, target)
 
 
-def pickled(frames: list[dict[str, Any]]) -> bytes:
+def write_images(config: SyntheticConfig, renderer: Renderer, t: float, frame: dict[str, Any], blobs: Path) -> None:
+    """The JPEGs of a frame at time `t` [s], where its record says, below `blobs`; cameras that see nothing are grey."""
+    seen = renderer.frame(t, config.cameras)
+    blank = np.full((config.height, config.width, 3), 128, dtype=np.uint8)
+    for channel in CHANNELS:
+        image = seen.get(channel, blank)
+        data = simplejpeg.encode_jpeg(image, quality=config.jpeg_quality, colorspace="RGB", colorsubsampling="420")
+        path = blobs / frame["cams"][channel]["data_path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def pickled(value: Any) -> bytes:
     """Protocol 3, arrays under numpy 1's module name: the devkit pins numpy 1.23, and numpy 2 reads both."""
-    return pickle.dumps(frames, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    return pickle.dumps(value, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
 
 
 def _token(*parts: object) -> str:

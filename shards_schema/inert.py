@@ -189,7 +189,12 @@ _CLASSES: Mapping[str, tuple[str, ...]] = {
     f"{_STATE}.tracked_objects_types": ("TrackedObjectType",),
     f"{_STATE}.vehicle_parameters": ("VehicleParameters",),
     f"{_STATE}.waypoint": ("Waypoint",),
-    "nuplan.common.maps.maps_datatypes": ("SemanticMapLayer",),
+    "nuplan.common.maps.maps_datatypes": (
+        "SemanticMapLayer",
+        "TrafficLightStatusData",
+        "TrafficLightStatusType",
+        "TrafficLightStatuses",
+    ),
     "nuplan.planning.simulation.observation.observation_type": ("DetectionsTracks",),
     "nuplan.planning.simulation.trajectory.interpolated_trajectory": ("InterpolatedTrajectory",),
     "nuplan.planning.simulation.trajectory.trajectory_sampling": ("TrajectorySampling",),

@@ -1,0 +1,323 @@
+"""The second stage of NAVSIM's two-stage splits: synthetic scenes, one a pickle, with sensors of their own.
+
+Layout, below the dataset's root, for the split ``navhard_two_stage`` (``warmup_two_stage`` likewise)::
+
+    <root>/navhard_two_stage/synthetic_scene_pickles/<token>.pkl
+    <root>/navhard_two_stage/sensor_blobs/<data_path>
+
+A pickle is what the devkit's ``Scene.save_to_disk`` writes. The files are named by scene; the token is that of the
+metadata (``initial_token``), so a file of another name is found too, by looking into all of them. What lies after the
+last frame (``extended_detections_tracks``, ``extended_traffic_light_data``) is in objects of nuPlan's classes, which
+are read as inert data (`shards_schema.inert`); those steps become frames at the last pose, as the devkit has them, and
+the scene is not `driven`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from pipeline.sources.base import SceneRef
+from pipeline.sources.navsim_frame import FrameReader
+from pipeline.sources.scan import LogScan
+from pipeline.sources.unpickle import load_pickle
+from pipeline.sources.untrusted import floats, integer, items, shown, text
+from pipeline.stores.volume import Volume
+from shards_schema import inert
+from shards_schema.errors import SampleError, StoreError, UnsafePickleError
+from shards_schema.poses import Float64, to_local
+from shards_schema.records import Frame, Scene
+
+START: Final = -1
+"""`SceneRef.start` of a second-stage scene: it is no window of its log."""
+
+_PERIOD_US: Final = 500_000
+_RED: Final = 2
+_CLASSES: Final = ("vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "czone_sign", "generic_object", "ego")
+"""nuPlan's types, by number."""
+_METADATA: Final = (
+    "log_name",
+    "scene_token",
+    "map_name",
+    "initial_token",
+    "num_history_frames",
+    "num_future_frames",
+    "corresponding_original_scene",
+)
+_FRAME: Final = ("token", "timestamp", "roadblock_ids", "traffic_lights", "annotations", "ego_status", "camera_dict")
+
+
+@dataclass(frozen=True, slots=True)
+class SecondStage:
+    """The synthetic scenes of a split.
+
+    Attributes:
+        root: the dataset's.
+        folder: of the split, below it.
+        history, future: frames of a scene, the current one in the history.
+    """
+
+    root: str
+    folder: str
+    history: int
+    future: int
+
+    @property
+    def pickles(self) -> str:
+        """Where they lie, below the root."""
+        return f"{self.folder}/synthetic_scene_pickles"
+
+    def exists(self) -> bool:
+        """Whether there are pickles."""
+        return bool(self.names())
+
+    def names(self) -> list[str]:
+        """The pickles' file names, sorted."""
+        return sorted(name for name in Volume(self.root).names(self.pickles) if name.endswith(".pkl"))
+
+    def scan_one(self, name: str, wanted: frozenset[str], logs: frozenset[str] | None) -> LogScan | str:
+        """The scene of one pickle, none where it is not wanted, or why it cannot be read."""
+        try:
+            raw = self._read(name)
+            token, timestamp = self._identity(raw, name)
+            log = text(raw["scene_metadata"]["log_name"], "bad_frame", f"{name}: log_name")
+        except SampleError as error:
+            return error.reason
+        if token not in wanted or (logs is not None and log not in logs):
+            return LogScan((), _counter("synthetic_not_wanted"))
+        return LogScan((SceneRef(log, timestamp, token, START),), _counter())
+
+    def scene(self, ref: SceneRef, map_names: Iterable[str]) -> Scene | SampleError:
+        """The records of one scene; an error's code is ``log_changed`` or one of `navsim_frame`'s."""
+        try:
+            return self._scene(ref, tuple(map_names))
+        except SampleError as error:
+            return SampleError(error.code, f"synthetic scene {ref.token} of log {ref.log}: {error.reason}")
+
+    def _scene(self, ref: SceneRef, map_names: tuple[str, ...]) -> Scene:
+        name = f"{ref.token}.pkl"
+        raw = self._read(name if Volume(self.root).exists(f"{self.pickles}/{name}") else self._file_of(ref.token))
+        if (found := self._identity(raw, name)) != (ref.token, ref.timestamp):
+            raise SampleError(
+                "log_changed",
+                f"it should be {ref.token} at {ref.timestamp} us, found {found[0]} at {found[1]} us: it changed since "
+                "the plan was made; plan again",
+            )
+        metadata = raw["scene_metadata"]
+        map_name = metadata["map_name"]
+        if not isinstance(map_name, str) or map_name not in map_names:
+            raise SampleError("bad_frame", f"expected a map of {', '.join(map_names)}, got {shown(map_name, 40)}")
+        now = self._now(raw)
+        if now + 1 < self.history:
+            raise SampleError("missing_frame", f"{now + 1} frames of history, the filter wants {self.history}")
+        logged = items(raw["frames"], "bad_frame", "frames")
+        as_log = [_as_log(frame, f"frame {i}") for i, frame in enumerate(logged)]
+        blobs = f"{self.root.rstrip('/')}/{self.folder}/sensor_blobs"
+        reader = FrameReader(as_log, blobs)
+        frames = [_posed(reader.frame(i), logged[i]) for i in range(len(logged))]
+        wanted = self.future - (len(frames) - 1 - now)
+        driven = wanted <= 0
+        frames += [_after(frames[-1], raw, k, f"{ref.token}-{k}") for k in range(1, wanted + 1)]
+        if any(a.timestamp >= b.timestamp for a, b in zip(frames, frames[1:], strict=False)):
+            raise SampleError("bad_timestamps", "time should go on from frame to frame")
+        first = now + 1 - self.history
+        return Scene(
+            log=ref.log,
+            scene_token=text(metadata["scene_token"], "bad_frame", "scene_token"),
+            map_name=map_name,
+            frames=tuple(frames[first : now + 1 + self.future]),
+            num_history=self.history,
+            before=tuple(frames[:first]),
+            original=text(metadata["corresponding_original_scene"], "bad_frame", "corresponding_original_scene"),
+            driven=driven,
+        )
+
+    def _identity(self, raw: Mapping[str, Any], name: str) -> tuple[str, int]:
+        """The token of the scene and the time of its current frame."""
+        frames = items(raw["frames"], "bad_frame", f"{name}: frames")
+        now = self._now(raw)
+        token = text(raw["scene_metadata"]["initial_token"], "bad_frame", f"{name}: initial_token")
+        if not 0 <= now < len(frames):
+            raise SampleError("bad_frame", f"{name}: num_history_frames is {now + 1}, and there are {len(frames)}")
+        if not isinstance(frames[now], Mapping) or frames[now].get("token") != token:
+            raise SampleError("bad_frame", f"{name}: its current frame should have the token {shown(token)}")
+        return token, integer(frames[now].get("timestamp"), "bad_frame", f"{name}: timestamp, as integer microseconds,")
+
+    @staticmethod
+    def _now(raw: Mapping[str, Any]) -> int:
+        return integer(raw["scene_metadata"]["num_history_frames"], "bad_frame", "num_history_frames") - 1
+
+    def _file_of(self, token: str) -> str:
+        found = _files(self).get(token)
+        if found is None:
+            raise SampleError("log_changed", f"no pickle of {self.pickles} holds it any more")
+        return found
+
+    def _read(self, name: str) -> dict[str, Any]:
+        where = f"{self.pickles}/{name}"
+        try:
+            data = Volume(self.root).read(where)
+        except StoreError:
+            raise
+        except FileNotFoundError:
+            raise SampleError("log_unreadable", f"{where}: FileNotFoundError: no such file") from None
+        except OSError as error:
+            raise SampleError("log_unreadable", f"{where}: {type(error).__name__}: {error.strerror}") from None
+        raw = _loaded(data, where)
+        if not isinstance(raw, dict) or not all(isinstance(raw.get(key), kind) for key, kind in _FORM):
+            raise SampleError("log_unreadable", f"{where} should hold one scene (scene_metadata, frames), got {shown(raw)}")
+        _need(raw["scene_metadata"], _METADATA, f"{where}: scene_metadata")
+        return raw
+
+
+_FORM: Final = (("scene_metadata", dict), ("frames", list))
+
+
+def _counter(*names: str) -> Any:
+    from collections import Counter
+
+    return Counter(names)
+
+
+@functools.lru_cache(maxsize=4)
+def _files(stage: SecondStage) -> dict[str, str]:
+    """Which file holds which scene, for pickles that are not named by their token."""
+    out = {}
+    for name in stage.names():
+        try:
+            out[stage._identity(stage._read(name), name)[0]] = name
+        except SampleError:
+            continue  # the scan has said why
+    return out
+
+
+def _loaded(data: bytes, where: str) -> Any:
+    """A pickle of plain data, or of nuPlan's objects too, as inert records."""
+    try:
+        return load_pickle(data, where)
+    except UnsafePickleError as refused:
+        if b"nuplan" not in data:
+            raise
+        try:
+            return _plain(inert.load(data))
+        except UnsafePickleError:
+            raise refused from None
+        except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError) as error:
+            raise SampleError("log_unreadable", f"{where} ({len(data)} bytes) is not a whole pickle: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """The same with plain arrays; records stay as they are."""
+    if isinstance(value, inert.Array):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value
+
+
+def _need(value: object, keys: Sequence[str], where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise SampleError("bad_frame", f"{where} should be a mapping, got {shown(value)}")
+    if missing := [key for key in keys if key not in value]:
+        raise SampleError("bad_frame", f"{where} lacks {', '.join(missing)}")
+
+
+def _as_log(frame: Any, where: str) -> dict[str, Any]:
+    """A saved scene's frame in the form of a log's; its heading is set by `_posed`, for no quaternion holds it exactly."""
+    _need(frame, _FRAME, where)
+    status, annotations, cameras = frame["ego_status"], frame["annotations"], frame["camera_dict"]
+    _need(status, ("ego_pose", "ego_velocity", "ego_acceleration", "driving_command"), f"{where}: ego_status")
+    _need(annotations, ("boxes", "names", "velocity_3d", "track_tokens"), f"{where}: annotations")
+    _need(cameras, (), f"{where}: camera_dict")
+    x, y, heading = floats(status["ego_pose"], (3,), "bad_pose", f"{where}: ego_pose").tolist()
+    velocity = floats(status["ego_velocity"], (2,), "bad_pose", f"{where}: ego_velocity")
+    acceleration = floats(status["ego_acceleration"], (2,), "bad_pose", f"{where}: ego_acceleration")
+    return {
+        "token": frame["token"],
+        "timestamp": frame["timestamp"],
+        "ego2global_translation": [x, y, 0.0],
+        "ego2global_rotation": [math.cos(heading / 2), 0.0, 0.0, math.sin(heading / 2)],
+        "ego_dynamic_state": [*velocity.tolist(), *acceleration.tolist()],
+        "driving_command": status["driving_command"],
+        "roadblock_ids": frame["roadblock_ids"],
+        "traffic_lights": frame["traffic_lights"],
+        "cams": {str(channel).upper(): camera for channel, camera in cameras.items() if camera},
+        "anns": {
+            "gt_boxes": annotations["boxes"],
+            "gt_names": annotations["names"],
+            "gt_velocity_3d": annotations["velocity_3d"],
+            "track_tokens": annotations["track_tokens"],
+        },
+        "lidar_path": None,
+    }
+
+
+def _posed(frame: Frame, raw: Mapping[str, Any]) -> Frame:
+    """The frame at the very pose that was saved."""
+    pose = floats(raw["ego_status"]["ego_pose"], (3,), "bad_pose", f"{frame.token}: ego_pose")
+    return dataclasses.replace(frame, ego_pose=pose)
+
+
+def _after(last: Frame, raw: Mapping[str, Any], step: int, token: str) -> Frame:
+    """The frame `step` (1, 2, ...) steps after the last one: traffic as it was foreseen, the ego where it was last."""
+    tracks, lights = raw.get("extended_detections_tracks"), raw.get("extended_traffic_light_data")
+    if not isinstance(tracks, list) or len(tracks) < step:
+        raise SampleError("missing_frame", f"there is neither a frame nor a foreseen one {step} after the last")
+    foreseen = []
+    if isinstance(lights, list) and len(lights) >= step:
+        for light in items(lights[step - 1]["traffic_lights"], "bad_frame", "extended_traffic_light_data"):
+            foreseen.append((int(light["lane_connector_id"]), light["status"].args[:1] == (_RED,)))
+    try:
+        annotations = _annotations(last.ego_pose, tracks[step - 1])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise SampleError("bad_annotations", f"extended_detections_tracks {step - 1}: {error}") from None
+    read = FrameReader(
+        [
+            {
+                "token": token,
+                "timestamp": last.timestamp + step * _PERIOD_US,
+                "ego2global_translation": last.ego_translation,
+                "ego2global_rotation": last.ego_rotation,
+                "ego_dynamic_state": [*last.velocity.tolist(), *last.acceleration.tolist()],
+                "driving_command": list(last.command),
+                "roadblock_ids": list(last.roadblock_ids),
+                "traffic_lights": foreseen,
+                "cams": {},
+                "anns": annotations,
+                "lidar_path": None,
+            }
+        ],
+        "",
+    ).frame(0)
+    return dataclasses.replace(read, ego_pose=last.ego_pose)
+
+
+def _annotations(ego: Float64, tracks: Any) -> dict[str, Any]:
+    """nuPlan's tracked objects, which are global, as boxes in the frame of the pose `ego` [3]."""
+    boxes, velocity, names, tokens = [], [], [], []
+    cos, sin = math.cos(-ego[2]), math.sin(-ego[2])
+    for item in items(tracks["tracked_objects"]["tracked_objects"], "bad_annotations", "tracked objects"):
+        box = item["_box"]
+        centre = np.array([box["_center"][name] for name in ("x", "y", "heading")], dtype=np.float64)
+        x, y, heading = to_local(centre, ego).tolist()
+        boxes.append([x, y, 0.0, box["_length"], box["_width"], box["_height"], heading])
+        speed = item["_velocity"] if "_velocity" in item else None
+        vx, vy = (0.0, 0.0) if speed is None else (float(speed["_x"]), float(speed["_y"]))
+        velocity.append([cos * vx - sin * vy, sin * vx + cos * vy, 0.0])
+        names.append(_CLASSES[item["_tracked_object_type"].args[0]])
+        tokens.append(item["_metadata"]["track_token"])
+    return {
+        "gt_boxes": np.array(boxes, dtype=np.float64).reshape(-1, 7),
+        "gt_names": names,
+        "gt_velocity_3d": np.array(velocity, dtype=np.float64).reshape(-1, 3),
+        "track_tokens": tokens,
+    }
