@@ -4,6 +4,7 @@ Layout, under any URL that fsspec opens::
 
     <root>/navsim_logs/<split>/<log>.pkl           list of frames; other files in the folder are passed over
     <root>/sensor_blobs/<split>/<data_path>        images and point clouds, named by the frames
+    <root>/<second_stage>/                         synthetic scenes of a two-stage split, see `second_stage`
     <root>/SYNTHETIC.json                          there only when our own generator made the dataset
 
 Which windows are scenes stands in `navsim_windows`. A token that a log holds twice means its later window, as in the
@@ -19,6 +20,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Final
 
+from pydantic import field_validator
+
 from pipeline.sources import files
 from pipeline.sources.base import Scan, SceneRef, Wanted
 from pipeline.sources.looking import missing
@@ -26,10 +29,11 @@ from pipeline.sources.navsim_frame import CameraFrame, FrameReader, token_and_ti
 from pipeline.sources.navsim_images import LogImages
 from pipeline.sources.navsim_windows import PERIOD_US, Gaps, break_between, cut_windows
 from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, wanted_logs
+from pipeline.sources.second_stage import START, SecondStage, add_second_stage
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
-from shards_schema.errors import SampleError, StoreError
+from shards_schema.errors import ConfigError, SampleError, StoreError
 from shards_schema.records import CHANNELS, Frame, Scene
 
 MAP_NAMES: Final = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
@@ -42,12 +46,22 @@ class NavsimConfig(LogsConfig):
     Attributes:
         camera_frame: see `FrameReader`.
         gaps: "keep" makes windows that hold a gap in time within a scene, as NAVSIM does; "drop" does not.
+        second_stage: the folder below `root` of the synthetic scenes that the filter lists; by default the name of the
+            filter's YAML file, where there is such a folder; "" reads none.
     """
 
     logs_folder: ClassVar[str] = "navsim_logs"
 
     camera_frame: CameraFrame = "ego"
     gaps: Gaps = "keep"
+    second_stage: str | None = None
+
+    @field_validator("second_stage")
+    @classmethod
+    def _folder(cls, value: str | None) -> str | None:
+        if value is not None and ("/" in value or value in (".", "..")):
+            raise ValueError(f"expected the name of a folder such as navhard_two_stage, got {value!r}")
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +104,7 @@ class NavsimSource:
             "camera_frame": self.config.camera_frame,
             "gaps": self.config.gaps,
             "synthetic": self.synthetic,
+            **({"second_stage": stage.folder} if (stage := self._second_stage) else {}),
         }
 
     @property
@@ -125,10 +140,45 @@ class NavsimSource:
         config = self.config
         entries = files.names(self._folder)  # a folder of such a name is a log that cannot be read
         logs, unreadable = wanted_logs(config, entries, ".pkl")
-        return scan_logs(config, logs, unreadable, partial(_scan_log, self, wanted), processes=processes, chunk=16)
+        first = scan_logs(config, logs, unreadable, partial(_scan_log, self, wanted), processes=processes, chunk=16)
+        stage = self._second_stage
+        return first if stage is None else add_second_stage(first, stage, config.filter, wanted, processes)
+
+    @property
+    def _second_stage(self) -> SecondStage | None:
+        """The synthetic scenes, where the filter wants them and they are there.
+
+        Raises:
+            ConfigError: `second_stage` names a folder without pickles.
+        """
+        config = self.config
+        folder = config.filter.name if config.second_stage is None else config.second_stage
+        if not folder or not config.filter.second_stage:
+            return None
+        stage = SecondStage(config.root, folder, self.num_history, self.num_future)
+        if stage.names():
+            return stage
+        if config.second_stage is None:
+            return None
+        raise ConfigError(
+            f"source.second_stage: {config.shown_root}/{stage.pickles} should hold <token>.pkl, found none"
+        )
 
     def scenes(self, log: str, refs: Sequence[SceneRef]) -> list[Scene | SampleError]:
         """See `Source.scenes`. A scene's code is ``log_changed``, ``bad_timestamps`` or one of `navsim_frame`'s."""
+        second = [ref for ref in refs if ref.start == START]
+        if not second:
+            return self._of_log(log, refs)
+        stage = self._second_stage
+        found: dict[str, Scene | SampleError] = {}
+        for ref in second:
+            gone = SampleError("log_changed", f"synthetic scene {ref.token}: its folder is gone; plan again")
+            found[ref.token] = gone if stage is None else stage.scene(ref, MAP_NAMES)
+        if first := [ref for ref in refs if ref.start != START]:
+            found |= zip((ref.token for ref in first), self._of_log(log, first), strict=True)
+        return [found[ref.token] for ref in refs]
+
+    def _of_log(self, log: str, refs: Sequence[SceneRef]) -> list[Scene | SampleError]:
         raw = self._read_log(log)
         reader = FrameReader(raw, self.blobs, self.config.camera_frame)
         images = self._images(raw)

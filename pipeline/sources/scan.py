@@ -6,7 +6,8 @@ NAVSIM's devkit for all of them together (spec/navsim.md 1 and 2), and where it 
 - Logs are read in the order of their names (the devkit: directory order), so `max_scenes` always means the same
   scenes; the log in which the limit falls is counted as a whole in `Scan.skipped`, later ones not at all.
 - A token that two logs hold stops the scan: one of the scenes would be lost, and which one is not ours to choose.
-- Second-stage synthetic scenes are not read; those that the filter lists are counted (``synthetic_scene``). A filter
+- Second-stage synthetic scenes are no windows of logs; those that the filter lists are counted (``synthetic_scene``)
+  where the source does not read them (`second_stage`). A filter
   that wants them without listing them is refused, since what is left out could not be counted.
 - `Scan.not_found` holds the tokens asked for of which no window of a readable log passed the filter; it is empty when
   `max_scenes` ended the scan, since the rest was not looked for.
@@ -207,7 +208,7 @@ def scan_logs(
     full = False
     one = partial(read, None if filter_.tokens is None else frozenset(filter_.tokens))
     chunk = 1 if filter_.max_scenes is not None else max(1, min(chunk, len(logs) // (4 * max(processes, 1))))
-    with closing(_each(one, logs, processes, chunk)) as results:
+    with closing(each_log(one, logs, processes, chunk)) as results:
         for log, found in zip(logs, results, strict=False):
             if isinstance(found, str):
                 bad[log] = found
@@ -271,7 +272,7 @@ _worker: list[_One] = []
 """What a worker process does with each of its logs; sent once, since navtrain's tokens are 2 MB."""
 
 
-def _each(one: _One, logs: Sequence[str], processes: int, chunk: int) -> Generator[LogScan | str, None, None]:
+def each_log(one: _One, logs: Sequence[str], processes: int, chunk: int) -> Generator[LogScan | str, None, None]:
     """What each log holds, in order."""
     if processes <= 1 or len(logs) <= 1:
         yield from map(one, logs)

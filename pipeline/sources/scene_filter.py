@@ -65,7 +65,7 @@ class SceneFilter(BaseModel):
 
     @property
     def name(self) -> str | None:
-        """The stem of the YAML file that it came from, which names a two-stage split's folder; no part of the filter."""
+        """The stem of its YAML file, which names a two-stage split's folder; no part of the filter."""
         return self._name
 
     @property

@@ -14,24 +14,29 @@ the scene is not `driven`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
-from pipeline.sources.base import SceneRef
+from pipeline.sources import files
+from pipeline.sources.base import Missing, Scan, SceneRef, Wanted
+from pipeline.sources.looking import missing
 from pipeline.sources.navsim_frame import FrameReader
-from pipeline.sources.scan import LogScan
+from pipeline.sources.navsim_images import LogImages
+from pipeline.sources.scan import LogScan, each_log
+from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import floats, integer, items, shown, text
-from pipeline.stores.volume import Volume
 from shards_schema import inert
-from shards_schema.errors import SampleError, StoreError, UnsafePickleError
+from shards_schema.errors import ConfigError, SampleError, StoreError, UnsafePickleError
 from shards_schema.poses import Float64, to_local
 from shards_schema.records import Frame, Scene
 
@@ -74,25 +79,43 @@ class SecondStage:
         """Where they lie, below the root."""
         return f"{self.folder}/synthetic_scene_pickles"
 
-    def exists(self) -> bool:
-        """Whether there are pickles."""
-        return bool(self.names())
+    @property
+    def _home(self) -> str:
+        return f"{self.root.rstrip('/')}/{self.pickles}"
 
     def names(self) -> list[str]:
         """The pickles' file names, sorted."""
-        return sorted(name for name in Volume(self.root).names(self.pickles) if name.endswith(".pkl"))
+        return sorted(name for name in files.names(self._home) if name.endswith(".pkl"))
 
-    def scan_one(self, name: str, wanted: frozenset[str], logs: frozenset[str] | None) -> LogScan | str:
-        """The scene of one pickle, none where it is not wanted, or why it cannot be read."""
+    @property
+    def blobs(self) -> str:
+        """Where its images are named from."""
+        return f"{self.root.rstrip('/')}/{self.folder}/sensor_blobs"
+
+    def scan_one(self, name: str, tokens: frozenset[str], logs: frozenset[str] | None, images: Wanted) -> LogScan | str:
+        """The scene of one pickle, none where it is not wanted, or why it cannot be read.
+
+        Args:
+            name: of its file.
+            tokens: that are wanted.
+            logs: likewise; None is all.
+            images: that are to be looked for.
+        """
         try:
             raw = self._read(name)
             token, timestamp = self._identity(raw, name)
             log = text(raw["scene_metadata"]["log_name"], "bad_frame", f"{name}: log_name")
         except SampleError as error:
             return error.reason
-        if token not in wanted or (logs is not None and log not in logs):
-            return LogScan((), _counter("synthetic_not_wanted"))
-        return LogScan((SceneRef(log, timestamp, token, START),), _counter())
+        if token not in tokens or (logs is not None and log not in logs):
+            return LogScan((), Counter({"synthetic_not_wanted": 1}))
+        ref = SceneRef(log, timestamp, token, START)
+        lost: Missing = {}
+        if images:
+            frames = [{"cams": _channels(f.get("camera_dict"))} if isinstance(f, Mapping) else f for f in raw["frames"]]
+            there = LogImages(frames, self.blobs, self.history)
+            lost = missing([replace(ref, start=max(0, self._now(raw) + 1 - self.history))], images, there.has)
+        return LogScan((ref,), Counter(), missing=lost)
 
     def scene(self, ref: SceneRef, map_names: Iterable[str]) -> Scene | SampleError:
         """The records of one scene; an error's code is ``log_changed`` or one of `navsim_frame`'s."""
@@ -103,7 +126,7 @@ class SecondStage:
 
     def _scene(self, ref: SceneRef, map_names: tuple[str, ...]) -> Scene:
         name = f"{ref.token}.pkl"
-        raw = self._read(name if Volume(self.root).exists(f"{self.pickles}/{name}") else self._file_of(ref.token))
+        raw = self._read(name if name in files.names(self._home) else self._file_of(ref.token))
         if (found := self._identity(raw, name)) != (ref.token, ref.timestamp):
             raise SampleError(
                 "log_changed",
@@ -119,13 +142,12 @@ class SecondStage:
             raise SampleError("missing_frame", f"{now + 1} frames of history, the filter wants {self.history}")
         logged = items(raw["frames"], "bad_frame", "frames")
         as_log = [_as_log(frame, f"frame {i}") for i, frame in enumerate(logged)]
-        blobs = f"{self.root.rstrip('/')}/{self.folder}/sensor_blobs"
-        reader = FrameReader(as_log, blobs)
+        reader = FrameReader(as_log, self.blobs)
         frames = [_posed(reader.frame(i), logged[i]) for i in range(len(logged))]
         wanted = self.future - (len(frames) - 1 - now)
         driven = wanted <= 0
         frames += [_after(frames[-1], raw, k, f"{ref.token}-{k}") for k in range(1, wanted + 1)]
-        if any(a.timestamp >= b.timestamp for a, b in zip(frames, frames[1:], strict=False)):
+        if any(a.timestamp >= b.timestamp for a, b in pairwise(frames)):
             raise SampleError("bad_timestamps", "time should go on from frame to frame")
         first = now + 1 - self.history
         return Scene(
@@ -163,7 +185,7 @@ class SecondStage:
     def _read(self, name: str) -> dict[str, Any]:
         where = f"{self.pickles}/{name}"
         try:
-            data = Volume(self.root).read(where)
+            data = files.read(f"{self._home}/{name}")
         except StoreError:
             raise
         except FileNotFoundError:
@@ -172,18 +194,52 @@ class SecondStage:
             raise SampleError("log_unreadable", f"{where}: {type(error).__name__}: {error.strerror}") from None
         raw = _loaded(data, where)
         if not isinstance(raw, dict) or not all(isinstance(raw.get(key), kind) for key, kind in _FORM):
-            raise SampleError("log_unreadable", f"{where} should hold one scene (scene_metadata, frames), got {shown(raw)}")
+            raise SampleError(
+                "log_unreadable", f"{where} should hold one scene (scene_metadata, frames), got {shown(raw)}"
+            )
         _need(raw["scene_metadata"], _METADATA, f"{where}: scene_metadata")
         return raw
 
 
+def add_second_stage(first: Scan, stage: SecondStage, wanted: SceneFilter, images: Wanted, processes: int) -> Scan:
+    """The scan of the logs with the synthetic scenes that the filter lists.
+
+    Raises:
+        ConfigError: two pickles hold the same scene, or one that a log has.
+    """
+    names = stage.names()
+    logs = None if wanted.log_names is None else frozenset(wanted.log_names)
+    one = partial(stage.scan_one, tokens=wanted.second_stage, logs=logs, images=images)
+    refs = {ref.token: ref for ref in first.refs}
+    found: set[str] = set()
+    skipped, unreadable = Counter(first.skipped), dict(first.unreadable)
+    lost = {column: dict(scenes) for column, scenes in first.missing.items()}
+    del skipped["synthetic_scene"]
+    for name, result in zip(names, each_log(one, names, processes, 64), strict=True):
+        if isinstance(result, str):
+            unreadable[f"{stage.folder}/{name}"] = result
+            continue
+        skipped.update(result.skipped)
+        for column, scenes in result.missing.items():
+            lost.setdefault(column, {}).update(scenes)
+        for ref in result.refs:
+            if ref.token in refs:
+                raise ConfigError(
+                    f"{stage.pickles}/{name}: its scene {ref.token} is there already, in {refs[ref.token].log}"
+                )
+            refs[ref.token] = ref
+            found.add(ref.token)
+    return replace(
+        first,
+        refs=tuple(sorted(refs.values())),
+        unreadable=dict(sorted(unreadable.items())),
+        not_found=tuple(sorted({*first.not_found, *(wanted.second_stage - found)})),
+        skipped=dict(skipped),
+        missing=lost,
+    )
+
+
 _FORM: Final = (("scene_metadata", dict), ("frames", list))
-
-
-def _counter(*names: str) -> Any:
-    from collections import Counter
-
-    return Counter(names)
 
 
 @functools.lru_cache(maxsize=4)
@@ -232,7 +288,7 @@ def _need(value: object, keys: Sequence[str], where: str) -> None:
 
 
 def _as_log(frame: Any, where: str) -> dict[str, Any]:
-    """A saved scene's frame in the form of a log's; its heading is set by `_posed`, for no quaternion holds it exactly."""
+    """A saved scene's frame in the form of a log's; `_posed` sets its heading, which no quaternion holds exactly."""
     _need(frame, _FRAME, where)
     status, annotations, cameras = frame["ego_status"], frame["annotations"], frame["camera_dict"]
     _need(status, ("ego_pose", "ego_velocity", "ego_acceleration", "driving_command"), f"{where}: ego_status")
@@ -250,7 +306,7 @@ def _as_log(frame: Any, where: str) -> dict[str, Any]:
         "driving_command": status["driving_command"],
         "roadblock_ids": frame["roadblock_ids"],
         "traffic_lights": frame["traffic_lights"],
-        "cams": {str(channel).upper(): camera for channel, camera in cameras.items() if camera},
+        "cams": _channels(cameras),
         "anns": {
             "gt_boxes": annotations["boxes"],
             "gt_names": annotations["names"],
@@ -261,10 +317,15 @@ def _as_log(frame: Any, where: str) -> dict[str, Any]:
     }
 
 
+def _channels(cameras: Any) -> dict[str, Any]:
+    """The cameras that a frame has, under the names of a log's."""
+    return {str(c).upper(): camera for c, camera in cameras.items() if camera} if isinstance(cameras, Mapping) else {}
+
+
 def _posed(frame: Frame, raw: Mapping[str, Any]) -> Frame:
     """The frame at the very pose that was saved."""
     pose = floats(raw["ego_status"]["ego_pose"], (3,), "bad_pose", f"{frame.token}: ego_pose")
-    return dataclasses.replace(frame, ego_pose=pose)
+    return replace(frame, ego_pose=pose)
 
 
 def _after(last: Frame, raw: Mapping[str, Any], step: int, token: str) -> Frame:
@@ -298,7 +359,7 @@ def _after(last: Frame, raw: Mapping[str, Any], step: int, token: str) -> Frame:
         ],
         "",
     ).frame(0)
-    return dataclasses.replace(read, ego_pose=last.ego_pose)
+    return replace(read, ego_pose=last.ego_pose)
 
 
 def _annotations(ego: Float64, tracks: Any) -> dict[str, Any]:
@@ -310,8 +371,9 @@ def _annotations(ego: Float64, tracks: Any) -> dict[str, Any]:
         centre = np.array([box["_center"][name] for name in ("x", "y", "heading")], dtype=np.float64)
         x, y, heading = to_local(centre, ego).tolist()
         boxes.append([x, y, 0.0, box["_length"], box["_width"], box["_height"], heading])
-        speed = item["_velocity"] if "_velocity" in item else None
-        vx, vy = (0.0, 0.0) if speed is None else (float(speed["_x"]), float(speed["_y"]))
+        vx = vy = 0.0
+        if "_velocity" in item:  # an agent, and no static object
+            vx, vy = float(item["_velocity"]["_x"]), float(item["_velocity"]["_y"])
         velocity.append([cos * vx - sin * vy, sin * vx + cos * vy, 0.0])
         names.append(_CLASSES[item["_tracked_object_type"].args[0]])
         tokens.append(item["_metadata"]["track_token"])

@@ -18,8 +18,8 @@ import shapely
 
 from scoring import Layer
 from shards_schema.errors import MissingFileError, SampleError, UnsafePickleError
-from teachers.pdm import context_from_cache, find_caches, read_cache
 from shards_schema.inert import ALLOWED, Array, Record, Wkb, load
+from teachers.pdm import context_from_cache, find_caches, read_cache
 from teachers.pdm.metric_cache import cache_version
 
 DATA = Path(__file__).parents[1] / "data" / "pdm"

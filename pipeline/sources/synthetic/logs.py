@@ -122,7 +122,7 @@ def write_log(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path)
 
 def write_images(config: SyntheticConfig, renderer: Renderer, t: float, frame: dict[str, Any], blobs: Path) -> None:
     """The JPEGs of a frame at time `t` [s], where its record says, below `blobs`; cameras that see nothing are grey."""
-    seen = renderer.frame(t, config.cameras)
+    seen = renderer.frame(t, config.cameras) if config.cameras else {}
     blank = np.full((config.height, config.width, 3), 128, dtype=np.uint8)
     for channel in CHANNELS:
         image = seen.get(channel, blank)

@@ -86,19 +86,18 @@ def write_second_stage(config: SyntheticConfig, spec: LogSpec, root: Path, stagi
     pickles.mkdir(parents=True, exist_ok=True)
     drive, original = drive_of(config, spec), _tokens(config, spec)
     for pair in follow_ups(config, spec):
+        beside: Any = _Beside(drive, pair.aside, pair.turned)
+        renderer = Renderer(beside, config.width, config.height)
         for token, at in ((pair.now, pair.first + AHEAD), (pair.before, pair.first + AHEAD - 1)):
             if (pickles / f"{token}.pkl").exists():
                 continue
-            beside: Any = _Beside(drive, pair.aside, pair.turned)
-            start = at - HISTORY + 1
-            frames = frame_records(config, spec, beside)[start : at + FUTURE + 1]
+            frames = frame_records(config, spec, beside)[at - HISTORY + 1 : at + FUTURE + 1]
             own = [_token(config, spec, token, i) for i in range(len(frames))]
             own[HISTORY - 1] = token
             for i, frame in enumerate(frames):
                 _rename(frame, token, own[i], i < HISTORY)
             work = staging / config.second_stage / token
             shutil.rmtree(work, ignore_errors=True)
-            renderer = Renderer(beside, config.width, config.height)
             for frame in frames[:HISTORY]:
                 write_images(config, renderer, (frame["timestamp"] - spec.start) / 1e6, frame, work.parent)
             blobs = home / "sensor_blobs" / token
