@@ -193,3 +193,13 @@ def test_a_pickle_that_would_run_something_is_refused(copy: Path) -> None:
     path.write_bytes(pickle.dumps(_Harm(), 4))
     reason = source(copy).scan().unreadable[f"{FOLDER}/{path.name}"]
     assert "nothing of it was run" in reason
+
+
+def test_images_are_looked_for_before_the_run(copy: Path, root: Path) -> None:
+    shutil.copytree(root / FOLDER / "sensor_blobs", copy / FOLDER / "sensor_blobs")
+    token = sorted((copy / FOLDER / "sensor_blobs").iterdir())[0].name
+    next((copy / FOLDER / "sensor_blobs" / token / "CAM_L0").glob(f"{token}.jpg")).unlink()
+    scan = source(copy).look({"left": frozenset({(0, "CAM_L0")}), "ahead": frozenset({(1, "CAM_F0")})})
+    second = {ref.token for ref in scan.refs if ref.start == START}
+    assert second & scan.missing["left"].keys() == {token}
+    assert second <= scan.missing["ahead"].keys()  # what follows now was never rendered
