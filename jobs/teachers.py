@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
@@ -59,6 +59,8 @@ class TeachersConfig(BaseModel):
         worker: threads and device.
         cluster: workers and Ray.
         scan_processes: processes that read logs while planning.
+        retry: codes of quarantined samples (image_damaged, ...) whose shards are made again. null is what a file's
+            arrival changes: images that were missing and are there now, logs that can be read now; [] is nothing.
         max_quarantined: largest share of the planned samples (and of the logs) that may be quarantined.
         rate: scenes a second of one device, for the hours that are told beforehand: of all teachers together, or by
             column; where it is not stated, what `jobs.probe` measured.
@@ -75,6 +77,7 @@ class TeachersConfig(BaseModel):
     worker: WorkerConfig = WorkerConfig()
     cluster: ClusterConfig = ClusterConfig()
     scan_processes: int = Field(default=2, ge=1, le=1024)
+    retry: tuple[str, ...] | None = None
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
     rate: PositiveFloat | Mapping[str, PositiveFloat] | None = None
 
@@ -183,9 +186,10 @@ def _run(
         plan_config=config.plan,
         with_zarr=config.zarr,
         scan=scan,
+        retry=config.retry,
     )
     todo = run.todo()
-    _print_plan(run, len(todo))
+    _print_plan(run, config, len(todo))
     progress = None
     if todo:
         make = functools.partial(
@@ -243,16 +247,29 @@ def _received(timings: Timings, progress: Progress, lease: Lease, receipt: Shard
     timings.put(receipt)
 
 
-def _print_plan(run: runs.Run, todo: int) -> None:
+def _print_plan(run: runs.Run, config: TeachersConfig, todo: int) -> None:
     plan = run.plan
     done = plan.shards - todo
     print(
         f"planned {plan.samples} scenes in {plan.shards} shards of at most {plan.config.shard_size} "
         f"(plan {plan.digest[:12]}); columns {', '.join(run.columns)}; "
-        + (f"{done} shards are committed, {todo} to do" if done else "none is committed yet")
+        + (f"{done} shards are committed, {todo} to do" if done or run.again.pairs else "none is committed yet")
     )
+    _print_more(run, config)
     for notice in run.notices:
         print(f"NOTE: {notice}")
+
+
+def _print_more(run: runs.Run, config: TeachersConfig) -> None:
+    """What this run does beyond the plan that was there."""
+    if run.grown:
+        print(f"the dataset grows: {run.grown} scenes were not in its plan, and get shards of their own")
+    if run.again.pairs:
+        codes = ", ".join(f"{n} x {code}" for code, n in sorted(run.again.samples.items()))
+        print(f"made again: {len(run.again.pairs)} shards of a column, which left out {codes}")
+    if unknown := sorted({*(config.retry or ())} - {*run.again.known}):
+        known = ", ".join(f"{code} ({n})" for code, n in sorted(run.again.known.items()))
+        print(f"retry: nothing that is committed was left out as {', '.join(unknown)}; there is {known or 'nothing'}")
 
 
 def _print_closing(
@@ -272,6 +289,8 @@ def _print_closing(
     for total in totals:
         for code, count in sorted(total.quarantined.items()):
             print(f"  {total.column}: {count} x {code}")
+    if codes := sorted({code for total in totals for code in total.quarantined}):
+        print(f"  {_retry(codes)}")
     if progress is not None and progress.images:
         print(
             f"\n{progress.scenes} scenes in {progress.seconds:.1f} s of work ({seconds:.1f} s in all): "
@@ -286,6 +305,14 @@ def _print_closing(
     print(f"  make inspect OUT={config.out}   what is in it, and a page of pictures")
 
 
+def _retry(codes: Sequence[str]) -> str:
+    """How what was left out is had, for a person."""
+    return (
+        "an image that arrives, or a log that can be read again, is looked at by the same command; what else you have "
+        f'mended is made again by retry=[{",".join(codes)}] (make teachers SET="retry=[...]")'
+    )
+
+
 def _check_quarantine(config: TeachersConfig, run: runs.Run, totals: list[runs.ColumnTotal]) -> None:
     """Raises IncompleteError where more was left out than the config allows."""
     for total in totals:
@@ -293,7 +320,8 @@ def _check_quarantine(config: TeachersConfig, run: runs.Run, totals: list[runs.C
         if share > config.max_quarantined:
             raise IncompleteError(
                 f"column {total.column}: {share:.2%} of {total.planned} samples are quarantined, max_quarantined is "
-                f"{config.max_quarantined:.2%}; the reasons stand in {run.volume.path(layout.QUARANTINE)}"
+                f"{config.max_quarantined:.2%}; the reasons stand in {run.volume.path(layout.QUARANTINE)}; "
+                f"{_retry(sorted(total.quarantined))}"
             )
     logs = len({*run.plan.table["log"].unique().to_pylist(), *run.scan.unreadable})
     if len(run.scan.unreadable) > config.max_quarantined * logs:

@@ -2,7 +2,7 @@
 
     begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared; what
                               the source has more since then: plan.1.json, plan.1.parquet, see `pipeline.generations`)
-              todo = plan minus commit records
+              todo = plan minus commit records, and what is made again (`pipeline.again`)
     close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet,
               and each column's statistics.parquet
 
@@ -14,19 +14,21 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, overload
 
 import pyarrow as pa
 
 from pipeline import generations, growth, index, statistics
+from pipeline.again import Again, choose
 from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
 from pipeline.records import columns_of, committed, read_manifest, read_records
 from pipeline.sources.base import Scan, Source
 from pipeline.stores import zarr
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.volume import Volume
+from pipeline.stores.withdrawn import settle
 from pipeline.task import ShardTask
 from shards_schema import layout
 from shards_schema.codecs import seal_of
@@ -49,7 +51,8 @@ class Run:
         manifest: `dataset.json` as it stands on disk.
         dataset: its seal.
         columns: column name -> manifest, in the order of work.
-        done: (shard, column) pairs that were committed before.
+        done: (shard, column) pairs that were committed before and stay.
+        again: those that were committed and are made again, and why (`pipeline.again`).
         grown: scenes that the plan had not before, in a dataset that was begun before.
     """
 
@@ -60,6 +63,7 @@ class Run:
     dataset: str
     columns: Mapping[str, ColumnManifest]
     done: frozenset[tuple[int, str]]
+    again: Again = field(default_factory=Again)
     grown: int = 0
 
     @property
@@ -105,7 +109,8 @@ class _Todo(Sequence[ShardTask]):
             return _Todo(self._run, self._shards[at])
         run, shard = self._run, self._shards[at]
         missing = tuple(c for c in run.columns if (shard, c) not in run.done)
-        return ShardTask(shard, run.plan.shard(shard).scenes, missing)
+        again = tuple(c for c in missing if (shard, c) in run.again.pairs)
+        return ShardTask(shard, run.plan.shard(shard).scenes, missing, again)
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
@@ -132,6 +137,7 @@ def begin(
     with_zarr: bool = True,
     processes: int = 1,
     scan: Scan | None = None,
+    retry: Sequence[str] | None = None,
 ) -> Run:
     """Plan, and write or compare the documents of the dataset at `url`.
 
@@ -143,6 +149,7 @@ def begin(
         with_zarr: whether targets stand in `targets.zarr` too.
         processes: that read logs.
         scan: of the source, where it has been made already.
+        retry: codes of quarantined samples that are made again, see `pipeline.again.choose`.
 
     Raises:
         ConfigError: the source has no scenes, or a shard's Zarr chunks would be larger than memory.
@@ -185,6 +192,7 @@ def begin(
     volume.sweep()
     begun = [_begin_column(volume, column, plan, with_zarr) for column in columns]
     done = frozenset((shard, c.column) for c in columns for shard in committed(volume, c.column))
+    tried = choose(volume, scan, done, retry, complete=len(done) >= plan.shards * len(columns))
     return Run(
         volume=volume,
         plan=plan,
@@ -192,7 +200,8 @@ def begin(
         manifest=manifest,
         dataset=dataset,
         columns={c.column: c for c in begun},
-        done=done,
+        done=done - tried.pairs,
+        again=tried,
         grown=grown,
     )
 
@@ -217,6 +226,7 @@ def close(run: Run) -> list[ColumnTotal]:
     for column, shards in measured.items():
         if shards == run.plan.shards:  # fewer: some were made before there were statistics
             statistics.write(run.volume, column, range(run.plan.shards))
+    settle(run.volume)
     run.volume.sweep()  # a worker that outlived its driver may have left a file under way
     return [totals[column] for column in run.columns]
 

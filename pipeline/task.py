@@ -10,15 +10,17 @@ from pipeline.plan import PlannedScene
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """What to do: the columns of one shard that have no commit record yet.
+    """What to do: the columns of one shard that have no commit record yet, or are to be made again.
 
     Attributes:
+        again: those of them that have a commit record, which goes to the history when its successor is ready.
         careful: a worker died or hung at it; decode where that cannot happen (`pipeline.careful`). Same output.
     """
 
     shard: int
     scenes: tuple[PlannedScene, ...]
     columns: tuple[str, ...]
+    again: tuple[str, ...] = ()
     careful: bool = False
 
 

@@ -207,6 +207,7 @@ class ShardWorker:
             shard=shard.task.shard,
             shard_size=self._shard_size,
             zarr=self._zarr,
+            again=column in shard.task.again,
         )
         with writer:
             if column == layout.SAMPLES:

@@ -69,6 +69,14 @@ def record(column: str, shard: int) -> str:
     return f"{column}/{shard:06d}.json"
 
 
+def withdrawn(column: str, shard: int, number: int | None = None) -> str:
+    """A record that a later run has taken back, to make the shard again: kept, beside what equal runs do not share.
+
+    `number` counts those of a shard from 1 on; without one it is that of the run which is not closed yet.
+    """
+    return f"{LOGS}/withdrawn/{column}/{shard:06d}{'' if number is None else f'.{number}'}.json"
+
+
 def shard_statistics(column: str, shard: int) -> str:
     """Sums of each channel over one shard, which merge with those of the others."""
     return f"{column}/{shard:06d}.stats.parquet"

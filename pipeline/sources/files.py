@@ -100,10 +100,14 @@ def names(folder: str) -> set[str]:
 
 
 class Listing:
-    """Which files there are below a folder or URL; each folder is listed once."""
+    """Which files there are below a folder or URL; each folder is listed once.
 
-    def __init__(self, root: str) -> None:
-        self._root = root
+    Args:
+        root: the folder; without one, paths are whole.
+    """
+
+    def __init__(self, root: str = "") -> None:
+        self._root = f"{root}/" if root else ""
         self._listed: dict[str, set[str]] = {}
 
     def __contains__(self, path: str) -> bool:
@@ -118,7 +122,7 @@ class Listing:
     def names(self, folder: str) -> set[str]:
         """What is in a folder, relative to the root; see `names`."""
         if folder not in self._listed:
-            self._listed[folder] = names(f"{self._root}/{folder}")
+            self._listed[folder] = names(f"{self._root}{folder}")
         return self._listed[folder]
 
 

@@ -21,6 +21,7 @@ from pipeline import statistics
 from pipeline.fidelity import Int8Gate
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import Buffer, FileWriter, Volume
+from pipeline.stores.withdrawn import withdraw
 from pipeline.stores.zarr import ZarrShardWriter
 from shards_schema import layout
 from shards_schema.codecs import npy_bytes
@@ -51,11 +52,21 @@ class ColumnShardWriter:
         shard: number in the plan.
         shard_size: rows a shard has in Zarr.
         zarr: whether to write the Zarr arrays as well.
+        again: whether the shard has a record, which `commit` withdraws right before it puts other files in place.
     """
 
     def __init__(
-        self, volume: Volume, manifest: ColumnManifest, *, dataset: str, shard: int, shard_size: int, zarr: bool
+        self,
+        volume: Volume,
+        manifest: ColumnManifest,
+        *,
+        dataset: str,
+        shard: int,
+        shard_size: int,
+        zarr: bool,
+        again: bool = False,
     ) -> None:
+        self._again = again
         self._volume, self._manifest, self._dataset = volume, manifest, dataset
         self._shard, self._shard_size = shard, shard_size
         self._computed = computed_specs(manifest.targets)
@@ -167,6 +178,8 @@ class ColumnShardWriter:
             writer.finish()
         if self._statistics_file is not None:
             self._statistics_file.write(statistics.shard_bytes(self._statistics.statistics))
+        if self._again:
+            withdraw(self._volume, self._manifest.column, self._shard)
         self._stack.close()
         record = CommitRecord(
             column=self._manifest.column,
