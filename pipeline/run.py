@@ -110,7 +110,10 @@ class _Todo(Sequence[ShardTask]):
         run, shard = self._run, self._shards[at]
         missing = tuple(c for c in run.columns if (shard, c) not in run.done)
         again = tuple(c for c in missing if (shard, c) in run.again.pairs)
-        return ShardTask(shard, run.plan.shard(shard).scenes, missing, again)
+        scenes = run.plan.shard(shard).scenes
+        lost = [(run.scan.missing.get(column, {}), planned.ref.token) for column in missing for planned in scenes]
+        absent = {(token, *image) for images, token in lost for image in images.get(token, ())}
+        return ShardTask(shard, scenes, missing, again, tuple(sorted(absent)))
 
     def __eq__(self, other: object) -> bool:
         return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented

@@ -14,6 +14,8 @@ class ShardTask:
 
     Attributes:
         again: those of them that have a commit record, which goes to the history when its successor is ready.
+        absent: (token, step, channel) of images that were looked for when the run began, and were not there: of them
+            nothing is said by a folder that is not there.
         careful: a worker died or hung at it; decode where that cannot happen (`pipeline.careful`). Same output.
     """
 
@@ -21,6 +23,7 @@ class ShardTask:
     scenes: tuple[PlannedScene, ...]
     columns: tuple[str, ...]
     again: tuple[str, ...] = ()
+    absent: tuple[tuple[str, int, str], ...] = ()
     careful: bool = False
 
 

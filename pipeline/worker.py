@@ -148,7 +148,7 @@ class ShardWorker:
         shard = _OpenShard(task, ticket, self._load_scenes(task.scenes))
         consumers = {name: t for name, t in self._teachers.items() if name in task.columns}
         images = ShardImages(
-            read_image,
+            partial(read_image, absent=shard.absent()),
             {name: _preprocess(t) for name, t in consumers.items()} | {layout.SAMPLES: self._samples.make},
             careful=task.careful or self._config.careful,
         )
@@ -236,8 +236,8 @@ class ShardWorker:
         """
         seconds = 0.0
         sent: _Batch | None = None
-        for rows in _batches(shard.task.scenes, teacher.batch_size):
-            batch = self._send(shard, writer, teacher, images, rows)
+        for first in range(0, len(shard.task.scenes), teacher.batch_size):
+            batch = self._send(shard, writer, teacher, images, slice(first, first + teacher.batch_size))
             if sent is not None:
                 seconds += sent.write(writer)
             sent = batch
@@ -332,6 +332,14 @@ class _OpenShard:
             if isinstance(scene, Scene):
                 yield planned, scene
 
+    def absent(self) -> frozenset[str]:
+        """The paths of images that were not there when the run began."""
+        scenes, paths = {scene.token: scene for _, scene in self.good()}, set()
+        for token, step, channel in self.task.absent:
+            with suppress(KeyError, SampleError):
+                paths.add(scenes[token].camera(step, channel).image)
+        return frozenset(paths)
+
     def fail(self, column: str, planned: PlannedScene, error: SampleError) -> None:
         """Note that a column cannot have a scene."""
         self.failed[column, planned.row] = error
@@ -347,11 +355,6 @@ class _OpenShard:
             else:
                 assert isinstance(scene, Scene)
                 yield planned, scene
-
-
-def _batches(scenes: Sequence[PlannedScene], size: int) -> Iterator[slice]:
-    """Slices of at most `size` scenes, by their place in the shard."""
-    return (slice(first, first + size) for first in range(0, len(scenes), size))
 
 
 def _preprocess(teacher: Teacher) -> Any:

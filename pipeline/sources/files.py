@@ -27,10 +27,10 @@ def read(url: str, *, most: int | None = None, absent: Container[str] = ()) -> b
     Args:
         url: a local path, or any URL that fsspec opens.
         most: bytes that a local one may have.
-        absent: local folders that were not there when the run began, so that nothing went away with them.
+        absent: local files that were not there when the run began: if their folder is not there, nothing went away.
 
     Raises:
-        FileNotFoundError: it is not there: the store says so, or its folder does, or its folder is one of `absent`.
+        FileNotFoundError: it is not there: the store says so, or its folder does, or it is one of `absent`.
         OSError: it can never be read: a folder, a pipe, more than `most` bytes.
         ValueError: a local path with a NUL character.
         StoreError: the disk or the store refused, or failed too often.
@@ -39,12 +39,16 @@ def read(url: str, *, most: int | None = None, absent: Container[str] = ()) -> b
         store = store_of(url)
         return store.read(store.path_of(url))
     path = local_path(url)
-    try:
-        return again(lambda: read_local(path, most=most))
-    except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError) and os.path.dirname(path) in absent:
-            raise error.__cause__ from None
-        raise
+
+    def look() -> bytes:
+        try:
+            return read_local(path, most=most)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError) and url in absent:
+                raise error.__cause__ from None
+            raise
+
+    return again(look)
 
 
 def exists(url: str) -> bool:

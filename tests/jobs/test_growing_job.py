@@ -75,6 +75,18 @@ def test_images_that_arrive(
     assert digests(tmp_path / "again") == digests(tmp_path / "out")
 
 
+def test_a_log_whose_images_were_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their folder is not there from the start, so nothing went away: they are missing, until they come."""
+    made = run_inline(monkeypatch)
+    navsim_logs.write(tmp_path / "data", LOGS, lambda frame: frame["log_name"] != "log_b")
+    teachers.main(command(tmp_path, max_quarantined=0.5))
+    assert sum(sum(c.quarantined.values()) for r in made for c in r.columns) == 2
+    navsim_logs.write(tmp_path / "data", LOGS)
+    teachers.main(command(tmp_path))
+    teachers.main(command(tmp_path, "again"))
+    assert digests(tmp_path / "again") == digests(tmp_path / "out")
+
+
 def test_logs_that_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], whole: Path
 ) -> None:

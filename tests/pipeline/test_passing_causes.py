@@ -9,6 +9,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_what_is_held_against_a_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         read_image(f"{tmp_path}/never/there.jpg")
     with pytest.raises(SampleError) as known:
-        read_image(f"{tmp_path}/never/there.jpg", absent={f"{tmp_path}/never"})
+        read_image(f"{tmp_path}/never/there.jpg", absent={f"{tmp_path}/never/there.jpg"})
     assert known.value.code == "image_missing"
     with pytest.raises(MissingFileError):
         read_cache(tmp_path / "metric_cache.pkl")
@@ -171,6 +172,23 @@ def test_could_not_look_is_not_absent(tmp_path: Path, monkeypatch: pytest.Monkey
         patched.setattr(os, "stat", refused)
         with pytest.raises(StoreError, match="Stale"):
             files.exists(str(tmp_path / "log00" / "000.jpg"))
+
+
+def test_a_folder_that_was_never_there(tmp_path: Path) -> None:
+    """What the start found missing is image_missing, though its folder is not there; what it found is not."""
+    write_images(tmp_path / "data", 3, 9)
+    source = ToySource(str(tmp_path / "data"))
+    run, worker = begin(source, tmp_path / "out", [ToyTeacher()])
+    log = run.todo()[0].scenes[0].ref.log
+    records = {log: source.scenes(log, [p.ref for p in run.todo()[0].scenes])}
+    worker._source = ToySourceKnowing(source, records)
+    shutil.rmtree(tmp_path / "data" / log)
+    tokens = [p.ref.token for p in run.todo()[0].scenes]
+    lost: dict[str, Any] = {token: tuple((step, "CAM_F0") for step in range(3)) for token in tokens}
+    knowing = replace(run, scan=replace(run.scan, missing={"samples": lost, "toy": lost}))
+    receipt = worker.process(knowing.todo()[0])
+    worker.close()
+    assert [dict(c.quarantined) for c in receipt.columns] == [{"image_missing": 5}] * 2
 
 
 def test_a_shard_whose_images_go_away_is_not_committed(tmp_path: Path) -> None:
