@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import queue
@@ -27,8 +26,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.stores import positioned
 from shards_schema.commit import FileDigest
 from shards_schema.errors import ConfigError, DigestError, ShardsError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    _LOCKS = False
+else:
+    _LOCKS = True
 
 RESTORE = (
     "Restore it, or copy it again where this is a copy; what cannot be had again is made anew where its commit record "
@@ -75,10 +82,12 @@ class FileCache:
         config: folder and size.
 
     Raises:
-        ConfigError: the folder cannot be made.
+        ConfigError: the folder cannot be made, or the system has no locks that processes share.
     """
 
     def __init__(self, config: CacheConfig) -> None:
+        if not _LOCKS:
+            raise ConfigError("cache: processes share it by fcntl's locks, which this system does not have; give none")
         self.config = config
         self._folder = Path(config.folder).absolute()
         try:
@@ -103,7 +112,7 @@ class FileCache:
         final = self._folder / wanted.digest.sha256
         for _ in range(8):  # another process may make room between our fetch and our open
             try:
-                descriptor = os.open(final, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = positioned.open_file(final)
             except FileNotFoundError:
                 if not self._bring(wanted):
                     return None
@@ -194,7 +203,7 @@ class FileCache:
             if used + size > self.config.max_bytes:
                 return False
             try:
-                os.posix_fallocate(descriptor, 0, max(size, 1))
+                _allocate(descriptor, max(size, 1))
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
@@ -215,6 +224,14 @@ class FileCache:
                 if not entry.name.endswith(_PART):
                     kept.append((found.st_mtime_ns, Path(entry.path), found.st_size))
         return kept, used
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Give an empty file its size: on disk where the system can, else as it is written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
 
 
 def _part_of(final: Path) -> Path:
@@ -239,12 +256,12 @@ def _download(descriptor: int, wanted: Wanted) -> None:
                 f"{wanted.where}: sha256 {digest.hexdigest()}, its commit record says {wanted.digest.sha256}; the file "
                 f"was changed. {RESTORE}"
             )
-    os.fdatasync(descriptor)  # a machine that crashes must not leave a name before the bytes
+    getattr(os, "fdatasync", os.fsync)(descriptor)  # a machine that crashes must not leave a name before the bytes
 
 
 def _pread(descriptor: int, size: int, start: int) -> bytes:
-    data = os.pread(descriptor, size, start)
-    while data and len(data) < size and (more := os.pread(descriptor, size - len(data), start + len(data))):
+    data = positioned.read_at(descriptor, size, start)
+    while data and len(data) < size and (more := positioned.read_at(descriptor, size - len(data), start + len(data))):
         data += more
     return data
 

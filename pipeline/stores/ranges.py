@@ -12,10 +12,8 @@ memory map; committed files are never edited.)
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
-import mmap
 import operator
 import os
 import threading
@@ -29,6 +27,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.stores import positioned
 from pipeline.stores.cache import RESTORE, CacheConfig, FileCache, Wanted
 from pipeline.stores.volume import Buffer, Volume, told_of_read
 from shards_schema.commit import FileDigest
@@ -94,7 +93,7 @@ class _File:
         """Read the bytes from `place` on; raises `DatasetError` where there are not as many."""
         while target:
             try:
-                count = os.preadv(self.descriptor, [target], place)
+                count = positioned.read_into(self.descriptor, target, place)
             except OSError as error:
                 raise StoreError(f"{self._where}: could not be read at byte {place}: {error.strerror}") from error
             if not count:
@@ -106,37 +105,15 @@ class _File:
     def map(self) -> memoryview:
         """All of it, for as long as anybody looks at it."""
         with told_of_read(self._where):
-            return _mapped(self.descriptor, self._size)
+            return positioned.mapped(self.descriptor, self._size)
 
     def is_cached(self, offset: int) -> bool:
-        """Whether a byte is in the page cache: a read that must not wait finds it, or does not."""
-        try:
-            return bool(os.preadv(self.descriptor, [bytearray(1)], offset, os.RWF_NOWAIT))
-        except OSError:  # it is not; or the file system cannot tell
-            return False
+        """See `positioned.is_cached`."""
+        return positioned.is_cached(self.descriptor, offset)
 
     def expect(self, start: int, size: int) -> None:
-        """Have the kernel begin to read a range; a hint, which a file system may refuse."""
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(self.descriptor, start, size, os.POSIX_FADV_WILLNEED)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
-_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_FAILED = ctypes.c_void_p(-1).value
-
-
-def _mapped(descriptor: int, size: int) -> memoryview:
-    """A file, read-only. Python's own mmap keeps a descriptor for each map (but for `trackfd`, from 3.13 on)."""
-    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
-    if address == _FAILED:
-        raise OSError(code := ctypes.get_errno(), os.strerror(code))
-    memory = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(memory, _libc.munmap, address, size).atexit = False
-    whole: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
-    return whole.data.toreadonly()
+        """See `positioned.expect`."""
+        positioned.expect(self.descriptor, start, size)
 
 
 class _FileSpan:
@@ -163,7 +140,7 @@ class _FileSpan:
     def _read(self, size: int) -> bytes:
         file = self._reader.file(self._file)
         with contextlib.suppress(OSError):
-            data = os.pread(file.descriptor, size, self._start)
+            data = positioned.read_at(file.descriptor, size, self._start)
             if len(data) == size:
                 return data
         whole = bytearray(size)  # more than one call gives, or a fault, which is met again and told
@@ -310,7 +287,7 @@ class RangeReader:
         """Of a file; where the process may have no more of them, in the place of the one that waited longest."""
         while True:
             try:
-                return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                return positioned.open_file(path)
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
                     raise

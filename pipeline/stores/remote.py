@@ -287,7 +287,8 @@ def _after_fork() -> None:
     _stores.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # where processes can be forked
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
