@@ -10,6 +10,9 @@ of the slope's 95 % interval (t, 18 degrees of freedom), times the length of wha
 median. *Descriptors, threads and temp files* are counted once more at the end of each pass, when no shard is under way,
 and are flat when the largest of these quiet counts in the second half is not larger than in the first. After the loop,
 with worker and driver closed, they must be what they were before it.
+
+It ends after the minutes that were asked for, or later: at the end of the first pass at which the samples suffice for
+all this. How many there are in a time is a matter of the machine and of who else works on it.
 """
 
 from __future__ import annotations
@@ -44,12 +47,14 @@ BLOCKS = 20
 GROWTH = 0.02
 """Largest growth over what was fitted that counts as flat, as a share of the median."""
 
+_PATIENCE = 100
+
 
 class Config(BaseModel):
     """Knobs.
 
     Attributes:
-        minutes: how long.
+        minutes: how long at least.
         every: seconds between two samples.
         threads: shards in flight.
         logs: of the world; as many shards.
@@ -104,6 +109,15 @@ class Line:
     def growth(self) -> float:
         """The upper end of the interval over the fitted time, as a share of the median."""
         return self.high * self.hours / self.median
+
+
+def enough(samples: Sequence[Sample]) -> bool:
+    """Whether `verdicts` can judge: two samples a block, and a quiet one in each half."""
+    if not samples:
+        return False
+    first, last = samples[0].seconds, samples[-1].seconds
+    late = [s.seconds >= last / 2 for s in samples if s.quiet]
+    return sum(s.seconds >= first + 0.2 * (last - first) for s in samples) >= 2 * BLOCKS and len({*late}) == 2
 
 
 def fit(seconds: Sequence[float], values: Sequence[float]) -> Line:
@@ -208,7 +222,7 @@ def _soak(config: Config, root: Path, temp: Path) -> tuple[list[Sample], Sample,
         run = world.begin(out)
         again = [_task(run, shard) for shard in range(run.plan.shards)]
         with world.worker(run) as worker, ThreadPoolExecutor(config.threads) as pool:
-            while time.monotonic() - began < 60 * config.minutes:
+            while time.monotonic() - began < 60 * config.minutes or not enough(samples):
                 for _ in pool.map(worker.process, again):
                     done += 1
                 with hold(Volume(str(out))):
@@ -218,6 +232,10 @@ def _soak(config: Config, root: Path, temp: Path) -> tuple[list[Sample], Sample,
         stop.set()
         watcher.join()
     gc.collect()
+    for _ in range(_PATIENCE):  # a thread that was joined is counted until the kernel has taken it down
+        if look(1).threads <= before.threads:
+            break
+        time.sleep(0.1)
     return samples, before, look(1)
 
 
