@@ -129,7 +129,7 @@ def test_closing_ends_what_is_being_decoded() -> None:
             time.sleep(0.01)
         decoder.close()
         with pytest.raises(DecoderError, match="closed"):
-            future.result(timeout=20)
+            future.result()
     assert gone([child.pid, *below])
     with pytest.raises(DecoderError, match="closed"):
         decoder.decode(jpeg(), "a.jpg")
@@ -191,7 +191,7 @@ def test_a_dataset_made_carefully_is_the_same_bytes_but_for_the_bad_image(tmp_pa
 
 
 def gone(pids: list[int]) -> bool:
-    deadline = time.monotonic() + 10
-    while any(map(alive, pids)) and time.monotonic() < deadline:
+    """Whether they end; who never does is told by pytest's own timeout."""
+    while any(map(alive, pids)):
         time.sleep(0.02)
-    return not any(map(alive, pids))
+    return True

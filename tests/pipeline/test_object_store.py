@@ -198,6 +198,7 @@ def test_images_are_fetched_side_by_side_within_bounds(monkeypatch: pytest.Monke
     jpeg = simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
     lock, now, most, undecoded, held = threading.Lock(), Counter[str](), Counter[str](), Counter[str](), []
     paths = [f"memory://image/{i}.jpg" for i in range(40)]
+    four = threading.Barrier(4)
 
     def read(path: str) -> bytes:
         with lock:
@@ -205,7 +206,8 @@ def test_images_are_fetched_side_by_side_within_bounds(monkeypatch: pytest.Monke
             undecoded["jpegs"] += 1
             most["reads"] = max(most["reads"], now["reads"])
             most["jpegs"] = max(most["jpegs"], undecoded["jpegs"])
-        time.sleep(0.01)
+        if path in paths[:4]:
+            four.wait()  # comes to nothing unless four are under way at once
         with lock:
             now["reads"] -= 1
         if path == paths[7]:
@@ -353,7 +355,7 @@ def test_processes_share_it_and_the_bound_holds(tmp_path: Path) -> None:
     folder, log = tmp_path / "cache", tmp_path / "log"
     log.touch()
     roomy = [start(folder, log, 100_000, seed, 0.01, 60) for seed in range(2)]
-    assert [p.wait(30) for p in roomy] == [0, 0]
+    assert [p.wait() for p in roomy] == [0, 0]
     assert sorted(log.read_text().split()) == [str(i) for i in range(8)]  # each file once, whoever asked first
     folder = tmp_path / "tight"
     tight = [start(folder, log, 3500, seed, 0.001, 60) for seed in range(2)]
@@ -368,7 +370,7 @@ def test_processes_share_it_and_the_bound_holds(tmp_path: Path) -> None:
         else:
             most = max(most, sum(sizes))
         time.sleep(0.001)
-    assert [p.wait(30) for p in tight] == [0, 0]
+    assert [p.wait() for p in tight] == [0, 0]
     assert 0 < held(folder) <= 3500
     assert most <= 3500 + 1008  # a look may see a part before and the same file after its renaming
 
@@ -376,9 +378,7 @@ def test_processes_share_it_and_the_bound_holds(tmp_path: Path) -> None:
 def test_half_a_file_of_a_killed_process_never_counts(tmp_path: Path) -> None:
     folder, log = tmp_path / "cache", tmp_path / "log"
     process = start(folder, log, 1100, 0, 60, 1)
-    for _ in range(500):
-        if log.exists() and log.read_text():
-            break
+    while not (log.exists() and log.read_text()):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -466,9 +466,7 @@ def test_the_next_shards_come_before_they_are_read(out: str, remote: str, tmp_pa
     dataset = Dataset(remote, cache=CacheConfig(folder=str(tmp_path), max_bytes=1 << 30))
     made = iter(stream(dataset, shuffle="none", window=2, prefetch=1, threads=0))
     next(made)
-    for _ in range(200):
-        if len(tars()) == 6:
-            break
+    while len(tars()) < 6:
         time.sleep(0.01)
     assert sorted(tars()) == [f"{column}/{shard:06d}.tar" for column in ("samples", "toy") for shard in range(3)]
 

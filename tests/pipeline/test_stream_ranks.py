@@ -58,7 +58,7 @@ def _launch(url: str, folder: Path, world: int, workers: int, steps: int) -> lis
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(timeout=120)
+        rank.join()
     return [rank.exitcode for rank in ranks]
 
 

@@ -194,7 +194,7 @@ def test_latents_by_token_in_a_worker_that_was_forked_while_another_thread_read(
     collate = LatentCollator(dataset, ARRAYS, lambda features: {"n": len(features)})
     loader: DataLoader[Any] = DataLoader(
         [{"token": token} for token in tokens],  # type: ignore[arg-type]
-        batch_size=2, num_workers=1, collate_fn=collate, multiprocessing_context="fork", timeout=20,
+        batch_size=2, num_workers=1, collate_fn=collate, multiprocessing_context="fork", timeout=200,
     )  # fmt: skip
     with dataset._files._lock:  # as that thread has it
         batches = list(loader)

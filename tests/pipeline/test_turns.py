@@ -18,9 +18,9 @@ def test_the_oldest_goes_first_and_keeps_its_order() -> None:
     calls = [(2, "b1"), (1, "a1"), (2, "b2"), (1, "a2"), (3, "c1")]
     futures = [turns.submit(ticket, partial(made.append, name)) for ticket, name in calls]
     gate.set()
-    assert held.result(timeout=10)
+    assert held.result()
     for future in futures:
-        future.result(timeout=10)
+        future.result()
     assert made == ["a1", "a2", "b1", "b2", "c1"]
     turns.close()
 
@@ -29,8 +29,8 @@ def test_an_error_reaches_its_caller_and_nobody_else() -> None:
     turns = Turns("t")
     bad, good = turns.submit(0, lambda: 1 // 0), turns.submit(0, threading.current_thread)
     with pytest.raises(ZeroDivisionError):
-        bad.result(timeout=10)
-    assert good.result(timeout=10).name == "t"
+        bad.result()
+    assert good.result().name == "t"
     turns.close()
 
 
@@ -48,17 +48,17 @@ def test_the_next_is_chosen_when_there_is_room_and_not_before() -> None:
     def room() -> None:
         if made:
             waiting.set()
-            device.wait(timeout=10)
+            device.wait()
 
     made: list[str] = []
     turns = Turns("t", room)
-    turns.submit(1, partial(made.append, "first")).result(timeout=10)
-    assert waiting.wait(timeout=10)
+    turns.submit(1, partial(made.append, "first")).result()
+    assert waiting.wait()
     young = turns.submit(9, partial(made.append, "young"))
     old = turns.submit(1, partial(made.append, "old"))
     assert made == ["first"]
     device.set()
     for future in (young, old):
-        future.result(timeout=10)
+        future.result()
     assert made == ["first", "old", "young"]
     turns.close()

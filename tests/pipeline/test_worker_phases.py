@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -55,7 +54,8 @@ class Job:
         self.seconds = 0.0
 
     def __call__(self) -> None:
-        time.sleep(self._teacher.device_seconds)
+        if self._teacher.until_two:
+            self._teacher.two.wait(timeout=60)  # or the test says that there never were two
         try:
             self.targets = self._teacher.compute(self._batch)
         except Exception as error:
@@ -74,7 +74,7 @@ class Job:
 class Phased(ToyTeacher):
     """The toy in phases; counts what is under way in each, and who did it."""
 
-    device_seconds: float = 0.004
+    until_two: bool = False
     fail_at: str = ""
     device: Any = field(default_factory=Device, repr=False, compare=False)
 
@@ -83,6 +83,7 @@ class Phased(ToyTeacher):
         self.counts = {"staged": 0, "launched": 0}
         self.most = {"staged": 0, "launched": 0}
         self.threads: dict[str, set[str]] = {}
+        self.two = threading.Event()
 
     def note(self, what: str, change: int) -> None:
         where = threading.current_thread().name.split("_")[0]
@@ -91,6 +92,8 @@ class Phased(ToyTeacher):
             counted = {"stage": "staged", "collect": "staged", "launch": "launched", "done": "launched"}[what]
             self.counts[counted] += change
             self.most[counted] = max(self.most[counted], self.counts[counted])
+            if self.counts["launched"] == 2:
+                self.two.set()
 
     def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
         if self.fail_at == "device":
@@ -179,7 +182,7 @@ def test_a_batch_that_is_wholly_quarantined_is_never_staged(source: ToySource, t
 
 
 def test_each_phase_in_its_thread_and_no_further_ahead_than_said(source: ToySource, tmp_path: Path) -> None:
-    teacher = Phased(batch_size=1)
+    teacher = Phased(batch_size=1, until_two=True)
     receipts = make(source, tmp_path / "out", teacher, threads=2)
     assert teacher.threads == {
         "stage": {"column"}, "launch": {"teacher"}, "collect": {"column"}, "done": teacher.threads["done"],
