@@ -95,7 +95,7 @@ def _whole(config: SyntheticConfig, spec: LogSpec, root: Path) -> bool:
     """Whether a log and its follow-ups are there."""
     wanted = [root / "navsim_logs" / spec.split / f"{spec.name}.pkl"]
     if _has_second_stage(config, spec):
-        folder = root / config.stage_folder / "synthetic_scene_pickles"
+        folder = root / config.second_stage / "synthetic_scene_pickles"
         wanted += [folder / f"{token}.pkl" for pair in follow_ups(config, spec) for token in (pair.now, pair.before)]
     return all(path.exists() for path in wanted)
 

@@ -7,7 +7,7 @@ it.
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -35,7 +35,7 @@ class SyntheticConfig(BaseModel):
         lidar_points: rays a sweep; those that hit something within 80 m become points.
         jpeg_quality: 1..100.
         cameras: those that see something; the images of the others are grey, which is most of the time saved.
-        second_stage: folder of follow-ups of the first split's scenes, as ``navhard_two_stage``; None: there are none.
+        second_stage: folder of follow-ups of the first split's scenes, as ``navhard_two_stage``; empty: there are none.
         follow_ups: pairs of follow-ups a scene that has any.
         processes: logs made at the same time (not part of the identity).
     """
@@ -53,7 +53,7 @@ class SyntheticConfig(BaseModel):
     lidar_points: int = Field(default=4000, ge=0, le=200_000)
     jpeg_quality: int = Field(default=90, ge=1, le=100)
     cameras: tuple[str, ...] = CHANNELS
-    second_stage: Literal["navhard_two_stage", "warmup_two_stage"] | None = None
+    second_stage: str = Field(default="", pattern=r"\A((navhard|warmup)_two_stage)?\Z")
     follow_ups: int = Field(default=2, ge=1, le=20)
     processes: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1, le=1024)
 
@@ -76,11 +76,6 @@ class SyntheticConfig(BaseModel):
         if not set(value) <= set(CHANNELS):
             raise ValueError(f"cameras: expected some of {', '.join(CHANNELS)}, got {value}")
         return tuple(channel for channel in CHANNELS if channel in value)
-
-    @property
-    def stage_folder(self) -> str:
-        """`second_stage`, or ""."""
-        return self.second_stage or ""
 
     def identity(self) -> dict[str, Any]:
         """JSON of everything that decides the bytes of the dataset."""

@@ -81,7 +81,7 @@ def follow_ups(config: SyntheticConfig, spec: LogSpec) -> list[FollowUp]:
 
 def write_second_stage(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path) -> None:
     """The follow-ups of one log, each unless its pickle is there already; `staging` is on the same file system."""
-    home = root / config.stage_folder
+    home = root / config.second_stage
     pickles = home / "synthetic_scene_pickles"
     pickles.mkdir(parents=True, exist_ok=True)
     drive, original = drive_of(config, spec), _tokens(config, spec)
@@ -96,7 +96,7 @@ def write_second_stage(config: SyntheticConfig, spec: LogSpec, root: Path, stagi
             own[HISTORY - 1] = token
             for i, frame in enumerate(frames):
                 _rename(frame, token, own[i], i < HISTORY)
-            work = staging / config.stage_folder / token
+            work = staging / config.second_stage / token
             shutil.rmtree(work, ignore_errors=True)
             for frame in frames[:HISTORY]:
                 write_images(config, renderer, (frame["timestamp"] - spec.start) / 1e6, frame, work.parent)
@@ -119,7 +119,7 @@ def write_second_stage(config: SyntheticConfig, spec: LogSpec, root: Path, stagi
                 "extended_traffic_light_data": None,
                 "extended_detections_tracks": None,
             }
-            draft = staging / config.stage_folder / f"{token}.pkl"
+            draft = staging / config.second_stage / f"{token}.pkl"
             draft.write_bytes(pickled(scene))
             os.replace(draft, pickles / draft.name)
 
@@ -145,15 +145,15 @@ def write_filters(config: SyntheticConfig, specs: list[LogSpec], root: Path) -> 
         "reactive_synthetic_initial_tokens": sorted(t for _, _, pairs in mapping for pair in pairs for t in pair),
     }
     split = {
-        "defaults": [{"scene_filter": config.stage_folder}],
+        "defaults": [{"scene_filter": config.second_stage}],
         "data_split": config.splits[0],
         "reactive_all_mapping": mapping,
     }
-    folder = root / config.stage_folder / "filters"
+    folder = root / config.second_stage / "filters"
     (folder / "scene_filter").mkdir(parents=True, exist_ok=True)
     for path, value in (
-        (folder / "scene_filter" / f"{config.stage_folder}.yaml", filters),
-        (folder / f"{config.stage_folder}.yaml", split),
+        (folder / "scene_filter" / f"{config.second_stage}.yaml", filters),
+        (folder / f"{config.second_stage}.yaml", split),
     ):
         path.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
 
