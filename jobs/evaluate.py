@@ -21,12 +21,13 @@ import torch
 from tqdm import tqdm
 
 from jobs import config as job_config
-from jobs.evaluation import accounting, page, report
+from jobs.evaluation import accounting, page, report, two_stage_report
 from jobs.evaluation.accounting import Selection
 from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, SCORE_NAME
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.drivers import POSES, Driver, checked, documents_of, make_drivers
 from jobs.evaluation.results import DriverResult, Gathering, part_of
+from jobs.evaluation.two_stage import TwoStage, aggregate
 from jobs.report import bytes_text
 from pipeline.reader import Dataset
 from pipeline.stores.volume import Volume
@@ -62,6 +63,12 @@ def main(arguments: list[str]) -> int:
     counted = accounting.lines(selection)
     print(f"{config.split} of {config.data}: {counted[0]}", flush=True)
     comments = _comments(config, policies, joined, dataset, selection.scored)
+    stages = selection.two_stage
+    lacks = None if stages is None else stages.lacks(selection.scored, config.data)
+    if stages is not None and "v2" not in config.versions:
+        lacks = "no two-stage score: it is made of EPDMS; give version=v2"
+    if lacks:
+        print(f"WARNING: {lacks}", flush=True)
     if selection.scored:
         drivers = make_drivers(config, dataset, data, selection.training, policies)
         for evaluated, reward in _evaluate(config, dataset, selection, drivers, device):
@@ -69,12 +76,16 @@ def main(arguments: list[str]) -> int:
             told = dataclasses.replace(evaluated, notices=said, accounting=counted, comments=(*comments, *of_version))
             _leave(config, told, dataset, reward, policies)
             print("\n".join(of_version))
+            if stages is not None and lacks is None and evaluated.version == "v2":
+                _leave_two_stage(config, told, stages, dataset)
     print("\n" + "\n".join([*comments, *counted]))
     for notice in said:
         print(f"WARNING: {notice}")
+    if lacks:
+        print(f"WARNING: {lacks}")
     if not selection.closes:
         print("NOT ACCOUNTED FOR: this is not an evaluation of what was asked; finish the dataset, or give its tokens.")
-    return 0 if selection.closes and selection.scored else 1
+    return 0 if selection.closes and selection.scored and not lacks else 1
 
 
 def named(paths: Sequence[Path]) -> dict[str, Path]:
@@ -167,6 +178,8 @@ def _evaluate(
     rewards = {version: Reward(dataset, version=version, **options) for version in config.versions}
     gathered = {v: [Gathering(d.name, v) for d in drivers] for v in rewards}
     maker, tokens = ExampleMaker(dataset, DataConfig(steps=POSES), {}), selection.scored
+    mapped = selection.two_stage.before if selection.two_stage is not None else {}
+    synthetic: set[str] = set()
     logs: list[str] = []
     times: list[int] = []
     for start in tqdm(range(0, len(tokens), config.chunk), unit="chunk", disable=len(tokens) <= config.chunk):
@@ -174,6 +187,7 @@ def _evaluate(
         documents = documents_of(dataset, some)
         logs += [d["log"] for d in documents]
         times += [d["timestamp"] for d in documents]
+        synthetic |= {token for token, d in zip(some, documents, strict=True) if "original" in d}
         scenes = Scenes.read(maker, documents)
         answers = [checked(driver.name, some, driver.answer(documents, scenes)) for driver in drivers]
         poses = torch.cat([a.poses for a in answers], 1)
@@ -186,7 +200,7 @@ def _evaluate(
     frames = {t: (log, when) for t, log, when in zip(tokens, logs, times, strict=True)}
     out = []
     for version, reward in rewards.items():
-        results = [gathering.finish(tokens, frames) for gathering in gathered[version]]
+        results = [gathering.finish(tokens, frames, mapped, synthetic) for gathering in gathered[version]]
         evaluated = page.Evaluated(
             version=version,
             split=config.split,
@@ -195,13 +209,15 @@ def _evaluate(
             logs=logs,
             timestamps=times,
             results=results,
-            comments=_said_of(config, version, results, len(tokens)),
+            comments=_said_of(config, version, results, len(tokens), selection.two_stage is not None),
         )
         out.append((evaluated, reward))
     return out
 
 
-def _said_of(config: EvaluateConfig, version: Version, results: Sequence[DriverResult], scenes: int) -> tuple[str, ...]:
+def _said_of(
+    config: EvaluateConfig, version: Version, results: Sequence[DriverResult], scenes: int, stages: bool
+) -> tuple[str, ...]:
     """What is in the number."""
     unparsed = [f"{r.name} {int((~r.parsed).sum())}" for r in results if not bool(r.parsed.all())]
     out = [f"answers that did not parse, scored 0: {', '.join(unparsed)} of {scenes}"] if unparsed else []
@@ -209,6 +225,13 @@ def _said_of(config: EvaluateConfig, version: Version, results: Sequence[DriverR
         return (*out, "PDMS (NAVSIM 1.x): NC DAC (5 EP + 5 TTC + 2 C) / 12; DDC has no weight.")
     pairs = int((~results[0].subscores[COMFORT_BETWEEN_FRAMES].isnan()).sum())
     human = "on" if config.use_human_filter else "OFF"
+    if stages:
+        return (
+            *out,
+            f"EPDMS (NAVSIM 2.x) of single scenes of both stages, human filter {human} (off in synthetic scenes, where "
+            "no human drove): extended comfort is in the score of "
+            f"{pairs} of {scenes}, those whose pair in the mapping is scored too. Their mean is no score of the split.",
+        )
     return (
         *out,
         f"EPDMS (NAVSIM 2.x, one stage), human filter {human}: extended comfort is in the score of {pairs} of {scenes} "
@@ -244,6 +267,24 @@ def _leave(
         stored = dataset.columns[layout.SAMPLES].provenance
         (folder / "agent.yaml").write_text(report.agent_yaml(name, path, stored["size"], stored["quality"]))
     print(f"scores.parquet, a csv a driver{', agent.yaml' if policies else ''}: {folder.resolve()}")
+
+
+def _leave_two_stage(config: EvaluateConfig, evaluated: page.Evaluated, stages: TwoStage, dataset: Dataset) -> None:
+    """Print and write the two-stage score of each driver that answered everywhere."""
+    tokens = evaluated.tokens
+    poses = torch.tensor([d["ego"]["pose"] for d in documents_of(dataset, tokens)], dtype=torch.float64)
+    folder = config.out if len(config.versions) == 1 else config.out / evaluated.version
+    found = {}
+    for result in evaluated.results:
+        if result.name == "human" and not bool(result.parsed.all()):
+            none = int((~result.parsed).sum())
+            print(f"human: no two-stage score: in {none} synthetic scenes nobody drove on")
+            continue
+        found[result.name] = aggregate(stages, result, tokens, poses)
+        path = folder / f"{result.name}.two_stage.log_replay.csv"
+        two_stage_report.write_csv(path, stages, result, found[result.name], tokens)
+    print(f"\ntwo-stage EPDMS of {stages.file.stem}, {len(stages.groups)} mappings")
+    print(f"{two_stage_report.summary(found)}\n{two_stage_report.REPLAY}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ Prints means by name; ``--out`` gets ``{token: {name: row}}``. A row of v1 is it
 - `pdm_score`: without extended comfort, and under ``filtered`` still that of the unfiltered sub-scores, as the devkit
   exports it (``--consistent`` recomputes it);
 - `score`: EPDMS from the row's own sub-scores. With ``--extended-comfort`` it includes extended comfort wherever the
-  frame at most 0.55 s before, of the same log, has a trajectory of the same name.
+  frame at most 0.55 s before, of the same log, has a trajectory of the same name. A follow-up of a two-stage split is
+  no frame of its log: ``--mapping`` gives the devkit's train_test_split file, which says what is before it; without it
+  a follow-up has no extended comfort.
 
 Anything that cannot be scored stops the job with the token and the file, before a number is printed.
 """
@@ -29,6 +31,7 @@ import torch
 from torch import Tensor
 
 from jobs import config as job_config
+from jobs.evaluation.accounting import read_tokens
 from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, mean_text, short
 from jobs.evaluation.frames import comfort_between_frames
 from jobs.evaluation.sources import Caches, Column, ContextSource
@@ -55,6 +58,7 @@ class Scored:
         score, pdm_score: float64 [K].
         states: float64 [K, 41, 11].
         frames: token -> (log, microseconds).
+        synthetic: tokens where no human drove, which are follow-ups (v2).
     """
 
     keys: list[tuple[str, str]]
@@ -64,6 +68,7 @@ class Scored:
     pdm_score: Tensor
     states: Tensor
     frames: dict[str, tuple[str, int]]
+    synthetic: frozenset[str]
 
 
 def read_trajectories(path: Path) -> Trajectories:
@@ -119,11 +124,13 @@ def score_all(source: ContextSource, wanted: Trajectories, options: argparse.Nam
     keys: list[tuple[str, str]] = []
     parts: list[tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor]] = []
     frames: dict[str, tuple[str, int]] = {}
+    synthetic: set[str] = set()
     tokens = list(wanted)
     for start in range(0, len(tokens), SCENES_AT_ONCE):
         some = tokens[start : start + SCENES_AT_ONCE]
         contexts = source.contexts(some)
         frames |= {t: (source.log(t), c.timestamp_us) for t, c in zip(some, contexts, strict=True)}
+        synthetic |= {t for t, c in zip(some, contexts, strict=True) if version == "v2" and not len(c.human_poses)}
         most = max(len(wanted[t]) for t in some)
         # Scenes may have fewer trajectories than others: their first one fills up, and is dropped again.
         rows = [[*wanted[t].values()] + [next(iter(wanted[t].values()))] * (most - len(wanted[t])) for t in some]
@@ -152,6 +159,7 @@ def score_all(source: ContextSource, wanted: Trajectories, options: argparse.Nam
         torch.cat([p[3] for p in parts]),
         torch.cat([p[4] for p in parts]),
         frames,
+        frozenset(synthetic),
     )
 
 
@@ -224,6 +232,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--extended-comfort", action="store_true", help="v2: with the frame before, where it is scored too"
     )
+    parser.add_argument("--mapping", type=Path, help="with it: a two-stage train_test_split file, for follow-ups")
     parser.add_argument("--consistent", action="store_true", help="v2: recompute pdm_score after the human filter")
     return parser.parse_args(arguments)
 
@@ -236,6 +245,14 @@ def main(arguments: list[str]) -> int:
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {options.device}: torch sees no CUDA device here; use cpu")
     wanted = read_trajectories(options.trajectories)
+    mapped: Mapping[str, str] = {}
+    if options.mapping is not None:
+        stages = read_tokens(options.mapping)[1]
+        if stages is None or not stages.groups:
+            raise ConfigError(
+                f"--mapping {options.mapping}: a two-stage train_test_split file has reactive_all_mapping"
+            )
+        mapped = stages.before
     version = cast(Version, options.version)
     source: ContextSource = (
         Column(options.data, version, options.column) if options.data else Caches(options.metric_cache, version)
@@ -249,7 +266,13 @@ def main(arguments: list[str]) -> int:
         )
     scored = score_all(source, wanted, options)
     between = options.extended_comfort and version == "v2"
-    comfort = comfort_between_frames(scored.keys, scored.states, scored.frames) if between else None
+    comfort = (
+        comfort_between_frames(scored.keys, scored.states, scored.frames, mapped=mapped, synthetic=scored.synthetic)
+        if between
+        else None
+    )
+    if comfort is not None and (lone := scored.synthetic - {*mapped, *mapped.values()}):
+        print(f"NOTE: {len(lone)} follow-ups have no extended comfort: --mapping FILE says which frame is before which")
     groups = columns(scored, version, comfort)
     if options.out is not None:
         write_rows(options.out, scored.keys, groups)

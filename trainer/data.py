@@ -158,7 +158,10 @@ class ExampleMaker:
         return torch.from_numpy(futures), torch.from_numpy(np.stack([_status(d) for d in documents]))
 
     def _future(self, document: Mapping[str, Any]) -> NDArray[np.float32]:
-        return np.asarray(document["future"]["trajectory"][: self._config.steps], dtype=np.float32)
+        future = document["future"]["trajectory"][: self._config.steps]
+        if not future:  # of a synthetic scene that nobody drove on from
+            return np.full((self._config.steps, 3), np.nan, dtype=np.float32)
+        return np.asarray(future, dtype=np.float32)
 
     def _columns(self) -> dict[str, list[str]]:
         columns: dict[str, list[str]] = {}

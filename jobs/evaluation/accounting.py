@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.evaluation.two_stage import TwoStage
 from pipeline.reader import Dataset
 from pipeline.sources.scene_filter import SceneFilter
 from shards_schema import layout
@@ -32,12 +33,16 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Tokens to score, in plan order, and those of the plan that cannot be; `training` are those to learn from."""
+    """Tokens to score, in plan order, and those of the plan that cannot be.
+
+    `training` are those to learn from; `two_stage` is the split that the tokens are of, where it has a second stage.
+    """
 
     planned: tuple[str, ...]
     scored: tuple[str, ...]
     left: tuple[Left, ...]
     training: tuple[str, ...]
+    two_stage: TwoStage | None = None
 
     @property
     def closes(self) -> bool:
@@ -73,6 +78,7 @@ def select(
     """
     log_of = logs_of(dataset)
     training: tuple[str, ...] = ()
+    stages: TwoStage | None = None
     common = dataset.tokens(layout.SAMPLES, *joined)
     if which == "held_out" or len({log_of[t] for t in common}) > 1:
         training, held = split_like(dataset, common, held_before, data)
@@ -82,21 +88,24 @@ def select(
     elif which == "held_out":
         planned = tuple(t for t in log_of if log_of[t] in held_logs)
     else:
-        planned = read_tokens(Path(which))
+        planned, stages = read_tokens(Path(which))
     planned = spread(planned, limit)
     ready = frozenset(dataset.tokens(layout.SAMPLES, column))
     left = tuple(_left(dataset, column, t) for t in planned if t not in ready)
-    return Selection(planned, tuple(t for t in planned if t in ready), left, training)
+    return Selection(planned, tuple(t for t in planned if t in ready), left, training, stages)
 
 
-def read_tokens(path: Path) -> tuple[str, ...]:
-    """The tokens of a file, in its order, each once.
+def read_tokens(path: Path) -> tuple[tuple[str, ...], TwoStage | None]:
+    """The tokens of a file, in its order, each once; of a two-stage split those of both stages, and the split.
 
     Raises:
         ConfigError: no such file, or none in it.
     """
+    stages = None
     if path.suffix in (".yaml", ".yml"):
-        tokens: Iterable[str] = SceneFilter.load(path).tokens or ()
+        wanted = SceneFilter.load(path)
+        stages = TwoStage.of(wanted, path)
+        tokens: Iterable[str] = (wanted.tokens or ()) if stages is None else (*stages.first, *stages.second)
     else:
         try:
             tokens = path.read_text(encoding="utf-8").split()
@@ -107,7 +116,7 @@ def read_tokens(path: Path) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(tokens))
     if not found:
         raise ConfigError(f"split {path}: names no token")
-    return found
+    return found, stages
 
 
 def _left(dataset: Dataset, column: str, token: str) -> Left:

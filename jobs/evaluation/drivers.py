@@ -87,7 +87,8 @@ class Blind:
             poses = {"constant_velocity": baselines.constant_velocity, "stop": baselines.stop}[self.name](
                 scenes.status, POSES
             )
-        return Answers(poses.unsqueeze(1), torch.ones(len(poses), 1, dtype=torch.bool))
+        known = poses.isfinite().flatten(1).all(1)  # nobody drove in some synthetic scenes, so `human` has no answer
+        return Answers(poses.masked_fill(~known[:, None, None], 0.0).unsqueeze(1), known.unsqueeze(1))
 
 
 class Checkpoint:

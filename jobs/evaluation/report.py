@@ -42,7 +42,7 @@ def write_parquet(path: Path, results: Sequence[DriverResult], tokens: Sequence[
             "trajectory": pa.array(r.poses.tolist(), pa.list_(pa.list_(pa.float32()))),
         }
         parts.append(pa.table(columns))
-    _replace(path, lambda draft: pq.write_table(pa.concat_tables(parts), draft))
+    replace_file(path, lambda draft: pq.write_table(pa.concat_tables(parts), draft))
 
 
 def _doubles(values: NDArray[np.float64]) -> pa.Array:
@@ -61,14 +61,15 @@ def write_csv(path: Path, result: DriverResult, tokens: Sequence[str], version: 
         out.writerow([i, token, valid[i], *(_cell(float(values[n][i])) for n in names)])
     means = [_cell(float(values[n].nanmean())) for n in names]
     out.writerow([len(tokens), AVERAGE[version], all(valid), *means])
-    _replace(path, lambda draft: draft.write_text(sink.getvalue(), encoding="utf-8"))
+    replace_file(path, lambda draft: draft.write_text(sink.getvalue(), encoding="utf-8"))
 
 
 def _cell(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file whole or not at all; `write` gets the place of a draft."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     write(draft)
     os.replace(draft, path)

@@ -9,7 +9,7 @@ Legend: S scenes of a chunk, C candidates, n all scenes, T = 8 poses.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -79,8 +79,10 @@ class Gathering:
         part |= {f"displacement/{k}": v.masked_fill(~parsed, math.nan) for k, v in apart.items()}
         self._parts.append(part)
 
-    def finish(self, tokens: Sequence[str], frames: Frames) -> DriverResult:
-        """The whole, with extended comfort."""
+    def finish(
+        self, tokens: Sequence[str], frames: Frames, mapped: Mapping[str, str], synthetic: Set[str]
+    ) -> DriverResult:
+        """The whole, with extended comfort; see `frames.comfort_between_frames`."""
         every = {k: torch.cat([p[k] for p in self._parts]) for k in self._parts[0]}
 
         def group(name: str) -> dict[str, Tensor]:
@@ -91,7 +93,9 @@ class Gathering:
             parsed = every["parsed"]
             some = [(t, self.name) for t, ok in zip(tokens, parsed.tolist(), strict=True) if ok]
             between = torch.full((len(tokens),), math.nan, dtype=torch.float64)
-            between[parsed] = comfort_between_frames(some, every["states"][parsed], frames)
+            between[parsed] = comfort_between_frames(
+                some, every["states"][parsed], frames, mapped=mapped, synthetic=synthetic
+            )
             subscores[COMFORT_BETWEEN_FRAMES] = between
             score = epdms(subscores, between).nan_to_num(0.0)
         return DriverResult(

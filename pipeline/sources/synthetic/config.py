@@ -53,7 +53,7 @@ class SyntheticConfig(BaseModel):
     lidar_points: int = Field(default=4000, ge=0, le=200_000)
     jpeg_quality: int = Field(default=90, ge=1, le=100)
     cameras: tuple[str, ...] = CHANNELS
-    second_stage: str = Field(default="", pattern=r"\A((navhard|warmup)_two_stage)?\Z")
+    second_stage: str = Field(default="", pattern=r"^((navhard|warmup)_two_stage)?$")
     follow_ups: int = Field(default=2, ge=1, le=20)
     processes: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1, le=1024)
 
