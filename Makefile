@@ -34,19 +34,19 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## make .venv with the pinned dependencies
 
 data: $(READY) ## generate the synthetic NAVSIM-format dataset in DATA
-	$(PY) -m jobs.data out=$(DATA) $(SET)
+	$(PY) -m jobs.data "out=$(DATA)" $(SET)
 
 teachers: $(READY) ## run the teachers: logs in, committed shards in OUT (again = resume)
-	$(PY) -m jobs.teachers $(CONFIG) out=$(OUT) $(SET)
+	$(PY) -m jobs.teachers "$(CONFIG)" "out=$(OUT)" $(SET)
 
 probe: $(READY) ## find, on this device, the batch size of each teacher whose config says batch_size: auto
-	$(PY) -m jobs.probe $(CONFIG) out=$(OUT) $(SET)
+	$(PY) -m jobs.probe "$(CONFIG)" "out=$(OUT)" $(SET)
 
 verify: $(READY) ## re-read and check every byte of the dataset in OUT
-	$(PY) -m jobs.verify out=$(OUT) $(SET)
+	$(PY) -m jobs.verify "out=$(OUT)" $(SET)
 
 inspect: $(READY) ## print what is in OUT and write a page of pictures
-	$(PY) -m jobs.inspect out=$(OUT) $(SET)
+	$(PY) -m jobs.inspect "out=$(OUT)" $(SET)
 
 # the trainer's targets learn from DATA; the world that they take by default is made when it is not there
 sft experiments: CONFIG = configs/sft_demo.yaml
@@ -56,26 +56,26 @@ sft: OUT = runs/sft
 experiments: OUT = runs/experiments
 grpo: OUT = runs/grpo
 evaluate: OUT = runs/evaluation
-made = @test -e $(DATA)/index.parquet || test "$(DATA)" != $(WORLD) || $(PY) -m jobs.teachers configs/world.yaml out=$(WORLD)
+made = @test -e "$(DATA)/index.parquet" || test "$(DATA)" != $(WORLD) || $(PY) -m jobs.teachers configs/world.yaml "out=$(WORLD)"
 
 sft: $(READY) ## train a student on the shards in DATA, stage 1 then stage 2, into OUT (again = resume)
 	$(made)
-	$(PY) -m jobs.sft $(CONFIG) data=$(DATA) out=$(OUT) $(SET)
+	$(PY) -m jobs.sft "$(CONFIG)" "data=$(DATA)" "out=$(OUT)" $(SET)
 
 experiments: $(READY) ## the controls of `make sft`, several seeds, as one table
 	$(made)
-	$(PY) -m jobs.experiments $(CONFIG) data=$(DATA) out=$(OUT) $(SET)
+	$(PY) -m jobs.experiments "$(CONFIG)" "data=$(DATA)" "out=$(OUT)" $(SET)
 
 grpo: $(READY) ## refine POLICY by NAVSIM's score, into OUT (again = resume)
 	$(made)
-	$(PY) -m jobs.grpo $(CONFIG) policy=$(POLICY) data=$(DATA) out=$(OUT) $(SET)
+	$(PY) -m jobs.grpo "$(CONFIG)" "policy=$(POLICY)" "data=$(DATA)" "out=$(OUT)" $(SET)
 
 evaluate: $(READY) ## score POLICY beside baselines on held-out logs; tables and a page of the worst scenes in OUT
 	$(made)
-	$(PY) -m jobs.evaluate policy=$(POLICY) data=$(DATA) out=$(OUT) $(SET)
+	$(PY) -m jobs.evaluate "policy=$(POLICY)" "data=$(DATA)" "out=$(OUT)" $(SET)
 
 fidelity: $(READY) ## what each way to store the targets of OUT costs and loses
-	$(PY) -m jobs.fidelity data=$(OUT) $(SET)
+	$(PY) -m jobs.fidelity "data=$(OUT)" $(SET)
 
 # two processes, whole files each; one thread each, so that they do not wait for each other's
 test: $(READY) ## run the test suite

@@ -16,6 +16,7 @@ from pydantic import field_validator
 from jobs import config as job_config
 from pipeline.sources.synthetic import MARKER, SyntheticConfig, generate
 from pipeline.sources.synthetic.nuplan_dataset import FOLDER, generate_nuplan
+from pipeline.stores.places import LocalText
 
 
 class DataConfig(SyntheticConfig):
@@ -27,7 +28,7 @@ class DataConfig(SyntheticConfig):
         nuplan_10hz: the cameras that then have images at 10 Hz; the others have those of the 2 Hz frames.
     """
 
-    out: str = "data/synthetic"
+    out: LocalText = "data/synthetic"
     nuplan: bool = False
     nuplan_10hz: tuple[str, ...] = ("CAM_F0",)
 
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
     """
     begin = time.perf_counter()
     config = job_config.load(DataConfig, arguments)
-    out = Path(config.out).expanduser()
+    out = Path(config.out)
     if config.nuplan:
         generate_nuplan(config.synthetic(), out, config.nuplan_10hz, _tell)
     else:

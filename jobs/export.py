@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from jobs import config as job_config
 from pipeline.reader import Dataset
+from pipeline.stores.places import LocalPath, Place
 from pipeline.stream import SampleTable
 from shards_schema import layout
 from shards_schema.errors import ConfigError
@@ -59,9 +60,9 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: str
-    to: Path
-    images: Path | None = None
+    out: Place
+    to: LocalPath
+    images: LocalPath | None = None
     views: tuple[str, ...] | None = None
     columns: tuple[str, ...] = ()
     steps: int | None = Field(default=None, ge=1)

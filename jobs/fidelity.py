@@ -28,6 +28,7 @@ from jobs.storage.restored import restore
 from jobs.storage.tokens import KINDS, random_vggt, synthetic
 from pipeline.fidelity import COSINE
 from pipeline.reader import Dataset
+from pipeline.stores.places import LocalText, Place
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SpecError
 from shards_schema.specs import TargetSpec
@@ -55,7 +56,7 @@ class FidelityConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: str | None = None
+    data: Place | None = None
     columns: tuple[str, ...] | None = None
     samples: int = Field(default=64, ge=1)
     synthetic: int = Field(default=8, ge=0)
@@ -64,7 +65,7 @@ class FidelityConfig(BaseModel):
     sft: str | None = None
     overrides: tuple[str, ...] = ()
     choices: tuple[str, ...] = CHOICES
-    out: str | None = None
+    out: LocalText | None = None
     seed: int = 0
     torch_threads: int | None = Field(default=None, ge=1)
 

@@ -15,6 +15,7 @@ from jobs.inspection import page, text
 from jobs.inspection.facts import Facts, gather
 from jobs.report import bytes_text
 from pipeline.reader import Dataset
+from pipeline.stores.places import LocalPath, Place
 from pipeline.stores.volume import Volume
 from shards_schema.errors import ConfigError, ShardsError
 
@@ -32,9 +33,9 @@ class InspectConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: str
+    out: Place
     scenes: int = Field(default=6, ge=0, le=10_000)
-    page: Path | None = None
+    page: LocalPath | None = None
     seed: int = Field(default=0, ge=0)
 
 

@@ -40,6 +40,7 @@ from scoring import Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
 from shards_schema import documents
 from shards_schema.errors import ConfigError, MissingFileError, SampleError, StoreError
+from shards_schema.places import local_place
 
 POSES = 8
 SCENES_AT_ONCE = 64
@@ -215,6 +216,13 @@ def _numbers(values: Mapping[str, Tensor], k: int) -> Iterator[tuple[str, float 
         yield column, None if math.isnan(number) else number
 
 
+def _path(text: str) -> Path:
+    try:
+        return Path(local_place(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -222,12 +230,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Score trajectories as NAVSIM does (PDMS v1, EPDMS v2), without its devkit.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--metric-cache", type=Path, help="directory of the devkit's metric caches")
+    source.add_argument("--metric-cache", type=_path, help="directory of the devkit's metric caches")
     source.add_argument("--data", help="dataset with a reward column (a path or URL)")
     parser.add_argument("--column", default="pdm", help="name of that column")
-    parser.add_argument("--trajectories", type=Path, required=True, help="JSON: {token: {name: [[x, y, heading] x 8]}}")
+    parser.add_argument("--trajectories", type=_path, required=True, help="JSON: {token: {name: 8 x [x, y, heading]}}")
     parser.add_argument("--version", choices=("v1", "v2"), required=True, help="v1: PDMS; v2: EPDMS")
-    parser.add_argument("--out", type=Path, help="JSON of every row")
+    parser.add_argument("--out", type=_path, help="JSON of every row")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--extended-comfort", action="store_true", help="v2: with the frame before, where it is scored too"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import sys
 import time
 from collections import Counter
@@ -33,6 +34,7 @@ from pipeline.plan import PlanConfig
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
+from pipeline.stores.places import Place
 from pipeline.stores.volume import Volume
 from pipeline.task import ShardReceipt
 from pipeline.worker import WorkerConfig
@@ -68,7 +70,7 @@ class TeachersConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: str
+    out: Place
     source: Mapping[str, Any]
     teachers: Mapping[str, Mapping[str, Any]]
     plan: PlanConfig = PlanConfig()
@@ -301,8 +303,9 @@ def _print_closing(
     for notice in run.notices:
         print(f"NOTE: {notice}")
     print(f"\nplanned = written + quarantined for every column. The dataset is {run.volume.path('').rstrip('/')}")
-    print(f"  make verify OUT={config.out}    re-read and check every byte")
-    print(f"  make inspect OUT={config.out}   what is in it, and a page of pictures")
+    out = shlex.quote(config.out)
+    print(f"  make verify OUT={out}    re-read and check every byte")
+    print(f"  make inspect OUT={out}   what is in it, and a page of pictures")
 
 
 def _retry(codes: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
 from jobs.report import bytes_text, table
+from pipeline.stores.places import Place
 from pipeline.verify import verify
 
 UNFINISHED = 3
@@ -27,7 +28,7 @@ class VerifyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    out: str
+    out: Place
     threads: int = Field(default=2, ge=1, le=1024)
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.stores.places import LocalText, Place
 from pipeline.stream import StreamConfig
 from scoring import Version
 from trainer.config import OptimiserConfig
@@ -94,9 +95,9 @@ class GRPOConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    policy: str
-    data: str
-    out: str
+    policy: LocalText
+    data: Place
+    out: LocalText
     seed: int = 0
     steps: int = Field(ge=1)
     stream: StreamConfig = StreamConfig()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.stores.places import LocalPath, Place
 from scoring import Version
 from scoring.scorer import DEFAULT_MAX_BYTES
 
@@ -53,8 +54,8 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: str
-    out: Path
+    data: Place
+    out: LocalPath
     policy: tuple[Path, ...] = ()
     baselines: tuple[Baseline, ...] = ("human", "constant_velocity")
     version: Literal["v1", "v2", "both"] = "v1"

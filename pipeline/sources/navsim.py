@@ -33,6 +33,7 @@ from pipeline.sources.second_stage import START, SecondStage, add_second_stage
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
+from shards_schema.documents import LOG_BYTES
 from shards_schema.errors import ConfigError, SampleError, StoreError
 from shards_schema.records import CHANNELS, Frame, Scene
 
@@ -249,7 +250,7 @@ class NavsimSource:
     def _read_log(self, log: str) -> list[dict[str, Any]]:
         where = f"{self.config.shown_folder}/{log}.pkl"
         try:
-            data = files.read(f"{self._folder}/{log}.pkl")
+            data = files.read(f"{self._folder}/{log}.pkl", most=LOG_BYTES)
         except StoreError:
             raise
         except FileNotFoundError:

@@ -38,7 +38,8 @@ from pipeline.sources.nuplan_db import open_log, unreadable
 from pipeline.sources.nuplan_frame import Extrinsics, LogFrames
 from pipeline.sources.nuplan_log import NuplanLog
 from pipeline.sources.nuplan_windows import cut_windows, missing
-from pipeline.sources.scan import LogScan, LogsConfig, PathText, scan_logs, shown_url, wanted_logs
+from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, shown_url, wanted_logs
+from pipeline.stores.places import LocalText, Place
 from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import CHANNELS, Frame, Scene
@@ -63,8 +64,8 @@ class NuplanConfig(LogsConfig):
 
     logs_folder: ClassVar[str] = "splits"
 
-    maps_root: PathText = Field(min_length=1)
-    sensor_root: PathText | None = None
+    maps_root: LocalText = Field(min_length=1)
+    sensor_root: Place | None = None
     rate: Literal[2, 10] = 2
     channels: tuple[str, ...] = CHANNELS
     lidar: bool = True

@@ -14,6 +14,7 @@ from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.sources.synthetic import SyntheticConfig, generate
 from pipeline.stores.retry import without_credentials
 from shards_schema.errors import ConfigError
+from shards_schema.places import local_place
 from shards_schema.refusals import problems
 
 Progress = Callable[[str], None]
@@ -38,7 +39,7 @@ def _synthetic(config: Mapping[str, Any], progress: Progress) -> Source:
     making = _parsed(
         SyntheticConfig, {k: v for k, v in config.items() if k not in given}, beside=NavsimConfig.model_fields
     )
-    root = Path(str(given.get("root", "data/synthetic")))
+    root = Path(local_place(str(given.get("root", "data/synthetic"))))
     reading = _parsed(NavsimConfig, {"split": making.splits[0], **given, "root": str(root)})
     generate(making, root, progress, key="source.root")
     return NavsimSource(reading)

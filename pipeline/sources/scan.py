@@ -26,18 +26,16 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.sources import files
 from pipeline.sources.base import Missing, Scan, SceneRef
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.untrusted import shown
+from pipeline.stores.places import Place
 from shards_schema.errors import ConfigError
-
-PathText = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
-"""A path or URL, given as text or as a `Path`."""
 
 
 class LogsConfig(BaseModel):
@@ -57,7 +55,7 @@ class LogsConfig(BaseModel):
     logs_folder: ClassVar[str]
     """The folder below `root` that the splits are in."""
 
-    root: PathText = Field(min_length=1)
+    root: Place = Field(min_length=1)
     split: str | None = None
     filter: SceneFilter = SceneFilter()
     context_frames: int = Field(1, ge=0)

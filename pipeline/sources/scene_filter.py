@@ -97,7 +97,7 @@ class SceneFilter(BaseModel):
         """
         if isinstance(value, Mapping):
             return cls._build(value, "the filter")
-        path = Path(value)
+        path = Path(value).expanduser()
         made = cls._loaded(path)
         made._name = path.stem
         return made

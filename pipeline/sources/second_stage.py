@@ -36,6 +36,7 @@ from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import floats, integer, items, shown, text
 from shards_schema import inert
+from shards_schema.documents import LOG_BYTES
 from shards_schema.errors import ConfigError, SampleError, StoreError, UnsafePickleError
 from shards_schema.poses import Float64, to_local
 from shards_schema.records import Frame, Scene
@@ -185,7 +186,7 @@ class SecondStage:
     def _read(self, name: str) -> dict[str, Any]:
         where = f"{self.pickles}/{name}"
         try:
-            data = files.read(f"{self._home}/{name}")
+            data = files.read(f"{self._home}/{name}", most=LOG_BYTES)
         except StoreError:
             raise
         except FileNotFoundError:

@@ -27,6 +27,7 @@ from pipeline.stores.remote import RemoteStore, is_local, store_of
 from shards_schema import layout
 from shards_schema.commit import FileDigest
 from shards_schema.errors import MissingFileError, StoreError
+from shards_schema.places import place
 
 Buffer = bytes | memoryview
 _FLUSH = 1 << 20
@@ -105,11 +106,12 @@ class Volume:
         url: a local path, or any URL that fsspec knows (``s3://bucket/run``, ``memory://run``).
 
     Raises:
-        ConfigError: the URL holds credentials, or no library here knows its protocol.
+        ConfigError: it is no path and no URL, the URL holds credentials, or no library here knows its protocol.
         StoreError: (any method) the store or the disk refused a request, or failed it too often.
     """
 
     def __init__(self, url: str) -> None:
+        url = place(url)
         self._local = is_local(url)
         if self._local:
             self._root = str(Path(LocalFileSystem._strip_protocol(url)).absolute())

@@ -61,7 +61,7 @@ def test_words_are_configurable(out: str, tmp_path: Path) -> None:
     arguments = ["images=" + str(tmp_path / "pictures"), "placeholder=null", "relative=true", "steps=2", "separator=;"]
     config = job_config.load(
         ExportConfig,
-        [f"out={out}", f"to={tmp_path / 'b.jsonl'}", *arguments, "prompt='{command} {speed:.0f}'", "point='{x:.1f}'"],
+        [f"out={out}", f"to={tmp_path / 'b.jsonl'}", *arguments, "prompt={command} {speed:.0f}", "point={x:.1f}"],
     )
     written, left_out = export(config)
     assert (written, dict(left_out)) == (15, {})  # no teacher's column is asked for
@@ -73,7 +73,7 @@ def test_words_are_configurable(out: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("point='{z}'", "point: no template over x, y, heading"), ("steps=4", "steps is 4, sample .* has 3"),
+    [("point={z}", "point: no template over x, y, heading"), ("steps=4", "steps is 4, sample .* has 3"),
      ("columns=[nobody]", "nobody"), ("views=[cam_b0.jpg]", "cam_b0.jpg")],
 )  # fmt: skip
 def test_impossible_wishes(out: str, tmp_path: Path, argument: str, message: str) -> None:

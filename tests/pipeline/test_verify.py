@@ -67,9 +67,7 @@ def test_every_place_where_a_run_can_stop(
         commit(source, tmp_path / "whole", [ToyTeacher()])
     names = names[names.index(layout.DATASET) + 1 :]  # before that there is no dataset
     assert {layout.record("samples", 0), layout.record("toy", 1), layout.QUARANTINE} <= set(names)
-    kinds = {
-        re.sub(r"\d+", "N", name.replace("samples", "toy")): name for name in names
-    }  # one of each, and one teacher
+    kinds = {re.sub(r"\d+", "N", name.replace("samples", "toy")): name for name in names}  # one of each
     for number, stop in enumerate(kinds.values()):
         out = tmp_path / str(number)
         _interrupted(source, out, lambda name, stop=stop: name == stop, monkeypatch)  # type: ignore[misc]
