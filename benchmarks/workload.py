@@ -106,7 +106,7 @@ class WindowSource:
         camera = Camera(
             channel="CAM_F0",
             image=f"{self.root}/{log}/{index:05d}.jpg",
-            intrinsics=np.eye(3),
+            intrinsics=np.array([[1545.0, 0, 960], [0, 1545, 560], [0, 0, 1]]),
             distortion=np.zeros(5),
             sensor2ego_rotation=np.eye(3),
             sensor2ego_translation=np.zeros(3),

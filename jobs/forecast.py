@@ -56,6 +56,8 @@ def prepare(
     found = coverage.coverage(source, scan, needs)
     print(_columns_text(config, volume, found, sizes, todo), flush=True)
     coverage.refuse_short(source, scan, needs, todo, config.max_quarantined)
+    for note in forecast.calibration_notes(samples.config.views, looked) if layout.SAMPLES in todo else ():
+        print(f"NOTE: {note}", flush=True)
     forecast.refuse_shapes([teacher for teacher in teachers if teacher.name in todo], looked)
     return scan
 

@@ -5,6 +5,7 @@ Of an image only the header is looked at: what is in it may be anything, and thi
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import calibration
 from pipeline.decode import JpegHeader, read_header
 from pipeline.images import read_image
 from pipeline.samples import SamplesColumn, StoredImage
@@ -105,6 +107,28 @@ def _refusal(teacher: Teacher, header: JpegHeader) -> str | None:
     return None
 
 
+def calibration_notes(views: Sequence[str], looked: Sequence[Glance]) -> list[str]:
+    """What to say of images that are not those of their calibration, once a view.
+
+    Raises:
+        ConfigError: of a view that was looked at no intrinsics can be known; the first such image is named.
+    """
+    notes = []
+    for view in views:
+        there = [(glance, header) for glance in looked if (found := glance.image(0, view)) for header in (found[1],)]
+        told: list[str | None] = []
+        faults = []
+        for glance, header in there:
+            try:
+                told.append(calibration.note(glance.scene.camera(0, view), (header.width, header.height)))
+            except SampleError as error:
+                faults.append(error.reason)
+        if faults and not told:
+            raise ConfigError(f"samples.views: {faults[0]}")
+        notes += [note for note in dict.fromkeys(told) if note][:1]
+    return notes
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """Bytes of a column's sample: in its tar, None where that is not known; and in `targets.zarr`."""
@@ -148,7 +172,8 @@ def samples_bytes(samples: SamplesColumn, looked: Sequence[Glance]) -> int | Non
         stored = {view: glance.image(0, view) for view in samples.config.views}
         if all(stored.values()):
             images = {view: _stored(found, samples.config.size) for view, found in stored.items() if found}
-            sizes.append(sum(_member(len(data)) for data in samples.members(glance.scene, images).values()))
+            with contextlib.suppress(SampleError):  # of such a calibration; see `calibration_notes`
+                sizes.append(sum(_member(len(data)) for data in samples.members(glance.scene, images).values()))
     return round(sum(sizes) / len(sizes)) if sizes else None
 
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from pipeline.calibration import scaled_intrinsics
 from pipeline.decode import encode_jpeg
 from pipeline.images import Make
 from shards_schema import layout
@@ -24,7 +25,7 @@ from shards_schema.manifests import ColumnManifest
 from shards_schema.records import CHANNELS, COMMANDS, Camera, Frame, Image, Scene
 from shards_schema.specs import TEXT, TargetSpec
 
-REVISION = 1
+REVISION = 2
 """Raised when the same config gives other bytes."""
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -150,7 +151,11 @@ class SamplesColumn:
         }
 
     def members(self, scene: Scene, images: dict[str, StoredImage]) -> dict[str, bytes]:
-        """The tar members of a scene; `images` by channel, one for each of the config's views."""
+        """The tar members of a scene; `images` by channel, one for each of the config's views.
+
+        Raises:
+            SampleError: code ``bad_calibration``: what an image's intrinsics are cannot be known.
+        """
         document = scene_document(scene, images)
         members = {"json": json.dumps(document, separators=(",", ":"), allow_nan=False).encode()}
         return members | {f"{channel.lower()}.jpg": image.data for channel, image in images.items()}
@@ -194,12 +199,11 @@ def scene_document(scene: Scene, images: dict[str, StoredImage]) -> dict[str, An
 
 
 def _camera(camera: Camera, image: StoredImage) -> dict[str, Any]:
-    scale = np.diag([image.stored[0] / image.original[0], image.stored[1] / image.original[1], 1.0])
     return {
         "channel": camera.channel,
         "size": list(image.stored),
         "original_size": list(image.original),
-        "intrinsics": (scale @ camera.intrinsics).tolist(),
+        "intrinsics": scaled_intrinsics(camera, image.original, image.stored).tolist(),
         "distortion": camera.distortion.tolist(),
         "sensor2ego_rotation": camera.sensor2ego_rotation.tolist(),
         "sensor2ego_translation": camera.sensor2ego_translation.tolist(),

@@ -31,10 +31,12 @@ class Camera:
     Attributes:
         channel: one of `CHANNELS`.
         image: where the JPEG lies: a path or URL that the pipeline can open.
-        intrinsics: float64 [3, 3], pixels, of the undistorted pinhole at the original image size.
+        intrinsics: float64 [3, 3], pixels, of the undistorted pinhole.
         distortion: float64 [5], OpenCV order k1, k2, p1, p2, k3.
         sensor2ego_rotation: float64 [3, 3]; p_ego = R p_cam + t, camera frame optical (x right, y down, z forward).
         sensor2ego_translation: float64 [3], metres.
+        calibrated: (width, height) of the images that `intrinsics` are for, which those on disk need not be; None where
+            the source does not know (`pipeline.calibration`).
     """
 
     channel: str
@@ -43,6 +45,7 @@ class Camera:
     distortion: Float64
     sensor2ego_rotation: Float64
     sensor2ego_translation: Float64
+    calibrated: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

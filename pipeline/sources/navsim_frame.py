@@ -167,6 +167,7 @@ class FrameReader:
                 distortion=distortion,
                 sensor2ego_rotation=rotation,
                 sensor2ego_translation=translation,
+                calibrated=_size(cam.get("calibrated_size"), where),
             )
         return cameras
 
@@ -212,6 +213,17 @@ def _require(raw: object, keys: Sequence[str], code: str, where: str) -> None:
         raise SampleError(code, f"{where} should be a dict, got {shown(raw)}")
     if missing := [key for key in keys if key not in raw]:
         raise SampleError(code, f"{where} lacks {', '.join(missing)}")
+
+
+def _size(value: object, where: str) -> tuple[int, int] | None:
+    """What the nuPlan source adds to a camera; OpenScene's pickles do not have it."""
+    if value is None:
+        return None
+    what = f"{where}.calibrated_size, (width, height),"
+    sides = [integer(side, "bad_calibration", what) for side in items(value, "bad_calibration", what)]
+    if len(sides) != 2 or min(sides) < 1:
+        raise SampleError("bad_calibration", f"{what} should be two positive numbers, got {shown(value)}")
+    return sides[0], sides[1]
 
 
 def _command(value: Any, token: str) -> tuple[int, int, int, int]:

@@ -123,6 +123,7 @@ class LogFrames(Sequence[Mapping[str, Any]]):
             "sensor2lidar_translation": t,
             "cam_intrinsic": rig.intrinsics,
             "distortion": rig.distortion,
+            "calibrated_size": rig.size,
         }
 
 

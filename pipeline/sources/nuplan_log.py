@@ -53,12 +53,16 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rig:
-    """A camera's calibration: `rotation` [3, 3] and `translation` [3] camera -> ego, `intrinsics` [3, 3]."""
+    """A camera's calibration: `rotation` [3, 3] and `translation` [3] camera -> ego, `intrinsics` [3, 3].
+
+    They are for images of `size`, (width, height).
+    """
 
     rotation: Float64
     translation: Float64
     intrinsics: Float64
     distortion: Float64
+    size: tuple[int, int]
 
 
 class Exposure(NamedTuple):
@@ -180,14 +184,18 @@ class NuplanLog:
     def _cameras(self) -> tuple[dict[bytes, Rig], dict[bytes, str]]:
         """Calibrations and channels by camera token."""
         rigs, of_camera = {}, {}
-        statement = f"SELECT token, channel, {', '.join(_FORMS)} FROM camera"
-        for token, channel, *blobs in self.db.select(statement):
+        statement = f"SELECT token, channel, width, height, {', '.join(_FORMS)} FROM camera"
+        for token, channel, width, height, *blobs in self.db.select(statement):
             if channel in CHANNELS:
+                if not all(isinstance(side, int) and side > 0 for side in (width, height)):
+                    raise unreadable(
+                        self.db.where, f"camera {channel}: width and height should be pixels, got {width!r}, {height!r}"
+                    )
                 t, q, k, d = (
                     self._unpickled(blob, f"camera {channel}, {name}", shape)
                     for blob, (name, shape) in zip(blobs, _FORMS.items(), strict=True)
                 )
-                rigs[token], of_camera[token] = Rig(rotation_matrix(q), t, k, d), channel
+                rigs[token], of_camera[token] = Rig(rotation_matrix(q), t, k, d, (width, height)), channel
         return rigs, of_camera
 
     def _unpickled(self, blob: object, what: str, shape: tuple[int, ...]) -> Float64:

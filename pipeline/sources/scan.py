@@ -247,7 +247,7 @@ def _notes(
     filter_: SceneFilter, scenes: int, gaps: int, examples: Mapping[str, str], skipped: Counter[str]
 ) -> Iterator[str]:
     """What to know of the windows."""
-    if filter_.frame_interval is None and filter_.tokens is None:
+    if scenes and filter_.frame_interval is None and filter_.tokens is None:
         yield (
             f"filter.frame_interval is null, so a window begins every {filter_.stride} frames and none overlap: "
             "1 takes every window"

@@ -247,6 +247,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown map": (statement("UPDATE log SET map_version = 'mars'"), "map_version should be one of"),
     "text as time": (statement("UPDATE lidar_pc SET timestamp = 'noon'"), "should be an integer"),
     "cut blob": (pickled("intrinsic", pickle.dumps([[1.0, 2.0, 3.0]] * 3)[:-9]), "CAM_R2, intrinsic.*not a whole"),
+    "no width": (statement("UPDATE camera SET width = 0"), "width and height should be pixels, got 0, "),
     "null blob": (statement("UPDATE camera SET rotation = NULL"), "rotation: expected a pickled list, got None"),
     "wrong shape": (pickled("translation", pickle.dumps([1.0, 2.0])), r"shape \[3\], got \[2\]: \[1.0, 2.0\]"),
     "no rotation": (pickled("rotation", pickle.dumps([0.0] * 4)), r"shape \[4\], got \[0.0"),

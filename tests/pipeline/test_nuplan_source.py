@@ -69,10 +69,13 @@ def scenes(source: Source, refs: Sequence[SceneRef]) -> list[Scene]:
 
 
 def check_equal(a: Any, b: Any, where: str = "scene") -> None:
-    """Every field of two records, down to the arrays."""
+    """Every field of two records, down to the arrays; but for the calibration's size, which no pickle has."""
     if dataclasses.is_dataclass(a):
         assert type(a) is type(b)
         for field in dataclasses.fields(a):
+            if field.name == "calibrated":
+                assert {a.calibrated, b.calibrated} <= {None, (64, 36)}  # of the generated images
+                continue
             check_equal(getattr(a, field.name), getattr(b, field.name), f"{where}.{field.name}")
     elif isinstance(a, np.ndarray):
         assert a.dtype == b.dtype
