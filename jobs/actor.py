@@ -9,6 +9,7 @@ from typing import Any
 import ray
 import torch
 
+from jobs.ends import Process, end_with_parent, this_process
 from pipeline.task import ShardReceipt, ShardTask
 from pipeline.worker import ShardWorker
 from shards_schema.errors import ConfigError
@@ -27,11 +28,12 @@ class TeacherActor:
     """
 
     def __init__(self, env: list[Any], folder: str, make: list[Any], alone: bool) -> None:
+        end_with_parent()
         self._env, self._folder, self._make, self._alone = env, folder, make, alone
 
-    def place(self) -> tuple[str, int]:
-        """Id of the node that it was put on, and of its process there; asked before `load`, which may never end."""
-        return str(ray.get_runtime_context().get_node_id()), os.getpid()
+    def place(self) -> tuple[str, Process]:
+        """Id of the node that it was put on, and its process there; asked before `load`, which may never end."""
+        return str(ray.get_runtime_context().get_node_id()), this_process()
 
     def load(self) -> int:
         """Build the worker and load the weights (here, since Ray hides what a constructor raises); the process id."""
@@ -47,6 +49,10 @@ class TeacherActor:
     def process(self, task: ShardTask) -> ShardReceipt:
         """See `ShardWorker.process`."""
         return self._worker.process(task)
+
+    def close(self) -> None:
+        """See `ShardWorker.close`; nothing more is asked of it then."""
+        self._worker.close()
 
 
 def refuse_doubt(device: str, reserved: Sequence[Any], there: int, alone: bool) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Set
@@ -18,10 +20,12 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field
 from ray._private import services
 
-from jobs import preemption, shipping
+from jobs import ends, preemption, shipping
 from shards_schema import reach
 from shards_schema.errors import ConfigError
 
+_OF_RAY = re.compile(r"^ray::|/ray/")
+"""In the command line of a process that Ray has started."""
 _TICK = 1.0
 """Seconds between two looks at the nodes while there is none with room."""
 _REACH = 2.0
@@ -84,21 +88,26 @@ def session(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by default, which starves the workers beside anything else
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that a local Ray has a token
-    with _own_sigterm():
-        if joining():
-            _join(config)
-        else:
-            ray.init(
-                address="local",  # its own, also where another Ray runs on this machine
-                num_cpus=config.cpus or os.cpu_count(),
-                object_store_memory=config.object_store_mb << 20,
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-            )
+    before = set(ends.below(os.getpid()))
     try:
+        with _own_sigterm():
+            if joining():
+                _join(config)
+            else:
+                ray.init(
+                    address="local",  # its own, also where another Ray runs on this machine
+                    num_cpus=config.cpus or os.cpu_count(),
+                    object_store_memory=config.object_store_mb << 20,
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                )
         yield
     finally:
+        found = [] if joining() else ends.below(os.getpid())
+        own = [p for p in found if p not in before and _OF_RAY.search(p.command)]
         ray.shutdown()
+        for process in ends.end(own):
+            print(f"process {process.pid} of the local Ray had not ended with it, and was killed", file=sys.stderr)
 
 
 def _join(config: ClusterConfig) -> None:

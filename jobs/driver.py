@@ -7,6 +7,8 @@ again; that is safe because a shard done twice writes the same bytes to the same
 
 Nodes come and go. A worker that went with its node is nobody's fault: its shards are not charged, and its replacement
 waits until some node has room. A node that joins gets workers where the config leaves their number open.
+
+However it ends, it leaves no worker behind: see `jobs.ends`.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
 
-from jobs import shipping
+from jobs import ends, shipping
 from jobs.actor import TeacherActor
 from jobs.cluster import ClusterConfig, host, joining, reachable, room, worker_count
 from jobs.dispatch import Dispatcher, Verdict
@@ -45,6 +48,8 @@ _SLOW = 300.0
 """Seconds of loading after which a person is told, and again."""
 _NAMED = 5
 """How many of the workers that are slow to load are named."""
+_CLOSE = 10.0
+"""Seconds for the workers to close when all is done."""
 _PLACE, _LOAD = -2, -1
 """What a new worker is asked; tasks are 0 and up."""
 
@@ -149,12 +154,12 @@ class _Driver:
             load_deadline=config.load_seconds,
         )
         self._actors: dict[int, Any] = {}
-        self._parked: list[Any] = []
-        """Actors on machines that will not do."""
+        self._parked: list[Any] = []  # actors on machines that will not do
         self._nodes: dict[int, str] = {}
         """Seat -> the node of its worker, once it is there."""
-        self._pids: dict[int, int] = {}
-        """Seat -> the process of its worker, likewise."""
+        self._pids: dict[int, int] = {}  # likewise
+        self._processes: dict[str, set[ends.Process]] = {}
+        """Node -> every worker that was ever put there."""
         self._asked: dict[Any, tuple[int, int]] = {}
         """Reference -> seat and task; `_PLACE` and `_LOAD` for what a new worker is asked."""
         self._dying: dict[int, tuple[float, str]] = {}
@@ -167,6 +172,13 @@ class _Driver:
         self._stopping = False
 
     def run(self) -> None:
+        try:
+            self._drive()
+        finally:
+            self._see_off(asked=self._dispatch.finished)
+        self._report()
+
+    def _drive(self) -> None:
         for seat in range(self._begun):
             self._start(seat)
         while not self._dispatch.finished and not self._stop():
@@ -178,7 +190,16 @@ class _Driver:
             self._end_hangs()
         if not self._dispatch.finished:
             self._wind_down()
-        self._report()
+
+    def _see_off(self, *, asked: bool) -> None:
+        """No worker outlives this. Where they are `asked`, those without work close their threads first."""
+        busy = {seat for seat, _ in self._asked.values()}
+        with suppress(RayError, ConnectionError):
+            if closing := [a.close.remote() for seat, a in self._actors.items() if asked and seat not in busy]:
+                ray.wait(closing, num_returns=len(closing), timeout=_CLOSE)
+            for actor in [*self._actors.values(), *self._parked]:
+                ray.kill(actor)
+        ends.see_off(self._processes, self._tell)
 
     def _wind_down(self) -> None:
         """Begin nothing; let what runs end, or give it up. Raises StoppedError unless that was all there was."""
@@ -187,8 +208,6 @@ class _Driver:
         self._tell(f"SIGTERM: beginning nothing new; {self._running} shards under way have until {_clock(deadline)}")
         while self._running and time.monotonic() < deadline and not self._dispatch.finished:
             self._take_ended()
-        for seat in list(self._actors):
-            ray.kill(self._actors.pop(seat))  # or it would write on until Ray has noticed that we are gone
         if not self._dispatch.finished:
             raise StoppedError(self._dispatch.left, self._running)
 
@@ -287,11 +306,12 @@ class _Driver:
             self._lost(seat, task, error)
         else:
             if task == _PLACE:
-                self._nodes[seat], self._pids[seat] = answer
+                self._nodes[seat], process = answer
+                self._pids[seat] = process.pid
+                self._processes.setdefault(self._nodes[seat], set()).add(process)
                 self._dispatch.placed(seat, self._now())
             elif task == _LOAD:
                 self._dispatch.loaded(seat, self._now())
-                self._pids[seat] = answer
                 self._on_start(answer)
             elif self._dispatch.completed(seat, task, self._now()):
                 self._on_receipt(answer)

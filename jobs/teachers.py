@@ -219,7 +219,7 @@ def _run(
                         in_flight=config.worker.shards_in_flight,
                         on_start=progress.started,
                         on_receipt=functools.partial(_received, timings, progress, lease),
-                        stop=lambda: sigterm.asked,
+                        stop=functools.partial(_asked, lease, sigterm),
                         tell=functools.partial(tqdm.write, file=sys.stderr),
                     )
             except StoppedError as stopped:
@@ -240,6 +240,15 @@ def build_teacher(column: str, fields: Mapping[str, Any]) -> Teacher:
     teacher = teachers.build(str(fields.get("kind", column)), given, column=column)
     stored_specs(teacher.specs, fields.get("storage") or {})
     return teacher
+
+
+_teacher = build_teacher
+
+
+def _asked(lease: Lease, sigterm: Preemption) -> bool:
+    """Whether to stop; asked every second, and so is whether the dataset is there and still this run's."""
+    lease.check()
+    return sigterm.asked
 
 
 def _received(timings: Timings, progress: Progress, lease: Lease, receipt: ShardReceipt) -> None:
