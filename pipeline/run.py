@@ -1,7 +1,8 @@
 """A run, before and after the work: what is planned, what is left to do, and whether the accounting closes.
 
     begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared; what
-                              the source has more since then: plan.1.json, plan.1.parquet, see `pipeline.generations`)
+                              follows from others and is gone is made anew, see `pipeline.ground`; what the source has
+                              more since then: plan.1.json, plan.1.parquet, see `pipeline.generations`)
               todo = plan minus commit records, and what is made again (`pipeline.again`)
     close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet,
               and each column's statistics.parquet
@@ -20,7 +21,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from pipeline import generations, growth, index, statistics
+from pipeline import generations, ground, growth, index, statistics
 from pipeline.again import Again, choose
 from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
 from pipeline.records import columns_of, committed, read_manifest, read_records
@@ -35,6 +36,7 @@ from shards_schema.codecs import seal_of
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import DatasetError, IncompleteError, MismatchError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
+from shards_schema.specs import refuse_reserved
 
 SYNTHETIC_NOTICE = "The frames are generated (synthetic): this is not driving data."
 RANDOM_NOTICE = "Made with RANDOM WEIGHTS: {}. These targets carry no knowledge; do not train on them."
@@ -155,13 +157,20 @@ def begin(
         retry: codes of quarantined samples that are made again, see `pipeline.again.choose`.
 
     Raises:
-        ConfigError: the source has no scenes, or a shard's Zarr chunks would be larger than memory.
+        ConfigError: the source has no scenes, a column has a name that is reserved, or a shard's Zarr chunks would be
+            larger than memory.
         MismatchError: the dataset there was planned otherwise (but for scenes that the source has more by now: they
-            become a generation of their own, see `pipeline.growth`), or a column was made otherwise.
+            become a generation of their own, see `pipeline.growth`), a column was made otherwise, or the folder is
+            somebody else's.
+        DatasetError: a document there is damaged.
     """
     for column in columns if with_zarr else ():
         zarr.refuse_chunks(column.column, zarr_specs(column), plan_config.shard_size)
     volume = Volume(url)
+    ground.refuse_strangers(volume)
+    for column in columns:
+        if column.column != layout.SAMPLES:
+            refuse_reserved(column.column, column.targets)
     scan = scan or source.scan(processes=processes)
     scan.refuse_nothing()
     refs = scan.refs if isinstance(scan.refs, pa.Table) else refs_table(scan.refs)
@@ -183,6 +192,7 @@ def begin(
         notices=_notices(source, columns),
         code_version=metadata.version("last-shards"),
     )
+    volume.make()
     if volume.exists(layout.DATASET):
         known = generations.read(volume, *read_manifest(volume))
         plan = growth.go_on(volume, known, manifest, plan, refs, scan)
@@ -193,7 +203,8 @@ def begin(
     else:
         dataset, grown = _write(volume, manifest, plan), 0
     volume.sweep()
-    begun = [_begin_column(volume, column, plan, with_zarr) for column in columns]
+    _renew(volume, manifest, dataset, plan)
+    begun = [_begin_column(volume, dataset, column, plan, with_zarr) for column in columns]
     done = frozenset((shard, c.column) for c in columns for shard in committed(volume, c.column))
     tried = choose(volume, scan, done, retry, complete=len(done) >= plan.shards * len(columns))
     return Run(
@@ -220,9 +231,12 @@ def close(run: Run) -> list[ColumnTotal]:
     """Read back every commit record, check the accounting, write the indices and the statistics.
 
     Raises:
-        DatasetError: a record is damaged, or belongs to another dataset or column.
+        StoreError: the dataset is gone.
+        MismatchError: another one is in its place.
+        DatasetError: a document or a record is damaged, or belongs to another dataset or column.
         IncompleteError: a shard has no record, or the counts do not close.
     """
+    _stand(run)
     totals: dict[str, ColumnTotal] = {}
     measured: Counter[str] = Counter()
     index.write(run.volume, _records(run, totals, measured), run.plan)
@@ -303,27 +317,51 @@ def _notices(source: Source, columns: Sequence[ColumnManifest]) -> tuple[str, ..
 
 
 def _write(volume: Volume, manifest: DatasetManifest, plan: Plan) -> str:
-    """The seal of `dataset.json`, which is written last of the three, and only once."""
-    volume.put(layout.PLAN, plan.to_parquet())
+    """The seal of `dataset.json`, which is written first, and only once: from then on the folder is a dataset's."""
     data = manifest.to_bytes()
-    if manifest.zarr:
-        attributes: dict[str, Any] = {"format": "last-shards", "synthetic": manifest.synthetic}
-        for path, document in zarr.root_document(attributes | {"notices": list(manifest.notices)}).items():
-            volume.put(path, document)
+    for column in columns_of(volume):  # of a dataset whose dataset.json is lost
+        path = layout.column_json(column)
+        ground.vouch(volume, seal_of(data), ColumnManifest.from_bytes(volume.read(path), volume.path(path)))
     volume.put(layout.DATASET, data)
     return seal_of(data)
 
 
-def _begin_column(volume: Volume, column: ColumnManifest, plan: Plan, with_zarr: bool) -> ColumnManifest:
+def _begin_column(volume: Volume, dataset: str, column: ColumnManifest, plan: Plan, with_zarr: bool) -> ColumnManifest:
     """The manifest that stands on disk: this one, or what an earlier run has written of the same column."""
     path = layout.column_json(column.column)
-    if volume.exists(path):
+    there = volume.exists(path)
+    if there:
         recorded = ColumnManifest.from_bytes(volume.read(path), volume.path(path))
         column.refuse_other(recorded, volume.path(path))
-        return recorded
-    if with_zarr:
-        documents = zarr.array_documents(column.column, zarr_specs(column), plan.shards, plan.config.shard_size)
-        for name, document in documents.items():
-            volume.put(name, document)
-    volume.put(path, column.to_bytes())
+        column = recorded
+    else:
+        ground.vouch(volume, dataset, column)
+    ground.renew(volume, _zarr_column(column, plan, with_zarr))
+    if not there:
+        volume.put(path, column.to_bytes())
     return column
+
+
+def _stand(run: Run) -> None:
+    """What `begin` wrote is there, and as it was; what follows from it is made anew where somebody has removed it."""
+    ground.refuse_other(run.volume, run.dataset, *run.columns.values())
+    _renew(run.volume, run.manifest, run.dataset, run.plan)
+    for column in run.columns.values():
+        ground.renew(run.volume, _zarr_column(column, run.plan, run.manifest.zarr))
+
+
+def _renew(volume: Volume, manifest: DatasetManifest, dataset: str, plan: Plan) -> None:
+    """What follows from `dataset.json` and the source. The tables of a plan that grew do not: they are only read."""
+    if plan.digest == manifest.plan["digest"]:
+        ground.renew_plan(volume, plan)
+    else:
+        generations.read(volume, manifest, dataset).plan(volume)
+    if manifest.zarr:
+        attributes: dict[str, Any] = {"format": "last-shards", "synthetic": manifest.synthetic}
+        ground.renew(volume, zarr.root_document(attributes | {"notices": list(manifest.notices)}))
+
+
+def _zarr_column(column: ColumnManifest, plan: Plan, with_zarr: bool) -> dict[str, bytes]:
+    if not with_zarr:
+        return {}
+    return zarr.array_documents(column.column, zarr_specs(column), plan.shards, plan.config.shard_size)

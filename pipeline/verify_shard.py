@@ -20,7 +20,8 @@ from pipeline.plan import Plan, ShardPlan
 from pipeline.records import read_record
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.column import zarr_specs
-from pipeline.stores.volume import Volume, told_of_read
+from pipeline.stores.disk import told_of_read
+from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.codecs import TAR_END, load_npy
 from shards_schema.commit import CommitRecord, Member

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline import ground
 from pipeline.device import device_name, refuse_absent, resolved
 from pipeline.images import ShardImages, read_image
 from pipeline.plan import PlannedScene
@@ -200,6 +201,8 @@ class ShardWorker:
                 images.want(column, path)
 
     def _column(self, shard: _OpenShard, column: str, images: ShardImages) -> ColumnReceipt:
+        still_ours = partial(ground.refuse_other, self._volume, self._dataset, self._manifests[column])
+        still_ours()
         writer = ColumnShardWriter(
             self._volume,
             self._manifests[column],
@@ -215,6 +218,7 @@ class ShardWorker:
                 busy = 0.0
             else:
                 busy = self._teach(shard, writer, self._teachers[column], images)
+            still_ours()
             record = writer.commit([planned.ref.token for planned in shard.task.scenes])
         return _receipt(record, busy)
 

@@ -40,6 +40,9 @@ LOCK = ".lock"
 SAMPLES = "samples"
 """The one column that is not a teacher's: records, trajectories and the student's images."""
 
+RESERVED = frozenset({SAMPLES, LOGS, "targets", "dataset", "plan", "index", "quarantine", "token"})
+"""What no teacher's column may be called: the layout has these names at the root, or a reader's sample has the key."""
+
 VALID = "valid"
 """``<column>/valid`` in the Zarr group: uint8, 1 where a row was written, 0 where it was quarantined or is unused."""
 

@@ -8,13 +8,14 @@ A target that is stored smaller than it was computed has a spec of what is store
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards_schema import layout
 from shards_schema.errors import ConfigError, SampleError, SpecError
 
 NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -131,4 +132,23 @@ class TargetSpec:
             finite=obj["finite"],
             encoding=obj.get("encoding"),
             computed=obj.get("computed"),
+        )
+
+
+def refuse_reserved(column: str, targets: Sequence[TargetSpec] = ()) -> None:
+    """Refuse names that the dataset needs for itself: of a teacher's column, and of the targets that it stores.
+
+    Raises:
+        ConfigError: the column is one of `layout.RESERVED`, a target is `layout.VALID`, or two have one name.
+    """
+    if column in layout.RESERVED:
+        raise ConfigError(
+            f"no teacher's column may be called {column!r}: a dataset has {', '.join(sorted(layout.RESERVED))} for "
+            f"itself; give the column another name and say which teacher it is, e.g. {column}_features: {{kind: ...}}"
+        )
+    names = [spec.name for spec in targets]
+    if layout.VALID in names or len(set(names)) < len(names):
+        raise ConfigError(
+            f"column {column}: its targets are stored as {', '.join(sorted(names))}; expected names that differ from "
+            f"each other and from {layout.VALID!r}, which the column has for itself"
         )

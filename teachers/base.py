@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Image, Scene
-from shards_schema.specs import TargetSpec
+from shards_schema.specs import TargetSpec, refuse_reserved
 from shards_schema.storage import stored_specs
 
 Targets = dict[str, NDArray[Any]]
@@ -192,11 +192,13 @@ def column_manifest(
 
     Raises:
         WeightsError: the checkpoint cannot be found.
-        ConfigError: a storage that a target cannot have.
+        ConfigError: a storage that a target cannot have, or a name of the column or of a target that is reserved.
     """
+    targets = stored_specs(teacher.specs, storage or {})
+    refuse_reserved(teacher.name, targets)
     return ColumnManifest(
         column=teacher.name,
-        targets=stored_specs(teacher.specs, storage or {}),
+        targets=targets,
         provenance=teacher.provenance(),
         random_weights=teacher.random_weights,
         config=config or {},

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from shards_schema.errors import ConfigError, ShardsError
 from shards_schema.refusals import problems
-from shards_schema.specs import NAME
+from shards_schema.specs import NAME, refuse_reserved
 from teachers.base import Teacher
 
 GROUP = "last_shards.teachers"
@@ -54,8 +54,10 @@ def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) ->
             one teacher can live in one dataset.
 
     Raises:
-        ConfigError: `kind` is unknown, claimed twice or broken; the config is impossible; the result is no `Teacher`.
+        ConfigError: `kind` is unknown, claimed twice or broken; the column has a name that is reserved; the config is
+            impossible; the result is no `Teacher`.
     """
+    refuse_reserved(column or kind)
     kinds = available()
     if kind not in kinds:
         raise ConfigError(f"no teacher {kind!r}; there are: {', '.join(sorted(kinds))}")

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from pipeline.stores import positioned
 from pipeline.stores.cache import RESTORE, CacheConfig, FileCache, Wanted
-from pipeline.stores.volume import Buffer, Volume, told_of_read
+from pipeline.stores.disk import told_of_read
+from pipeline.stores.volume import Buffer, Volume
 from shards_schema.commit import FileDigest
 from shards_schema.errors import DatasetError, DigestError, MissingFileError, StoreError
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 import tempfile
 import uuid
@@ -19,14 +20,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from pipeline.stores.disk import fsync_folder, gone, make_folder, told, told_of_read
 from pipeline.stores.remote import RemoteStore, is_local, store_of
 from shards_schema import layout
 from shards_schema.commit import FileDigest
-from shards_schema.errors import MissingFileError, StoreError
+from shards_schema.errors import MissingFileError
 from shards_schema.places import place
 
 Buffer = bytes | memoryview
@@ -34,6 +36,9 @@ _FLUSH = 1 << 20
 """Bytes gathered before a write call: small members share one, large ones go out alone."""
 _IOV_MAX = 512
 _SWEEPS = 5
+
+UNDER_WAY = re.compile(r".\.[0-9a-f]{12}\Z")
+"""How the name of a file under way ends."""
 
 
 class FileWriter:
@@ -102,6 +107,9 @@ class FileWriter:
 class Volume:
     """The root of a dataset. Picklable; paths are relative to the root, with "/".
 
+    A local root is made by `make` or with the first file, and never again: where it is gone after that (also for a
+    copy of this volume in another process) every write fails, and makes nothing in its place.
+
     Args:
         url: a local path, or any URL that fsspec knows (``s3://bucket/run``, ``memory://run``).
 
@@ -113,6 +121,7 @@ class Volume:
     def __init__(self, url: str) -> None:
         url = place(url)
         self._local = is_local(url)
+        self._made = False
         if self._local:
             self._root = str(Path(LocalFileSystem._strip_protocol(url)).absolute())
             self.url = self._root  # a worker may have another working directory
@@ -120,8 +129,8 @@ class Volume:
             self._root = store_of(url).path_of(url).rstrip("/")
             self.url = url
 
-    def __reduce__(self) -> tuple[type[Volume], tuple[str]]:
-        return type(self), (self.url,)
+    def __reduce__(self) -> tuple[type[Volume], tuple[str], dict[str, Any]]:
+        return type(self), (self.url,), {"_made": self._made}
 
     @property
     def _store(self) -> RemoteStore:
@@ -221,10 +230,21 @@ class Volume:
         return [path[len(self._root) + 1 :] for path in self._store.walk(self._root)]
 
     def make(self) -> None:
-        """Make the root, durable as all that comes into it; nothing where the store has no folders."""
-        if self._local:
-            with told(self._root):
-                _make_folder(Path(self._root))
+        """Make the root, durable as all that comes into it; nothing where the store has no folders.
+
+        Raises:
+            StoreError: it was made before, and is gone.
+        """
+        if not self._local:
+            return
+        with told(self._root):
+            if not self._made:
+                make_folder(Path(self._root))
+                self._made = True
+            try:
+                os.stat(self._root)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise gone(self._root) from error
 
     def put(self, name: str, data: bytes) -> FileDigest:
         """Write a small file whole."""
@@ -244,13 +264,13 @@ class Volume:
             return
         old, new = Path(self._root, name), Path(self._root, to)
         with told(str(new)):
-            _make_folder(new.parent)
+            make_folder(new.parent)
             try:
                 os.replace(old, new)
             except FileNotFoundError as error:
                 raise MissingFileError(f"{old} is not there") from error
-            _fsync_folder(new.parent)
-            _fsync_folder(old.parent)
+            fsync_folder(new.parent)
+            fsync_folder(old.parent)
 
     @contextmanager
     def create(self, name: str, *, digest: bool = True) -> Iterator[FileWriter]:
@@ -262,9 +282,10 @@ class Volume:
     def _create_local(self, name: str, digest: bool) -> Iterator[FileWriter]:
         final = Path(self._root, name)
         temp = Path(self._root, layout.TEMP, f"{name.replace('/', '%')}.{uuid.uuid4().hex[:12]}")
+        self.make()
         with told(str(final)):
-            temp.parent.mkdir(parents=True, exist_ok=True)
-            _make_folder(final.parent)
+            temp.parent.mkdir(exist_ok=True)
+            make_folder(final.parent, Path(self._root))
             descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         writer = FileWriter(descriptor, digest=digest, name=str(final))
         try:
@@ -284,7 +305,7 @@ class Volume:
                 temp.unlink()
             raise
         with told(str(final)):
-            _fsync_folder(final.parent)
+            fsync_folder(final.parent)
 
     @contextmanager
     def _create_remote(self, name: str, digest: bool) -> Iterator[FileWriter]:
@@ -323,65 +344,5 @@ class Volume:
         return count
 
 
-@contextmanager
-def told(path: str) -> Iterator[None]:
-    """Turn what the operating system says of a write into a sentence for a person.
-
-    Raises:
-        StoreError: `path` could not be written (disk full, read-only, failing, not allowed).
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        what = f"{path}: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what += " (the disk, or this user's share of it, is full)"
-        raise StoreError(
-            f"{what}; nothing unfinished counts and what was committed stays: mend the cause and run the same command "
-            "again"
-        ) from error
-
-
-@contextmanager
-def told_of_read(path: str) -> Iterator[None]:
-    """The same of a read: what is not there, and what could not be looked at, are two things.
-
-    Raises:
-        MissingFileError: `path` is not there.
-        StoreError: it could not be read (a disk that fails, a right that lacks, too many open files, a stale handle).
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise MissingFileError(f"{path} is not there") from error
-    except OSError as error:
-        what = f"{path}: could not be read: {error.strerror or error}"
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            what += " (`ulimit -n` raises the limit)"
-        raise StoreError(
-            f"{what}; that says nothing of what it holds: mend the cause and run the same command again"
-        ) from error
-
-
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents, each durable: a name is on disk when the folder that holds it was fsynced."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _fsync_folder(folder.parent)
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import pytest
 from pipeline.lease import Lease, hold
 from pipeline.stores.volume import Volume
 from shards_schema import layout
-from shards_schema.errors import HeldError
+from shards_schema.errors import HeldError, StoreError
 
 FAST = {"beat": 0.05, "expiry": 0.4}
 
@@ -105,3 +106,103 @@ def test_a_claim_that_is_not_json_is_still_a_claim() -> None:
     volume.put(layout.LOCK, b"\x00\xff")
     with hold(volume, **FAST) as lease:
         lease.check()
+
+
+def test_a_removed_lock_is_made_again_and_keeps_others_out(tmp_path: Path) -> None:
+    volume = Volume(str(tmp_path / "out"))
+    lock = tmp_path / "out" / layout.LOCK
+    with hold(volume) as lease:
+        for _ in range(2):
+            lock.unlink()
+            lease.check()
+            with pytest.raises(HeldError, match=f"pid {os.getpid()}"):
+                hold(volume).__enter__()
+    assert volume.walk() == []
+
+
+def test_of_two_that_a_removed_lock_let_in_one_is_told_and_no_third_comes(tmp_path: Path) -> None:
+    volume = Volume(str(tmp_path / "out"))
+    first, second = hold(volume), hold(volume)
+    lease = first.__enter__()
+    (tmp_path / "out" / layout.LOCK).unlink()
+    other = second.__enter__()
+    with pytest.raises(HeldError, match=r"somebody removed this run's \.lock, and another run is writing"):
+        lease.check()
+    first.__exit__(None, None, None)  # and leaves the other's lock where it is
+    other.check()
+    with pytest.raises(HeldError, match="another run"):
+        hold(volume).__enter__()
+    second.__exit__(None, None, None)
+    assert volume.walk() == []
+
+
+def test_a_removed_claim_on_a_store_is_made_again() -> None:
+    volume = Volume(f"memory://{uuid.uuid4().hex}/run")
+    with hold(volume, **FAST) as lease:
+        fs, root = fsspec.core.url_to_fs(volume.url)
+        fs.rm_file(f"{root}/{layout.LOCK}")
+        deadline = time.monotonic() + 10
+        while not volume.exists(layout.LOCK) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        lease.check()
+        with pytest.raises(HeldError, match=f"pid {os.getpid()}"):
+            hold(volume, **FAST).__enter__()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_folder_that_goes_is_told(tmp_path: Path, locks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not locks:
+        monkeypatch.setattr("pipeline.lease._file_lock", lambda *_: None)
+    out = tmp_path / "out"
+    with hold(Volume(str(out)), **FAST) as lease:
+        os.rename(out, tmp_path / "moved")
+        with pytest.raises(StoreError, match=r"out was moved, removed or unmounted"):
+            lease.check()
+    assert not out.exists()
+    if locks:
+        with hold(Volume(str(out))) as lease:
+            os.rename(out, tmp_path / "unmounted")
+            out.mkdir()
+            with pytest.raises(StoreError, match="another folder is there now"):
+                lease.check()
+        assert not list(out.iterdir())
+
+
+def as_nobody(out: Path) -> str:
+    """What a run of another user says that takes the lease and lets go of it."""
+    code = (
+        "import encodings.utf_8_sig, os, sys\n"
+        "from pipeline.lease import hold\nfrom pipeline.stores.volume import Volume\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    with hold(Volume(sys.argv[1])) as lease:\n        lease.check(); print('held')\n"
+        "except OSError as error:\n    print(type(error).__name__, error)\n"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(out)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return child.stdout + child.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_a_lock_that_another_user_left_holds_nobody(mode: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as room:
+        os.chmod(room, 0o755)
+        out = Path(room) / "out"
+        out.mkdir()
+        os.chmod(out, mode)
+        with hold(Volume(str(out))):
+            said = as_nobody(out)
+            assert f"HeldError {out}: another run is writing this dataset" in said
+            assert f"pid {os.getpid()}" in said
+        (out / layout.LOCK).write_text("{}")
+        said = as_nobody(out)
+        if mode == 0o777:
+            assert said == "held\n"
+            assert not (out / layout.LOCK).exists()
+        else:  # the sticky bit: only who made it may remove it
+            assert f"StoreError {out / layout.LOCK} was left by a run of user root that has ended" in said
