@@ -13,10 +13,10 @@ READY  := $(VENV)/.ready
 WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow lint bench bench-gpu chaos clean
+.PHONY: help setup data teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow test-machines lint bench bench-gpu chaos clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "  All from data to fidelity, bench, bench-gpu and chaos take SET=\"key=value ...\"; some have words of their own:"
 	@echo "    CONFIG  teachers, probe: $(CONFIG); sft, experiments: configs/sft_demo.yaml; grpo: configs/grpo_demo.yaml"
@@ -83,6 +83,19 @@ test: $(READY) ## run the test suite
 
 test-slow: $(READY) ## run the tests that take minutes (full-size networks)
 	$(PY) -m pytest -q -m slow
+
+# Kernels are chosen by the processor, by shapes and by the number of threads. So what holds floats to a value, or to each
+# other, is run with the kernels of other processors too (MKL heeds its variable on an Intel only).
+numbers := OMP_WAIT_POLICY=passive $(PY) -m pytest -q tests/scoring tests/teachers tests/trainer tests/navsim_agent tests/benchmarks
+plain   := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+avx2    := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+test-machines: $(READY) ## run the tests of numbers with the kernels of three kinds of processor, each with one and two threads
+	OMP_NUM_THREADS=1 $(plain) $(numbers)
+	OMP_NUM_THREADS=2 $(plain) $(numbers)
+	OMP_NUM_THREADS=1 $(avx2) $(numbers)
+	OMP_NUM_THREADS=2 $(avx2) $(numbers)
+	OMP_NUM_THREADS=1 $(numbers)
+	OMP_NUM_THREADS=2 $(numbers)
 
 lint: $(READY) ## ruff and mypy --strict
 	$(PY) -m ruff check .
