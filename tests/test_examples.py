@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -87,3 +89,12 @@ def test_add_a_teacher() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_each_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60
+
+
+def test_the_readmes_lines_read_a_batch(out: str) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
+    assert '"out/demo"' in code
+    found: dict[str, Any] = {}
+    exec(compile(code.replace("out/demo", out), "README.md", "exec"), found)
+    assert len(found["future"]) == len(found["images"]) == 2  # the last of ten, eight at a time
+    assert found["stream"].state_dict()["position"] == 10
