@@ -29,6 +29,7 @@ from pipeline.stores.places import LocalPath, Place
 from pipeline.stream import SampleTable
 from shards_schema import layout
 from shards_schema.errors import ConfigError
+from trainer.answers.text import Written
 from trainer.data import refuse_other_rate
 
 PROMPT = (
@@ -142,8 +143,8 @@ def messages(record: Mapping[str, Any], config: ExportConfig, images: int) -> li
     ego, past = record["ego"], record["history"]["trajectory"]
     prompt = config.prompt.format(
         speed=hypot(*ego["velocity"]),
-        ax=ego["acceleration"][0],
-        ay=ego["acceleration"][1],
+        ax=Written(ego["acceleration"][0]),
+        ay=Written(ego["acceleration"][1]),
         command=ego["command"],
         history=config.separator.join(_points(past, config)),
         past=STEP * (len(past) - 1),
@@ -157,9 +158,8 @@ def messages(record: Mapping[str, Any], config: ExportConfig, images: int) -> li
 
 
 def _points(poses: Sequence[Sequence[float]], config: ExportConfig) -> Iterator[str]:
-    # + 0.0 after rounding away: "-0.00" would be one more way to write the same place
     for x, y, heading in poses:
-        yield config.point.format(x=round(x, 6) + 0.0, y=round(y, 6) + 0.0, heading=round(heading, 6) + 0.0)
+        yield config.point.format(**{k: Written(round(v, 6)) for k, v in (("x", x), ("y", y), ("heading", heading))})
 
 
 def _formats(template: str, fields: Mapping[str, Any]) -> str:

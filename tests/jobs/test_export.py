@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jobs import config as job_config
-from jobs.export import ExportConfig, export, main
+from jobs.export import ExportConfig, export, main, messages
 from pipeline.reader import Dataset
 from pipeline.stream import LatentCollator
 from shards_schema.errors import ConfigError, DatasetError, QuarantinedError
@@ -161,3 +161,22 @@ def test_a_step_of_trls_trainer(out: str, tmp_path: Path, monkeypatch: pytest.Mo
     stored = {tuple(dataset.read(row["token"])["toy"]["mean"].tolist()) for row in rows}
     assert len(seen) == 2
     assert {tuple(mean.tolist()) for means in seen for mean in means} <= stored
+
+
+def test_a_zero_has_no_sign_whatever_the_template(tmp_path: Path) -> None:
+    record = {
+        "token": "a",
+        "ego": {"velocity": [0.0, 0.0], "acceleration": [-0.04, -0.0], "command": "straight"},
+        "history": {"trajectory": [[-0.001, -0.0, -0.0004], [0.0, 0.0, 0.0]]},
+        "future": {"trajectory": [[-0.004, 0.2, -0.00001], [-0.006, -0.2, 0.0]]},
+    }
+    given = {"out": "somewhere", "to": tmp_path / "a.jsonl", "prompt": "{ax:.1f} {ay} {history}"}
+    for point, history, answer in (
+        ("({x:.2f}, {y:.2f})", "(0.00, 0.00)", "(0.00, 0.20)"),
+        ("{x:+.1f}/{heading:.3f}", "+0.0/0.000", "+0.0/0.000"),
+        ("{heading}", "-0.0004", "-1e-05"),
+    ):
+        user, assistant = messages(record, ExportConfig(**given, point=point), 0)
+        assert user["content"].split("\n")[-1].startswith(f"0.0 0.0 {history}")
+        assert assistant["content"].startswith(answer)
+        assert not re.search(r"-0(\.0+)?(?![\d.])", user["content"] + assistant["content"])

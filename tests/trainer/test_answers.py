@@ -190,3 +190,16 @@ def test_what_a_checkpoint_keeps_makes_the_same_answers() -> None:
     before = {k: v for k, v in state.items() if k not in ("regression", "expected")}  # of before there was a choice
     old = restore_answers(before, TinyConfig())
     assert old.expectation(status_of(1)) is None
+
+
+def test_a_zero_has_no_sign() -> None:
+    from trainer.answers.text import Written
+
+    answers = TextAnswers(steps=2)
+    future = torch.tensor([[[-0.004, -0.0, -0.0004], [-0.006, 1.0, -1e-9]]])
+    (ids,) = answers.encode(future, status_of(1)).tolist()
+    assert answers._decode(ids[: ids.index(answers.end)]) == "(0.00,0.00,0.000) (-0.01,1.00,0.000)"
+    values = [-0.0, -0.004, 0.004, -0.5, float("-inf")]
+    assert [f"{Written(v):.2f}" for v in values] == ["0.00", "0.00", "0.00", "-0.50", "-inf"]
+    assert [f"{Written(v):+.1f}" for v in values[:4]] == ["+0.0", "+0.0", "+0.0", "-0.5"]
+    assert [f"{Written(v)}" for v in (-0.0, -0.25)] == ["0.0", "-0.25"]

@@ -34,6 +34,14 @@ def parse_waypoints(text: str, steps: int) -> list[list[float]] | None:
     return [[float(v) for v in m.groups()] for m in found if m]
 
 
+class Written(float):
+    """A number to be put into a text by anybody's format: what rounds to zero has no sign ("0.00", not "-0.00")."""
+
+    def __format__(self, spec: str) -> str:
+        text = super().__format__(spec)
+        return text if re.search("[1-9n]", text) else float.__format__(0.0, spec)
+
+
 class TextConfig(BaseModel):
     """Text waypoints; `digits` after the point for metres, one more for radians."""
 
@@ -76,7 +84,7 @@ class TextAnswers:
 
     def _text(self, poses: Sequence[Sequence[float]]) -> str:
         d = self.digits
-        return " ".join(f"({x:.{d}f},{y:.{d}f},{h:.{d + 1}f})" for x, y, h in poses)
+        return " ".join(f"({x:z.{d}f},{y:z.{d}f},{h:z.{d + 1}f})" for x, y, h in poses)
 
     def encode(self, future_BS3: Tensor, status_BH7: Tensor) -> Tensor:
         """Text, the end token, then -1.
