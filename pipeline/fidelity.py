@@ -5,8 +5,10 @@ the one after each channel is standardised, since a few large channels can hide 
 where 127 of 128 channels are gone), and it is standardised features that students are trained on.
 
 The gate looks at each shard before it is committed: int8 is refused where the 1st percentile of either cosine is
-under 0.999. It looks at 32 vectors of each sample, at other places in each, which are kept until the shard is whole
-(its statistics are needed); a look at all of them, on a sample of the data, is `jobs.fidelity`.
+under 0.999. It is refused earlier, after the first batch or whenever there are twice as many samples as at the last
+look, where that is certain already, were all samples to come without loss. The gate looks at 32 vectors of each sample,
+at other places in each, which are kept until the shard is whole (its statistics are needed); a look at all of them, on
+a sample of the data, is `jobs.fidelity`.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ class Int8Gate:
         self._name, self._axis = name, axis
         self._computed: list[NDArray[np.float32]] = []
         self._read: list[NDArray[np.float32]] = []
+        self._due = 1
 
     def add(self, computed: NDArray[Any], read: NDArray[Any]) -> None:
         """One sample."""
@@ -84,11 +87,26 @@ class Int8Gate:
         self._computed.append(x[places].astype(np.float32))
         self._read.append(y[places].astype(np.float32))
 
-    def check(self, where: str) -> None:
+    def check_begun(self, where: str, planned: int) -> None:
+        """Refuse a shard under way in which int8 has lost too much already; asked after a batch.
+
+        Args:
+            where: column and shard, for the message.
+            planned: samples that the shard may have in the end.
+
+        Raises:
+            SpecError: see `check`.
+        """
+        if len(self._read) >= self._due:
+            self._due = 2 * len(self._read)
+            self.check(where, planned)
+
+    def check(self, where: str, planned: int = 0) -> None:
         """Refuse a shard in which int8 lost too much.
 
         Args:
             where: column and shard, for the message.
+            planned: samples of the shard; those that are not there yet count as read without loss.
 
         Raises:
             SpecError: it did; the figures are named.
@@ -96,11 +114,15 @@ class Int8Gate:
         if not self._read:  # no sample was written
             return
         x, y = np.concatenate(self._computed), np.concatenate(self._read)
-        found = {"cosine": float(np.percentile(cosines(x, y), 1))}
+        lossless = np.ones(len(x) * max(planned - len(self._read), 0) // len(self._read))
+
+        def first_percentile(cosine: NDArray[np.float64]) -> float:
+            return float(np.percentile(np.concatenate((cosine, lossless)), 1))
+
+        found = {"cosine": first_percentile(cosines(x, y))}
         if len(x) >= _FEWEST:
             of = ChannelStatistics.of(x, 1)
-            after = cosines(standardised(x, of), standardised(y, of))
-            found["standardised cosine"] = float(np.percentile(after, 1))
+            found["standardised cosine"] = first_percentile(cosines(standardised(x, of), standardised(y, of)))
         if min(found.values()) < COSINE:
             figures = ", ".join(f"{name} {value:.6f}" for name, value in found.items())
             raise SpecError(

@@ -310,6 +310,7 @@ class _Batch:
         targets, seconds = self.turn.result()()
         for planned, arrays in zip(self.scenes, targets, strict=True):
             writer.add_targets(planned.ref.token, planned.row, arrays)
+        writer.check_begun()
         return seconds
 
 

@@ -97,7 +97,7 @@ class Scan:
         why += self.notes
         raise ConfigError(
             "no scenes to plan: "
-            + ("; ".join(why) or "the logs that were read hold no frames")
+            + ("; ".join(why) or "no log is wanted, or those that are hold no frame")
             + ". Look at source.root, source.split and source.filter"
         )
 

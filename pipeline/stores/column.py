@@ -140,6 +140,19 @@ class ColumnShardWriter:
             gate.add(computed[name], read[name])
         return True
 
+    def check_begun(self) -> None:
+        """Asked after a batch: is it certain already that the shard cannot be committed?
+
+        Raises:
+            SpecError: int8 loses too much of a target.
+        """
+        for gate in self._gates.values():
+            gate.check_begun(self._where, self._shard_size)
+
+    @property
+    def _where(self) -> str:
+        return f"column {self._manifest.column}, shard {self._shard}"
+
     def add(
         self, token: str, row: int, members: Mapping[str, Buffer], arrays: Mapping[str, NDArray[Any] | str]
     ) -> None:
@@ -168,11 +181,11 @@ class ColumnShardWriter:
         accounted = [*self._tokens, *(q.token for q in self._quarantined)]
         if sorted(accounted) != sorted(planned):
             raise DatasetError(
-                f"column {self._manifest.column}, shard {self._shard}: planned {len(planned)} samples, accounted for "
+                f"{self._where}: planned {len(planned)} samples, accounted for "
                 f"{len(accounted)} ({len(self._tokens)} written, {len(self._quarantined)} quarantined)"
             )
         for gate in self._gates.values():
-            gate.check(f"column {self._manifest.column}, shard {self._shard}")
+            gate.check(self._where)
         self._tar.finish()
         for writer in self._zarr.values():
             writer.finish()

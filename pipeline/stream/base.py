@@ -98,8 +98,17 @@ class Stream(IterableDataset[Any], ABC):
                 the file into the batch, and checks them there.
             pin_memory: put tensors into page-locked memory, where there is CUDA.
             drop_last: leave out a last batch that is short.
+
+        Raises:
+            ConfigError: with `drop_last` an epoch would have no batch.
         """
-        return Batches(self, collate, pin_memory=pin_memory and torch.cuda.is_available(), drop_last=drop_last)
+        made = Batches(self, collate, pin_memory=pin_memory and torch.cuda.is_available(), drop_last=drop_last)
+        if not len(made):
+            raise ConfigError(
+                f"drop_last=True leaves no batch: each of {self.world_size} ranks has {len(self)} samples an epoch, "
+                f"batch_size is {self.config.batch_size}; take a smaller batch_size, fewer ranks, or drop_last=False"
+            )
+        return made
 
     @property
     def epoch(self) -> int:

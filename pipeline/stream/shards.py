@@ -231,7 +231,8 @@ def _join(
             f"every one of {', '.join(columns)}; finish the run, or say allow_incomplete=True"
         )
     if keep is not None:
-        wanted = set(keep)
+        if not (wanted := set(keep)):
+            raise ConfigError(f"{dataset.url}: no sample is asked for: tokens is empty")
         if unknown := wanted.difference(planned):
             raise AbsentError(f"{dataset.url}: {len(unknown)} asked-for tokens are in no plan, e.g. {min(unknown)}")
         written &= wanted

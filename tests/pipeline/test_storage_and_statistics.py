@@ -16,6 +16,7 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
+from pipeline.fidelity import Int8Gate
 from pipeline.reader import Dataset
 from pipeline.records import committed
 from pipeline.stream import ShardStream, StreamConfig
@@ -257,6 +258,52 @@ def test_int8_is_refused_where_it_loses_too_much(source: ToySource, tmp_path: Pa
     worker.close()
     assert committed(run.volume, "tokens") == []
     assert not [p for p in run.volume.walk() if p.startswith(("tokens/0", layout.TEMP))]
+
+
+def test_int8_is_refused_in_the_first_batches_of_a_shard(source: ToySource, tmp_path: Path) -> None:
+    """Not at its end, hours later: as soon as what is to come could not mend it."""
+    told: list[int] = []
+
+    @dataclass
+    class Counting(Tokens):
+        def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+            told.append(len(batch))
+            return super().compute(batch)
+
+    teacher = Counting(massive=3e3, batch_size=1)
+    run, worker = begin(source, tmp_path / "out", [teacher], storage={"tokens": {"grid": "int8"}}, shard_size=15)
+    with pytest.raises(SpecError, match=r"tokens, shard 0: target grid is not offered as int8"):
+        worker.process(next(iter(run.todo())))
+    worker.close()
+    assert sum(told) < 12  # of 15, one after the other
+    assert committed(run.volume, "tokens") == []
+
+
+@pytest.mark.parametrize("lost", [1, 2, 64])
+def test_the_gate_refuses_early_only_what_it_would_refuse_in_the_end(lost: int) -> None:
+    """32 vectors of each of 64 samples are looked at: those of one are 1.6 % of them."""
+    draw = np.random.default_rng(0)
+    gate, refused = Int8Gate("grid", 1), 0
+    for i in range(64):
+        x = draw.standard_normal((32, 8)).astype(np.float32)
+        gate.add(x, -x if i < lost else x)
+        try:
+            gate.check_begun("here", 64)
+        except SpecError:
+            refused = refused or i + 1
+    assert refused == 1
+    with pytest.raises(SpecError, match=r"here: target grid is not offered"):
+        gate.check("here")
+
+
+def test_the_gate_waits_where_the_rest_may_still_mend_it() -> None:
+    draw = np.random.default_rng(0)
+    gate = Int8Gate("grid", 1)
+    for i in range(256):
+        x = draw.standard_normal((32, 8)).astype(np.float32)
+        gate.add(x, -x if i < 2 else x)  # 0.8 % of the vectors
+        gate.check_begun("here", 256)
+    gate.check("here")
 
 
 def test_a_dataset_of_version_1_is_read_and_gone_on_with(source: ToySource, tmp_path: Path) -> None:

@@ -194,6 +194,10 @@ def test_positions_are_counted_in_process_too(dataset: Dataset) -> None:
     made.advance(0)
     assert made.position == 0  # the trainer's own count goes first
     assert made.batches(drop_last=True).__len__() == len(list(made.batches(drop_last=True))) == 2
+    few = ShardStream(dataset, SMALL, StreamConfig(batch_size=9), rank=0, world_size=2)
+    with pytest.raises(ConfigError, match=r"leaves no batch: each of 2 ranks has 7 samples an epoch, batch_size is 9"):
+        few.batches(drop_last=True)
+    assert [len(batch["token"]) for batch in few.batches()] == [7]
 
 
 def test_epochs_and_seeds_differ(dataset: Dataset) -> None:
@@ -251,7 +255,7 @@ def test_impossible_wishes(dataset: Dataset) -> None:
         stream(dataset, 0, 16)
     with pytest.raises(ConfigError, match="rank 2 of 2"):
         stream(dataset, 2, 2)
-    with pytest.raises(ConfigError, match="no sample"):
+    with pytest.raises(ConfigError, match="no sample is asked for: tokens is empty"):
         ShardStream(dataset, SMALL, tokens=[])
 
 
