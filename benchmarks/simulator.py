@@ -25,7 +25,6 @@ LOSSES = {
     "fill": "first decode",
     "lost": "work lost with a worker",
     "raised": "attempts that raised",
-    "copies": "speculative copies",
     "detect": "death not yet noticed",
     "absent": "node away, seat closed",
     "driver": "waiting for the driver",
@@ -61,7 +60,6 @@ class Fleet(BaseModel):
     gpus_per_node: int = Field(default=8, ge=1)
     in_flight: int = Field(default=2, ge=1)
     max_attempts: int = Field(default=3, ge=1)
-    speculate: float | None = None
     scenes_per_second: float = 2.0
     spread: float = 0.2
     slow_nodes: float = 0.02
@@ -158,7 +156,6 @@ class Simulation:
                 seats,
                 in_flight=fleet.in_flight,
                 max_attempts=fleet.max_attempts,
-                speculate=fleet.speculate,
             )
         )
         self._workers = [_Worker() for _ in range(seats)]
@@ -178,7 +175,6 @@ class Simulation:
         self._messages = 0
         self._given = 0
         self._fresh_ended: float | None = None
-        self._woken = -1.0
         self._unjudged = 0.0
         """GPU seconds of tasks that ended, of which the driver has not read yet."""
         self._believed: dict[int, int] = {}
@@ -202,8 +198,8 @@ class Simulation:
             self._now, _, action, arguments = heapq.heappop(self._queue)
             action(*arguments)
         for worker in self._workers:
-            self._turn(worker, "end", "copies" if worker.state == "work" else worker.state)
-        self._seconds["copies"] += max(self._unjudged, 0.0)  # a sum of differences: it may end below nothing
+            self._turn(worker, "end", "lost" if worker.state == "work" else worker.state)
+        self._seconds["lost"] += max(self._unjudged, 0.0)  # a sum of differences: it may end below nothing
         left = set(self._rules.failed_tasks) | set(self._rules.undone)
         return Outcome(
             makespan=self._now,
@@ -257,10 +253,6 @@ class Simulation:
             self._at(self._now + self._fleet.link_ms / 1e3, self._receive, seat, self._believed[seat], task)
         if self._given == len(self._scenes) and self._fresh_ended is None:
             self._fresh_ended = self._now
-        wake = self._rules.wake(self._now)
-        if wake is not None and not self._now < self._woken <= wake:
-            self._woken = wake
-            self._at(wake, self._handle, lambda: None, ())
 
     def _loaded(self, seat: int, life: int) -> None:
         if self._believed.get(seat) == life:
@@ -274,11 +266,10 @@ class Simulation:
         elif reason is not None:
             self._seconds["raised"] += seconds
             self._act(self._rules.failed(seat, task, reason), seat)
-        elif self._rules.completed(seat, task, self._now):
+        else:
+            self._rules.completed(seat, task, self._now)
             self._seconds[USEFUL] += seconds
             self.completions.append(self._now)
-        else:
-            self._seconds["copies"] += seconds
 
     def _lost(self, seat: int, life: int, reason: str, charge: bool) -> None:
         if self._believed.get(seat) == life:

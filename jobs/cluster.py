@@ -43,9 +43,6 @@ class ClusterConfig(BaseModel):
         cpus: CPUs of the local Ray that is started where RAY_ADDRESS is not set; None is all.
         object_store_mb: of that local Ray; nothing large goes through it.
         max_attempts: how often a shard is tried before the run gives up on it (see `jobs.dispatch`, also for workers).
-        speculate: a worker without work takes a copy of a shard that has run this many times the usual. Set it only
-            where every GPU gives the same bits: a copy that is killed between its tar and its commit record leaves
-            other bytes under the first one's record where they differ. None makes no copies.
         shard_seconds: how long a worker may have a shard, waiting for its other shards included, before it is taken for
             hung, killed and replaced. None goes by what the shards took: five times the longest of late, never less
             than half an hour (six hours until one is done). What ran out of it has twice as long the next time.
@@ -64,7 +61,6 @@ class ClusterConfig(BaseModel):
     cpus: int | None = Field(default=None, ge=1)
     object_store_mb: int = Field(default=80, ge=75)
     max_attempts: int = Field(default=3, ge=1)
-    speculate: float | None = Field(default=None, gt=1)
     shard_seconds: float | None = Field(default=None, gt=0)
     load_seconds: float | None = Field(default=None, gt=0)
     env: tuple[str, ...] = shipping.ENVIRONMENT

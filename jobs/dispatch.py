@@ -14,11 +14,9 @@ seat whose worker dies gets a new one. The caller reports what happened and does
    without one task done is closed; when all are closed the run is given up.
 4. A place beside a running task is filled only while as many tasks wait as there are seats, so that the last tasks
    spread over all workers and no slow one holds two of them.
-5. With `speculate`, a seat that has nothing left to do takes a copy of the task that has run longest, once it has run
-   `speculate` times the usual. At most two copies run, and the first that ends counts.
-6. A worker *hangs* when it has had a task, or has been loading, for longer than `jobs.patience` allows; it is then as
+5. A worker *hangs* when it has had a task, or has been loading, for longer than `jobs.patience` allows; it is then as
    good as dead (rules 1 and 3).
-7. After a worker died or hung, its tasks, and the next one on its seat, are done *carefully*: in a mode in which an
+6. After a worker died or hung, its tasks, and the next one on its seat, are done *carefully*: in a mode in which an
    image that ends its decoder ends nothing else. So poison costs one attempt, and no seat is closed for it.
 
 Every decision costs O(1) while fresh work is left (a retry that waits for its seat adds a look at each free one).
@@ -27,7 +25,6 @@ Every decision costs O(1) while fresh work is left (a retry that waits for its s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -70,15 +67,14 @@ class Dispatcher:
     """The rules of this module, over `tasks` tasks and `seats` seats.
 
     A worker is started on every seat by the caller, at the beginning and where a `Verdict` says so. Times are seconds
-    of any clock that does not go back; only rules 5 and 6 look at them.
+    of any clock that does not go back; only rule 5 looks at them.
 
     Args:
         tasks: how many; task 0 should begin first.
         seats: how many workers.
         in_flight: tasks a worker holds at once.
         max_attempts: see rules 1 and 3.
-        speculate: see rule 5; None makes no copies.
-        deadline: seconds that a worker may have a task, see rule 6; None goes by what the tasks took.
+        deadline: seconds that a worker may have a task, see rule 5; None goes by what the tasks took.
         load_deadline: the same for loading.
     """
 
@@ -89,18 +85,16 @@ class Dispatcher:
         *,
         in_flight: int,
         max_attempts: int,
-        speculate: float | None = None,
         deadline: float | None = None,
         load_deadline: float | None = None,
     ) -> None:
-        self._tasks, self._in_flight, self._max_attempts, self._speculate = tasks, in_flight, max_attempts, speculate
+        self._tasks, self._in_flight, self._max_attempts = tasks, in_flight, max_attempts
         self._work = Patience(deadline, SHARD_FLOOR)
         self._load = Patience(load_deadline, LOAD_FLOOR)
         self._book = Attempts(max_attempts)
         self._seats = [_Seat() for _ in range(seats)]
         self._fresh = 0
         self._retries: deque[int] = deque()
-        self._runners: dict[int, list[int]] = {}
         self._done = bytearray(tasks)
         self._done_count = 0
         self._failed: dict[int, str] = {}
@@ -180,7 +174,7 @@ class Dispatcher:
         suspects = self._book.suspects(running, charge=charge)
         self._empty(seat)
         for task in reversed(running):  # each goes to the head: the one given first ends up there
-            if task not in suspects or self._done[task]:
+            if task not in suspects:
                 self._again(task)
             elif len(suspects) == 1:
                 self._charge(task, seat, reason)
@@ -212,7 +206,7 @@ class Dispatcher:
         return self.lost(hang.seat, reason)
 
     def careful(self, seat: int, task: int) -> bool:
-        """Whether a task that is given to this seat now is to be done carefully (rule 7)."""
+        """Whether a task that is given to this seat now is to be done carefully (rule 6)."""
         return task in self._book.careful or self._seats[seat].strikes > 0
 
     def away(self, seat: int) -> None:
@@ -231,25 +225,20 @@ class Dispatcher:
         self._open -= 1
         return Verdict.CLOSE
 
-    def completed(self, seat: int, task: int, now: float) -> bool:
-        """A task was done. False where another copy was done before, so that it must not be counted."""
+    def completed(self, seat: int, task: int, now: float) -> None:
+        """A task was done."""
         at = self._seats[seat]
         self._work.took(now - at.running[task])
         self._end(seat, task)
         at.errors = at.strikes = 0
-        if self._done[task]:
-            return False
         self._done[task] = 1
         self._done_count += 1
         self._book.done(task)
-        return True
 
     def failed(self, seat: int, task: int, reason: str) -> Verdict:
         """A task raised."""
         at = self._seats[seat]
         self._end(seat, task)
-        if self._done[task]:
-            return Verdict.KEEP
         self._charge(task, seat, reason)
         at.errors += 1
         if at.errors < self._max_attempts:
@@ -273,16 +262,7 @@ class Dispatcher:
                     given.append(self._give(seat, task, now))
                 elif not self._waiting + len(self._claims):
                     break
-        if self._speculate and not self._waiting and self._work.known:
-            given += self._copies(now)
         return given
-
-    def wake(self, now: float) -> float | None:
-        """When `assign` will have more to give although nothing happens until then: a copy falls due. None: never."""
-        if not self._speculate or self._waiting or not self._work.known or not self._idle():
-            return None
-        late = self._late()
-        return min((given + late for _, given in self._single() if given + late > now), default=None)
 
     @property
     def _waiting(self) -> int:
@@ -320,35 +300,9 @@ class Dispatcher:
             return True
         return self._fresh == self._tasks and sum(self._seats[s].ready for s in tried) == self._ready
 
-    def _copies(self, now: float) -> list[tuple[int, int]]:
-        """Copies of the tasks that are late, the oldest first, for the seats that have nothing to do."""
-        idle = self._idle()
-        late = self._late() if idle else 0.0
-        due = sorted((given, task) for task, given in self._single() if now - given >= late) if idle else []
-        out: list[tuple[int, int]] = []
-        for _, task in due:
-            seat = next((s for s in idle if s not in self._book.tried.get(task, ())), None)
-            if seat is not None:
-                idle.remove(seat)
-                out.append(self._give(seat, task, now))
-        return out
-
-    def _late(self) -> float:
-        return (self._speculate or 0.0) * self._work.usual
-
-    def _idle(self) -> list[int]:
-        return [s for s in self._free if not self._seats[s].running and s not in self._claims]
-
-    def _single(self) -> Iterator[tuple[int, float]]:
-        """Tasks that run in one copy, and since when."""
-        for task, seats in self._runners.items():
-            if len(seats) == 1 and task not in self._book.alone and not self._done[task]:
-                yield task, self._seats[seats[0]].running[task]
-
     def _give(self, seat: int, task: int, now: float) -> tuple[int, int]:
         at = self._seats[seat]
         at.running[task] = now
-        self._runners.setdefault(task, []).append(seat)
         self._update_free(seat)
         return seat, task
 
@@ -356,7 +310,6 @@ class Dispatcher:
         """A task is no longer running on a seat."""
         at = self._seats[seat]
         del at.running[task]
-        self._leave(task, seat)
         self._update_free(seat)
 
     def _empty(self, seat: int) -> None:
@@ -379,22 +332,16 @@ class Dispatcher:
         self._open -= 1
         return Verdict.CLOSE
 
-    def _leave(self, task: int, seat: int) -> None:
-        self._runners[task].remove(seat)
-        if not self._runners[task]:
-            del self._runners[task]
-
     def _charge(self, task: int, seat: int, reason: str) -> None:
         """Count an attempt against a task, and try it again or let it fail."""
-        if self._book.charge(task, seat, reason) and task not in self._runners:
+        if self._book.charge(task, seat, reason):
             self._failed[task] = reason
         else:
             self._again(task)
 
     def _again(self, task: int) -> None:
-        """Back to the head of the queue, unless it is done or another copy is running."""
-        if not self._done[task] and task not in self._runners:
-            self._retries.appendleft(task)
+        """Back to the head of the queue."""
+        self._retries.appendleft(task)
 
     def _update_free(self, seat: int) -> None:
         at = self._seats[seat]

@@ -149,7 +149,6 @@ class _Driver:
             self._begun,
             in_flight=in_flight,
             max_attempts=config.max_attempts,
-            speculate=config.speculate,
             deadline=config.shard_seconds,
             load_deadline=config.load_seconds,
         )
@@ -270,16 +269,13 @@ class _Driver:
         self._bury(time.monotonic())
 
     def _ended(self) -> list[Any]:
-        """Waits until something has ended, a copy falls due or it is time to look up; all that has ended: one look at
+        """Waits until something has ended or it is time to look up; all that has ended: one look at
         thousands of references costs milliseconds, and is shared by all that came in meanwhile."""
         references = list(self._asked)
         if not references:
             time.sleep(_TICK)  # only dead workers, whose nodes may be dead too
             return []
-        now = self._now()
-        wake = None if self._stopping else self._dispatch.wake(now)
-        timeout = _TICK if wake is None else min(_TICK, wake - now)
-        first, _ = ray.wait(references, num_returns=1, timeout=timeout)
+        first, _ = ray.wait(references, num_returns=1, timeout=_TICK)
         if not first:
             return []
         ended, _ = ray.wait(references, num_returns=len(references), timeout=0)
@@ -313,7 +309,8 @@ class _Driver:
             elif task == _LOAD:
                 self._dispatch.loaded(seat, self._now())
                 self._on_start(answer)
-            elif self._dispatch.completed(seat, task, self._now()):
+            else:
+                self._dispatch.completed(seat, task, self._now())
                 self._on_receipt(answer)
 
     def _end_hangs(self) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass
-from statistics import median
 
 _LAST = 255
-"""How many of the last ones say what is usual."""
+"""How many of the last ones say what another may take."""
 _TIMES = 5.0
 """How many times the longest of those another may take."""
 _BLIND = 6 * 3600.0
@@ -50,16 +49,6 @@ class Patience:
     def took(self, seconds: float) -> None:
         """One has ended well."""
         self._took.append(seconds)
-
-    @property
-    def known(self) -> bool:
-        """Whether one has ended."""
-        return bool(self._took)
-
-    @property
-    def usual(self) -> float:
-        """The median of the last ones, where it is `known`."""
-        return median(self._took)
 
     @property
     def limit(self) -> float:

@@ -18,10 +18,8 @@ def cases(fleet: Fleet) -> dict[str, Fleet]:
     return {
         "calm": fleet.calm(),
         "faults": fleet,
-        "faults, copies": fleet.model_copy(update={"speculate": 1.5}),
         "ten times": fleet.model_copy(update={"gpu_mtbf": fleet.gpu_mtbf / 10, "node_mtbf": fleet.node_mtbf / 10}),
         "spot": fleet.model_copy(update={"preempt_mtbf": 4.0}),
-        "spot, copies": fleet.model_copy(update={"preempt_mtbf": 4.0, "speculate": 1.5}),
     }
 
 

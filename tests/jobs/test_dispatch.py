@@ -18,7 +18,6 @@ def ready(  # type: ignore[no-untyped-def]
     *,
     in_flight: int = 1,
     max_attempts: int = 3,
-    speculate: float | None = None,
     deadline: float | None = None,
     load_deadline: float | None = None,
 ):
@@ -27,7 +26,6 @@ def ready(  # type: ignore[no-untyped-def]
         seats,
         in_flight=in_flight,
         max_attempts=max_attempts,
-        speculate=speculate,
         deadline=deadline,
         load_deadline=load_deadline,
     )
@@ -40,7 +38,7 @@ def test_tasks_begin_in_order_and_every_seat_gets_one_first() -> None:
     dispatch = ready(9, 3, in_flight=2)
     assert dispatch.assign(0) == [(0, 0), (1, 1), (2, 2), (0, 3), (1, 4), (2, 5)]
     assert dispatch.assign(0) == []
-    assert dispatch.completed(1, 1, 1.0)
+    dispatch.completed(1, 1, 1.0)
     assert dispatch.assign(1) == [(1, 6)]
 
 
@@ -124,7 +122,7 @@ def test_preemptions_charge_nobody() -> None:
         assert dispatch.lost(0, "preempted", charge=False) is Verdict.REPLACE
         dispatch.loaded(0)
     dispatch.assign(0)
-    assert dispatch.completed(0, 0, 1)
+    dispatch.completed(0, 0, 1)
     assert dispatch.finished
 
 
@@ -150,35 +148,6 @@ def test_deaths_while_loading_do_not_add_up_over_a_long_run() -> None:
     assert dispatch.done == 100
 
 
-def test_speculation_copies_only_the_late_and_counts_once() -> None:
-    dispatch = ready(3, 2, speculate=2.0)
-    assert dispatch.assign(0) == [(0, 0), (1, 1)]
-    assert dispatch.completed(1, 1, 10.0)
-    assert dispatch.assign(10) == [(1, 2)]
-    assert dispatch.completed(1, 2, 18.0)
-    assert dispatch.assign(17) == []  # tasks took 8 and 10 s, so one is late after twice 9
-    assert dispatch.wake(17) == 18
-    assert dispatch.assign(18) == [(1, 0)]
-    assert dispatch.wake(18) is None
-    assert dispatch.assign(21) == []  # never a third
-    assert dispatch.completed(1, 0, 25)
-    assert dispatch.finished
-    assert not dispatch.completed(0, 0, 90)
-    assert dispatch.done == 3
-
-
-def test_a_copy_stands_in_for_a_task_whose_worker_dies() -> None:
-    dispatch = ready(2, 2, speculate=2.0)
-    dispatch.assign(0)
-    dispatch.completed(1, 1, 1.0)
-    assert dispatch.assign(3) == [(1, 0)]
-    assert dispatch.lost(0, "died") is Verdict.REPLACE
-    dispatch.loaded(0)
-    assert dispatch.assign(3.5) == []  # it is running still
-    assert dispatch.completed(1, 0, 4)
-    assert dispatch.finished
-
-
 def test_a_seat_that_is_added_takes_part() -> None:
     dispatch = ready(4, 1)
     dispatch.assign(0)
@@ -191,7 +160,7 @@ def test_a_hang_is_a_death_after_the_deadline_and_the_next_time_it_is_twice_as_l
     dispatch = ready(3, 2, deadline=60)
     assert dispatch.assign(0) == [(0, 0), (1, 1)]
     assert dispatch.overdue(60) == []
-    assert dispatch.completed(1, 1, 60)
+    dispatch.completed(1, 1, 60)
     assert dispatch.overdue(61) == [Hang(seat=0, task=0, seconds=61, limit=60)]
     assert dispatch.hung(*dispatch.overdue(61), "hung") is Verdict.REPLACE
     assert dispatch.overdue(1000) == []  # nobody sits there
@@ -201,7 +170,7 @@ def test_a_hang_is_a_death_after_the_deadline_and_the_next_time_it_is_twice_as_l
     dispatch.hung(*dispatch.overdue(61 + 121), "hung")
     dispatch.loaded(0)
     assert dispatch.assign(200) == [(0, 2)]
-    assert dispatch.completed(0, 2, 201)
+    dispatch.completed(0, 2, 201)
     assert dispatch.assign(201) == [(0, 0)]  # it was charged on both
     (last,) = dispatch.overdue(201 + 241)
     dispatch.hung(last, "hung again")
@@ -212,14 +181,14 @@ def test_a_hang_is_a_death_after_the_deadline_and_the_next_time_it_is_twice_as_l
 def test_a_hang_beside_others_charges_nobody_and_each_is_tried_alone() -> None:
     dispatch = ready(4, 1, in_flight=2, deadline=10)
     assert dispatch.assign(0) == [(0, 0), (0, 1)]
-    assert dispatch.completed(0, 0, 5)
+    dispatch.completed(0, 0, 5)
     assert dispatch.assign(5) == [(0, 2)]
     (hang,) = dispatch.overdue(12)
     assert hang.task == 1
     assert dispatch.hung(hang, "hung") is Verdict.REPLACE
     dispatch.loaded(0)
     assert dispatch.assign(12) == [(0, 1)]
-    assert dispatch.completed(0, 1, 13)
+    dispatch.completed(0, 1, 13)
     assert dispatch.assign(13) == [(0, 2)]
 
 
@@ -228,10 +197,10 @@ def test_without_a_deadline_what_tasks_took_says_what_is_too_long() -> None:
     dispatch.assign(0)
     assert dispatch.overdue(6 * 3600) == []  # nothing is known yet
     assert [hang.limit for hang in dispatch.overdue(6 * 3600 + 1)] == [6 * 3600] * 2
-    assert dispatch.completed(0, 0, 20)
+    dispatch.completed(0, 0, 20)
     assert dispatch.overdue(1800) == []  # a quick task does not make the next one's hang of a slow disk
     assert [(hang.seat, hang.limit) for hang in dispatch.overdue(1801)] == [(1, 1800)]
-    assert dispatch.completed(1, 1, 1000)
+    dispatch.completed(1, 1, 1000)
     now = 1000.0
     dispatch.assign(now)
     assert dispatch.overdue(now + 5_000) == []
@@ -267,7 +236,7 @@ def test_a_hang_while_loading_is_a_death_while_loading() -> None:
         assert dispatch.overdue(now + 1000) == []  # its next worker waits for room, and loads nothing
         dispatch.placed(1, now)
     for task in range(3):
-        assert dispatch.completed(0, task, now)
+        dispatch.completed(0, task, now)
         dispatch.assign(now)
     assert dispatch.finished
     assert dispatch.failed_tasks == {}
@@ -312,19 +281,6 @@ def test_without_a_deadline_what_loads_took_says_what_is_too_long() -> None:
     dispatch.loaded(1, 3000)
     assert dispatch.overdue(15_000) == []
     assert [(hang.seat, hang.limit) for hang in dispatch.overdue(15_001)] == [(2, 15_000)]
-
-
-def test_a_copy_that_hangs_is_ended_although_its_task_is_done() -> None:
-    dispatch = ready(2, 2, speculate=2.0, deadline=30)
-    dispatch.assign(0)
-    dispatch.completed(1, 1, 1.0)
-    assert dispatch.assign(3) == [(1, 0)]
-    assert dispatch.completed(1, 0, 4)
-    (hang,) = dispatch.overdue(31)
-    assert (hang.seat, hang.task) == (0, 0)
-    assert dispatch.hung(hang, "hung") is Verdict.REPLACE
-    assert dispatch.finished
-    assert dispatch.failed_tasks == {}
 
 
 def test_what_was_in_a_worker_that_died_is_done_carefully_and_so_is_the_next_on_its_seat() -> None:
@@ -374,21 +330,18 @@ def test_poison_in_every_shard_closes_no_seat() -> None:
     seats=st.integers(1, 6),
     in_flight=st.integers(1, 3),
     max_attempts=st.integers(1, 4),
-    speculate=st.sampled_from([None, 1.5]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=300, deadline=None)
 def test_under_any_faults_the_accounting_closes(
-    tasks: int, seats: int, in_flight: int, max_attempts: int, speculate: float | None, seed: int
+    tasks: int, seats: int, in_flight: int, max_attempts: int, seed: int
 ) -> None:
     """Random orders, poison that raises, that kills, that hangs, broken seats, deaths and hangs of who loads."""
-    first = play(tasks, seats, in_flight, max_attempts, speculate, seed)
-    assert play(tasks, seats, in_flight, max_attempts, speculate, seed) == first  # the same history, by seed
+    first = play(tasks, seats, in_flight, max_attempts, seed)
+    assert play(tasks, seats, in_flight, max_attempts, seed) == first  # the same history, by seed
 
 
-def play(
-    tasks: int, seats: int, in_flight: int, max_attempts: int, speculate: float | None, seed: int
-) -> list[tuple[object, ...]]:
+def play(tasks: int, seats: int, in_flight: int, max_attempts: int, seed: int) -> list[tuple[object, ...]]:
     rng = random.Random(seed)
     raises = {t for t in range(tasks) if rng.random() < 0.1}
     kills = {t for t in range(tasks) if rng.random() < 0.05}
@@ -400,7 +353,6 @@ def play(
         seats,
         in_flight=in_flight,
         max_attempts=max_attempts,
-        speculate=speculate,
         deadline=100,
         load_deadline=1e6,
     )
@@ -430,8 +382,7 @@ def play(
             assert len(running[seat]) < in_flight, "more than it holds"
             assert task not in done, "done already"
             assert task not in dispatch.failed_tasks, "given up already"
-            copies = sum(task in tasks_there for tasks_there in running.values())
-            assert copies <= (1 if speculate else 0), "another attempt of it is running"
+            assert not any(task in there for there in running.values()), "another attempt of it is running"
             running[seat].add(task)
         if dispatch.finished:
             break
@@ -484,13 +435,14 @@ def play(
                     charges[t] += len(running[hang.seat]) == 1
                 after(dispatch.hung(hang, "hung"), hang.seat)
         elif task in raises or seat in broken:
-            charges[task] += task not in done
+            charges[task] += 1
             running[seat].discard(task)
             after(dispatch.failed(seat, task, "raised"), seat)
         else:
             running[seat].discard(task)
             history.append(("done", seat, task))
-            assert dispatch.completed(seat, task, now) == (task not in done)
+            assert task not in done
+            dispatch.completed(seat, task, now)
             done.add(task)
     else:
         raise AssertionError("it does not end")
