@@ -9,6 +9,7 @@ prints every key (`jobs.usage`).
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import os
 import re
@@ -16,7 +17,7 @@ import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TextIO, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -237,9 +238,12 @@ def run(main: Callable[[list[str]], object], *, interrupted: str = "interrupted"
     """Run a job's `main` on the command line and leave, with the errors as a person wants them.
 
     Exit code: what `main` returns if that is an int, else 0; 2 for a config that cannot be, 1 for any other error of
-    ours, 130 for Ctrl-C, which prints `interrupted`; 141 without a word where nobody reads the output any more
-    (``| head``).
+    ours and for output that cannot be written, 130 for Ctrl-C, which prints `interrupted`; 141 without a word where
+    nobody reads the output any more (``| head``).
     """
+    if sys.stdout is None:  # ``>&-``: what is opened next would be written to by whoever prints
+        print("stdout is closed, and what this prints would be lost: give it a file, or /dev/null", file=sys.stderr)
+        raise SystemExit(1)
     try:
         code = _exit_code(main, interrupted)
         sys.stdout.flush()
@@ -247,7 +251,20 @@ def run(main: Callable[[list[str]], object], *, interrupted: str = "interrupted"
         if not _drop_unread():  # another pipe's: a real error
             raise
         code = _READER_GONE
+    except OSError as error:
+        print(f"\n{_of_output(error)}", file=sys.stderr)
+        code = 1
     raise SystemExit(code)
+
+
+def _of_output(error: OSError) -> str:
+    """What to say of an error of the system that no place of ours has told: of a named file, or of stdout."""
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+        raise error
+    _drop(sys.stdout)
+    return f"the output cannot be written ({error.strerror}): what was printed is not whole"
 
 
 def _exit_code(main: Callable[[list[str]], object], interrupted: str) -> str | int | None:
@@ -279,6 +296,11 @@ def _drop_unread() -> bool:
         poll = select.poll()
         poll.register(number, 0)  # errors are told without being asked for
         if poll.poll(0):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            _drop(stream)
             gone = True
     return gone
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what a stream still holds, and all that comes, go nowhere: Python would tell of it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -28,6 +28,7 @@ from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.drivers import POSES, Driver, checked, documents_of, make_drivers
 from jobs.evaluation.results import DriverResult, Gathering, part_of
 from jobs.evaluation.two_stage import TwoStage, aggregate
+from jobs.outputs import write_bytes, write_text
 from jobs.report import bytes_text
 from pipeline.reader import Dataset
 from pipeline.stores.volume import Volume
@@ -248,7 +249,6 @@ def _leave(
 ) -> None:
     """Print the table, write the files."""
     folder = config.out if len(config.versions) == 1 else config.out / evaluated.version
-    folder.mkdir(parents=True, exist_ok=True)
     tokens, version = evaluated.tokens, evaluated.version
     print(
         f"\n{SCORE_NAME[version]}, {len(tokens)} scenes\n{report.summary(evaluated.results, evaluated.logs, version)}"
@@ -260,12 +260,12 @@ def _leave(
         places = page.worst(evaluated, config.worst)
         contexts = reward.contexts([tokens[i] for i in places])
         html = page.render(evaluated, places, dataset, contexts).encode("utf-8")
-        (folder / "worst.html").write_bytes(html)
+        write_bytes(folder / "worst.html", html)
         print(f"\nthe worst {len(places)} scenes ({bytes_text(len(html))}): {(folder / 'worst.html').resolve()}")
     if policies:
         name, path = next(iter(named(config.policy).items()))
         stored = dataset.columns[layout.SAMPLES].provenance
-        (folder / "agent.yaml").write_text(report.agent_yaml(name, path, stored["size"], stored["quality"]))
+        write_text(folder / "agent.yaml", report.agent_yaml(name, path, stored["size"], stored["quality"]))
     print(f"scores.parquet, a csv a driver{', agent.yaml' if policies else ''}: {folder.resolve()}")
 
 

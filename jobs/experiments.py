@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from jobs import config as job_config
+from jobs.outputs import write_text
 from jobs.report import table
 from jobs.sft import baseline_rows
 from trainer import distributed
@@ -138,7 +139,7 @@ def _recipe(recipe: SFTConfig, name: str, seed: int) -> SFTConfig:
 
 def _write(config: ExperimentsConfig, results: Results) -> None:
     path = Path(config.recipe.out) / "experiments.json"
-    path.write_text(json.dumps(results, indent=1))
+    write_text(path, json.dumps(results, indent=1))
 
 
 def _print(config: ExperimentsConfig, results: Results, skipped: Sequence[str], notices: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs import config as job_config
 from jobs import sft
 from jobs.inspection.facts import NAVTRAIN_SCENES
+from jobs.outputs import write_text
 from jobs.report import table
 from jobs.storage.figures import Figures, Samples, Spread, measure
 from jobs.storage.restored import restore
@@ -177,8 +178,7 @@ def _train(config: FidelityConfig, dataset: Dataset) -> dict[str, dict[str, floa
 
 def _write(out: Path, results: Mapping[str, list[Figures]], trained: Mapping[str, Mapping[str, float]]) -> None:
     document = {"targets": {name: [_json(f) for f in rows] for name, rows in results.items()}, "sft": dict(trained)}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "fidelity.json").write_text(json.dumps(document, indent=1) + "\n")
+    write_text(out / "fidelity.json", json.dumps(document, indent=1) + "\n")
 
 
 def _json(figures: Figures) -> dict[str, Any]:

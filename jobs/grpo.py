@@ -19,8 +19,10 @@ import torch
 from jobs import config as job_config
 from jobs.intervals import Interval, clustered
 from jobs.journal import Journal, follow, say
+from jobs.outputs import write_text
 from jobs.report import table
-from shards_schema.errors import MismatchError
+from shards_schema import documents
+from shards_schema.errors import DatasetError, MismatchError
 from trainer import baselines, checkpoint, distributed
 from trainer.grpo import GRPO, POLICY
 from trainer.grpo_config import GRPOConfig
@@ -156,7 +158,7 @@ def _write(config: GRPOConfig, outcome: Outcome) -> None:
         "logs": list(outcome.logs),
         "rows": {name: {"means": driven.means(), **driven.state()} for name, driven in outcome.rows.items()},
     }
-    Path(config.out, RESULT).write_text(json.dumps(content))
+    write_text(Path(config.out, RESULT), json.dumps(content))
 
 
 def finished(config: GRPOConfig) -> Outcome | None:
@@ -168,7 +170,10 @@ def finished(config: GRPOConfig) -> Outcome | None:
     path = Path(config.out, RESULT)
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
+    try:
+        content = documents.parse_json(path.read_bytes())
+    except (OSError, documents.UnreadableError) as error:
+        raise DatasetError(f"{path} cannot be read ({error}); move it away to have it made anew") from error
     refuse_other(json.dumps(content["recipe"]), config, path, FREE | GRPO.also_free)
     before, after = Path(config.policy), Path(config.out, POLICY)
     if before.exists() and after.exists() and checkpoint.load(after)["policy_digest"] != checkpoint.digest(before):

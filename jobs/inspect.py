@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs import config as job_config
 from jobs.inspection import page, text
 from jobs.inspection.facts import Facts, gather
+from jobs.outputs import write_bytes
 from jobs.report import bytes_text
 from pipeline.reader import Dataset
 from pipeline.stores.places import LocalPath, Place
@@ -53,8 +54,7 @@ def main(arguments: list[str]) -> int:
     dataset = readable(facts)
     tokens = page.choose(dataset, config.scenes, config.seed) if dataset is not None else []
     html = page.render(facts, dataset, tokens).encode("utf-8")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_bytes(html)
+    write_bytes(place, html)
     print(f"\npage of {len(tokens)} scenes ({bytes_text(len(html))}): {place.resolve()}")
     return 0
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from jobs.evaluation.accounting import read_tokens
 from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, mean_text, short
 from jobs.evaluation.frames import comfort_between_frames
 from jobs.evaluation.sources import Caches, Column, ContextSource
+from jobs.outputs import write_text
 from jobs.report import table
 from scoring import Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
@@ -205,9 +205,7 @@ def write_rows(path: Path, keys: list[tuple[str, str]], groups: Mapping[str, Map
     for k, (token, name) in enumerate(keys):
         row = {group: dict(_numbers(values, k)) for group, values in groups.items()}
         out.setdefault(token, {})[name] = row.get("", row)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(out, indent=1, allow_nan=False), encoding="utf-8")
-    os.replace(draft, path)
+    write_text(path, json.dumps(out, indent=1, allow_nan=False))
 
 
 def _numbers(values: Mapping[str, Tensor], k: int) -> Iterator[tuple[str, float | None]]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from jobs.evaluation.columns import AVERAGE, SCORE_NAME, SUBSCORES, mean_text, short
 from jobs.evaluation.results import DriverResult, interval
+from jobs.outputs import replace_file, write_text
 from jobs.report import table
 from scoring import Version
 
@@ -61,18 +61,11 @@ def write_csv(path: Path, result: DriverResult, tokens: Sequence[str], version: 
         out.writerow([i, token, valid[i], *(_cell(float(values[n][i])) for n in names)])
     means = [_cell(float(values[n].nanmean())) for n in names]
     out.writerow([len(tokens), AVERAGE[version], all(valid), *means])
-    replace_file(path, lambda draft: draft.write_text(sink.getvalue(), encoding="utf-8"))
+    write_text(path, sink.getvalue())
 
 
 def _cell(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file whole or not at all; `write` gets the place of a draft."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    write(draft)
-    os.replace(draft, path)
 
 
 def summary(results: Sequence[DriverResult], logs: Sequence[str], version: Version) -> str:

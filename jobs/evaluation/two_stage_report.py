@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.evaluation.columns import SUBSCORES, short
-from jobs.evaluation.report import replace_file
 from jobs.evaluation.results import DriverResult
 from jobs.evaluation.two_stage import Aggregate, TwoStage
+from jobs.outputs import write_text
 from jobs.report import table
 
 NAMES = SUBSCORES["v2"]
@@ -53,7 +53,7 @@ def write_csv(path: Path, split: TwoStage, result: DriverResult, found: Aggregat
     out.writerow([count, "extended_pdm_score_stage_one", valid, *ones, *none, _cell(found.first)])
     out.writerow([count + 1, "extended_pdm_score_stage_two", valid, *none, *twos, _cell(found.second)])
     out.writerow([count + 2, "extended_pdm_score_combined", valid, *ones, *twos, _cell(found.score)])
-    replace_file(path, lambda draft: draft.write_text(sink.getvalue(), encoding="utf-8"))
+    write_text(path, sink.getvalue())
 
 
 def _cell(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from jobs import config as job_config
 from jobs import teachers as teachers_job
 from jobs import usage
 from jobs.export import ExportConfig
+from jobs.outputs import replace_file, write_bytes
 from jobs.verify import VerifyConfig
 from pipeline.device import refuse_absent
 from pipeline.reader import Dataset
@@ -30,7 +32,7 @@ from pipeline.sources.synthetic import MARKER, SyntheticConfig
 from pipeline.stores.retry import store_config
 from pipeline.stores.volume import Volume
 from pipeline.worker import ShardWorker, WorkerConfig
-from shards_schema.errors import ConfigError, MismatchError, MissingFileError
+from shards_schema.errors import ConfigError, MismatchError, MissingFileError, StoreError
 from shards_schema.refusals import annotations_at, problems
 from teachers import registry as teachers
 
@@ -536,3 +538,36 @@ def test_nobody_reads_the_output(body: str, expected: int) -> None:
     assert child.returncode == expected, child.stderr
     assert ("BrokenPipeError" in child.stderr) == (expected == 1), child.stderr
     assert bool(child.stderr) == (expected == 1)
+
+
+# --- output that cannot be written
+
+
+@pytest.mark.parametrize("body", ["print('x' * 100_000)", "print('x')", "print('x', flush=True)"])
+@pytest.mark.parametrize("output", ["/dev/full", "&-"])
+def test_output_that_cannot_be_written_is_told(body: str, output: str) -> None:
+    code = f"from jobs import config\ndef main(arguments):\n    {body}\nconfig.run(main)"
+    child = subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" >{output}', sys.executable, code],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, timeout=60,
+    )  # fmt: skip
+    said = "stdout is closed" if output == "&-" else "the output cannot be written (No space left on device)"
+    assert child.returncode == 1
+    assert child.stderr.strip().startswith(said)
+    assert "Traceback" not in child.stderr
+
+
+def test_a_file_that_cannot_be_written_is_as_it_was(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    write_bytes(page, b"first")
+
+    def full(draft: Path) -> None:
+        draft.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StoreError, match=r"page.html: No space left on device .the disk.*is full"):
+        replace_file(page, full)
+    assert [p.name for p in tmp_path.iterdir()] == ["page.html"]
+    assert page.read_bytes() == b"first"
+    with pytest.raises(StoreError, match=r"below\.html: File exists"):
+        write_bytes(page / "below.html", b"x")
