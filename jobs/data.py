@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import field_validator
 
 from jobs import config as job_config
+from jobs.progress import lines
 from pipeline.sources.synthetic import MARKER, SyntheticConfig, generate
 from pipeline.sources.synthetic.nuplan_dataset import FOLDER, generate_nuplan
 from pipeline.stores.places import LocalText
@@ -53,9 +54,9 @@ def main(arguments: list[str]) -> None:
     config = job_config.load(DataConfig, arguments)
     out = Path(config.out)
     if config.nuplan:
-        generate_nuplan(config.synthetic(), out, config.nuplan_10hz, _tell)
+        generate_nuplan(config.synthetic(), out, config.nuplan_10hz, lines(_tell))
     else:
-        generate(config.synthetic(), out, _tell)
+        generate(config.synthetic(), out, lines(_tell))
     logs = config.logs * len(config.splits)
     images = logs * config.frames * 8
     print(

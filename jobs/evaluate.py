@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from jobs import config as job_config
 from jobs.evaluation import accounting, page, report, two_stage_report
@@ -29,6 +28,7 @@ from jobs.evaluation.drivers import POSES, Driver, checked, documents_of, make_d
 from jobs.evaluation.results import DriverResult, Gathering, part_of
 from jobs.evaluation.two_stage import TwoStage, aggregate
 from jobs.outputs import write_bytes, write_text
+from jobs.progress import bar
 from jobs.report import bytes_text
 from pipeline.reader import Dataset
 from pipeline.stores.volume import Volume
@@ -183,7 +183,7 @@ def _evaluate(
     synthetic: set[str] = set()
     logs: list[str] = []
     times: list[int] = []
-    for start in tqdm(range(0, len(tokens), config.chunk), unit="chunk", disable=len(tokens) <= config.chunk):
+    for start in bar(range(0, len(tokens), config.chunk), unit="chunk", needed=len(tokens) > config.chunk):
         some = tokens[start : start + config.chunk]
         documents = documents_of(dataset, some)
         logs += [d["log"] for d in documents]

@@ -24,10 +24,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from tqdm import tqdm
 
 from jobs import config as job_config
 from jobs.outputs import write_text
+from jobs.progress import bar
 from jobs.report import table
 from jobs.sft import baseline_rows
 from trainer import distributed
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> Results:
     notices: Sequence[str] = ()
     with distributed.session(config.recipe.device) as device:
         todo = [(name, seed) for seed in config.seeds for name in TRAINED]
-        for name, seed in tqdm(todo, unit="run", dynamic_ncols=True):
+        for name, seed in bar(todo, unit="run"):
             if time.monotonic() > end:
                 skipped.append(f"{name}, seed {seed}")
                 continue

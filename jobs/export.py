@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from tqdm import tqdm
 
 from jobs import config as job_config
+from jobs.progress import bar
 from pipeline.reader import Dataset
 from pipeline.stores.places import LocalPath, Place
 from pipeline.stream import SampleTable
@@ -114,7 +114,7 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
     temp = config.to.with_name(f".{config.to.name}.partial")
     try:
         with open(temp, "w", encoding="utf-8") as file:
-            for token in tqdm(table.tokens, unit="sample", disable=None):
+            for token in bar(table.tokens, unit="sample"):
                 members = dataset.read(token, {layout.SAMPLES: ["json", *views]})[layout.SAMPLES]
                 paths = [folder / f"{token}.{view}" for view in views]
                 for view, path in zip(views, paths, strict=True):

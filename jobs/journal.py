@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from jobs.progress import bar
 from trainer import distributed
 from trainer.grpo import GRPO
 from trainer.sft import SFT
@@ -31,7 +30,7 @@ class Journal(ABC):
     def __init__(self, out: str, total: int, done: int) -> None:
         Path(out).mkdir(parents=True, exist_ok=True)
         self._file = open(Path(out) / "log.jsonl", "a")  # noqa: SIM115 (open as long as the run)
-        self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, mininterval=1.0)
+        self._bar = bar(total=total, done=done, unit="step")
         self._board = _summary_writer(out)
 
     @abstractmethod

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.stores.volume import told
+from pipeline.stores.disk import told
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

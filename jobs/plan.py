@@ -11,6 +11,7 @@ from typing import Any
 
 from jobs import batch_sizes, forecast
 from jobs import config as job_config
+from jobs.progress import lines
 from jobs.teachers import TeachersConfig, build_teacher
 from pipeline.plan import make_plan
 from pipeline.samples import SamplesColumn
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
     sized = {column: _sized(volume, column, fields) for column, fields in config.teachers.items()}
     config = config.model_copy(update={"teachers": sized})
     teachers = [build_teacher(column, fields) for column, fields in config.teachers.items()]
-    source = sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
+    source = sources.build(config.source, progress=lines(lambda line: print(f"data: {line}", flush=True)))
     samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
     scan = forecast.prepare(config, source, volume, samples, teachers)
     plan = make_plan(scan.refs, config.plan)

@@ -25,6 +25,7 @@ from jobs.cluster import ClusterConfig, joining, refuse_silent, session, worker_
 from jobs.driver import StoppedError, drive
 from jobs.light import LightMeter
 from jobs.preemption import Preemption
+from jobs.progress import bar, lines
 from jobs.report import bytes_text, table
 from jobs.timings import Timings
 from pipeline import run as runs
@@ -89,9 +90,7 @@ class Progress:
 
     def __init__(self, shards: int, done: int, workers: int) -> None:
         self.workers = workers
-        self._bar = tqdm(
-            total=shards, initial=done, unit="shard", dynamic_ncols=True, mininterval=0.5, disable=shards == done
-        )
+        self._bar = bar(total=shards, done=done, unit="shard", needed=shards != done)
         self._first = 0.0
         self.scenes = 0
         self.decodes = 0
@@ -151,7 +150,7 @@ def main(arguments: list[str]) -> None:
     config = config.model_copy(update={"teachers": batch_sizes.resolve(config.teachers, Volume(config.out))})
     columns = [build_teacher(name, fields) for name, fields in config.teachers.items()]
     # after the teachers: a synthetic source is generated here, which takes minutes
-    source = sources.build(config.source, progress=lambda line: print(f"data: {line}", flush=True))
+    source = sources.build(config.source, progress=lines(lambda line: print(f"data: {line}", flush=True)))
     samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
     versions = runs.environment()
     manifests = [
