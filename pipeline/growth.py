@@ -30,6 +30,10 @@ _WHERE = ("root", "sensor_root", "split", "synthetic", "filter.data_split")
 """What a source says of where its files are; they may be moved."""
 _WHICH = ("logs", "filter.log_names", "filter.tokens", "filter.max_scenes")
 """What it says of which logs and scenes are wanted: more of them are a growth."""
+_AROUND = ("context_frames", "channels")
+"""What it says of how much a scene has around what columns ask for; a column that comes later may ask for more."""
+_RECORDS = ("kind", "rate", "camera_frame", "extrinsics")
+"""What decides the records of a scene, and so the bits of what was made of it."""
 
 
 def go_on(volume: Volume, known: Generations, here: DatasetManifest, planned: Plan, refs: pa.Table, scan: Scan) -> Plan:
@@ -57,12 +61,13 @@ def go_on(volume: Volume, known: Generations, here: DatasetManifest, planned: Pl
     changes = [
         (path, a, b)
         for path, a, b in differing(known.now.source, json.loads(json.dumps(here.source)))
-        if not _under(path, _WHERE) and ABSENT not in (a, b)
+        if not _under(path, (*_WHERE, *_AROUND)) and ABSENT not in (a, b)
     ]
     if gone.num_rows:
         raise MismatchError(f"{where}: {_gone(plan, gone, new, scan)}{_told(changes)}; {_WAYS_OUT}")
-    of_the_filter = "filter" if not new.num_rows else _WHICH  # another filter that finds the same scenes is as good
-    if others := [change for change in changes if not _under(change[0], of_the_filter)]:
+    # another filter that finds the same scenes is as good; one that finds more must be the same but for what is wanted
+    others = [c for c in changes if (not _under(c[0], _WHICH) if new.num_rows else _under(c[0], _RECORDS))]
+    if others:
         more = f" would add {new.num_rows} scenes, and" if new.num_rows else ""
         raise MismatchError(f"{where}: the source{more} is another one than the dataset's{_told(others)}; {_WAYS_OUT}")
     if not new.num_rows:
@@ -108,8 +113,8 @@ _WAYS_OUT = (
 )
 
 
-def _under(path: str, keys: str | Sequence[str]) -> bool:
-    return any(path == key or path.startswith(f"{key}.") for key in ([keys] if isinstance(keys, str) else keys))
+def _under(path: str, keys: Sequence[str]) -> bool:
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
 
 
 def _told(changes: Sequence[tuple[str, Any, Any]]) -> str:

@@ -216,11 +216,13 @@ def test_what_is_one(data: str, tmp_path: Path) -> None:
     """Another place of the same files, more tokens of the same logs, more logs."""
     out = tmp_path / "out"
     told: list[dict[str, Any]] = [
-        {"filter": {"tokens": {"count": 6, "sha256": "a"}}, "camera_frame": "ego"},
+        {"filter": {"tokens": {"count": 6, "sha256": "a"}}, "camera_frame": "ego", "context_frames": 1},
         {"filter": {"tokens": {"count": 15, "sha256": "b"}}, "camera_frame": "ego"},
-        {"filter": {"tokens": None}, "camera_frame": "ego"},
+        {"filter": {"tokens": None}, "camera_frame": "ego", "context_frames": 2},
     ]
     commit(Source(data, told=told[0], kept=lambda token: token[-1] in "12"), out, [])
+    more_around = {**told[0], "context_frames": 4, "filter": {"tokens": ["of the same scenes"]}}
+    assert commit(Source(data, told=more_around, kept=lambda token: token[-1] in "12"), out, []).grown == 0
     moved = shutil.copytree(data, tmp_path / "moved")
     for number, (source, more) in enumerate(
         [(Source(str(moved), told=told[1]), 9), (Source(str(moved), told=told[2], logs=4), 5)], 1
