@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from pipeline import run as runs
@@ -225,3 +226,19 @@ def test_a_code_by_name_is_tried_once_a_run_that_ends(source: ToySource, tmp_pat
     runs.close(run)
     assert again(source, out, ["image_missing"]) == every
     assert sorted(p.name[-7:] for p in out.glob("logs/withdrawn/*/*")) == [".1.json"] * len(every)
+
+
+def test_on_a_store(data: Path, source: ToySource) -> None:
+    """A move is a copy and a removal there."""
+    fs, out = fsspec.filesystem("memory"), "memory://again"
+    try:
+        commit(source, out, [])  # type: ignore[arg-type]
+        bring(data, source)
+        run = commit(source, out, [])  # type: ignore[arg-type]
+        assert run.again.samples == {"image_missing": 2}
+        assert [t.quarantined for t in runs.close(run)] == [{}]
+        assert verify(out).faults == ()
+        kept = sorted(fs.find("/again/logs/withdrawn"))
+        assert [name.rsplit(".", 2)[1:] for name in kept] == [["1", "json"]] * len(run.again.pairs)
+    finally:
+        fs.rm("/again", recursive=True)

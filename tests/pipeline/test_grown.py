@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tarfile
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from jobs import inspect
+from jobs import export, inspect
 from pipeline import run as runs
 from pipeline.reader import Dataset
 from pipeline.stores.volume import Volume
@@ -231,6 +232,12 @@ def test_what_is_one(data: str, tmp_path: Path) -> None:
         assert run.grown == more
         assert (out / layout.generation(number)).is_file()
     assert verify(str(out)).faults == ()
+
+
+def test_an_export_has_all_of_it(grown: Path, tmp_path: Path) -> None:
+    assert export.main([f"out={grown}", f"to={tmp_path / 'a.jsonl'}", "columns=[toy]"]) == 0
+    tokens = [json.loads(line)["token"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert tokens == list(Dataset(str(grown)).tokens("samples", "toy"))
 
 
 def test_a_damaged_generation_is_named(grown: Path, tmp_path: Path) -> None:

@@ -14,8 +14,12 @@ from trainer.splits import logs_of, refuse_too_few, split, split_by_log, split_l
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The four logs of `shards`, and four more."""
-    return Dataset(write_dataset(tmp_path_factory.mktemp("grown"), logs=8))
+    """The four logs of `shards`, and a second generation of four more."""
+    root = tmp_path_factory.mktemp("grown")
+    write_dataset(root)
+    dataset = Dataset(write_dataset(root, logs=8))
+    assert dataset.tokens("toy")[:20] == Dataset(write_dataset(root / "small")).tokens("toy")
+    return dataset
 
 
 def displaced(small: Dataset, large: Dataset) -> DataConfig:
