@@ -20,6 +20,7 @@ from pipeline.sources.files import Listing
 from pipeline.sources.nuplan_log import NuplanLog
 from pipeline.sources.scan import LogScan
 from pipeline.sources.scene_filter import SceneFilter
+from shards_schema.errors import SampleError
 
 
 def missing(log: NuplanLog, files: Listing, index: int, *, lidar: bool) -> str | None:
@@ -49,11 +50,12 @@ def cut_windows(
         lacks: what the frame of a sweep lacks, if anything.
 
     Raises:
-        SampleError: a token is not one: the log cannot be used.
+        SampleError: no window has a current frame with a token: the log cannot be used.
     """
     history, length = wanted.num_history_frames, wanted.num_frames
     refs: dict[str, SceneRef] = {}
     skipped: Counter[str] = Counter()
+    faults: dict[int, SampleError] = {}
     grid = list(log.frames_at)
     lost = [lacks(index) for index in grid]
     jumps = [not log.follows(*log.stamps[[a, b]].tolist()) for a, b in pairwise(grid)]
@@ -61,7 +63,12 @@ def cut_windows(
     def refused(index: int) -> str | None:
         if wanted.has_route and not log.route(index):
             return "no_route"
-        return "not_in_tokens" if tokens is not None and log.token(index) not in tokens else None
+        try:
+            token = log.token(index)
+        except SampleError as fault:
+            faults.setdefault(index, fault)
+            return "bad_frame"
+        return "not_in_tokens" if tokens is not None and token not in tokens else None
 
     kept = [place for place, reason in enumerate(lost) if reason is None]
     for start in range(0, len(kept), wanted.stride):
@@ -82,6 +89,9 @@ def cut_windows(
             reason = "time_gap"
         if reason is not None and refused(grid[start + history - 1]) is None:
             skipped[reason] += 1
+    if faults and len(faults) == skipped.total() - skipped["too_short"] and not refs:
+        raise next(iter(faults.values()))
     if not grid:  # no sweep has its images, so there is no first frame either
         skipped["missing_camera"] += max(1, (len(log.sweeps) // log.step - length) // wanted.stride + 1)
-    return LogScan(tuple(refs.values()), +skipped)
+    examples = dict.fromkeys(["bad_frame"] if faults else [], f"log {name}: {next(iter(faults.values()), None)}")
+    return LogScan(tuple(refs.values()), +skipped, examples)

@@ -298,6 +298,18 @@ def test_a_bad_frame_harms_the_scenes_that_hold_it_and_no_others(root: Path, cha
     assert codes(found(root, refs)) == ["good", "good", code, code, code, "good"]
 
 
+def test_a_frame_without_a_token_costs_its_window_and_not_the_log(root: Path) -> None:
+    before = source(root).scan()
+    alter(root, f"UPDATE lidar_pc SET token = x'00' WHERE token = x'{before.refs[2].token}'")
+    scan = source(root).scan()
+    assert scan.unreadable == {}
+    assert [ref.token for ref in scan.refs] == [r.token for i, r in enumerate(before.refs) if i != 2]
+    assert scan.skipped["bad_frame"] == 1
+    assert "lidar_pc.token" in scan.examples["bad_frame"]
+    alter(root, "UPDATE lidar_pc SET token = CAST(rowid AS BLOB)")
+    assert "lidar_pc.token" in next(iter(source(root).scan().unreadable.values()))
+
+
 def test_an_unknown_velocity_stays_unknown(root: Path) -> None:
     alter(root, f"UPDATE lidar_box SET vx = NULL WHERE token = {BOX}")
     scene = found(root)[4]
