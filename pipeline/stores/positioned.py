@@ -15,6 +15,7 @@ import threading
 import weakref
 
 import numpy as np
+from numpy.ctypeslib import as_array
 from numpy.typing import NDArray
 
 _OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -76,13 +77,12 @@ def mapped(descriptor: int, size: int) -> memoryview:
     """
     if not _LINUX:
         return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
-    libc = _libc()
-    address = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+    address = _LIBC.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
     if address == ctypes.c_void_p(-1).value:
         raise OSError(code := ctypes.get_errno(), os.strerror(code))
     memory = (ctypes.c_ubyte * size).from_address(address)
-    weakref.finalize(memory, libc.munmap, address, size).atexit = False
-    whole: NDArray[np.uint8] = np.ctypeslib.as_array(memory)
+    weakref.finalize(memory, _LIBC.munmap, address, size).atexit = False
+    whole: NDArray[np.uint8] = as_array(memory)
     return whole.data.toreadonly()
 
 
@@ -92,3 +92,7 @@ def _libc() -> ctypes.CDLL:
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
     libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
     return libc
+
+
+if _LINUX:
+    _LIBC = _libc()  # here, and not at the first file: nothing is loaded or imported while data is read

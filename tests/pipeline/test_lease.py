@@ -173,7 +173,8 @@ def as_nobody(out: Path) -> str:
     code = (
         "import encodings.utf_8_sig, os, sys\n"
         "from pipeline.lease import hold\nfrom pipeline.stores.volume import Volume\n"
-        "os.setgid(65534); os.setuid(65534)\n"
+        "try:\n    os.setgid(65534); os.setuid(65534)\n"
+        "except PermissionError:\n    print('root of a container that may not become another user'); sys.exit()\n"
         "try:\n    with hold(Volume(sys.argv[1])) as lease:\n        lease.check(); print('held')\n"
         "except OSError as error:\n    print(type(error).__name__, error)\n"
     )
@@ -197,6 +198,8 @@ def test_a_lock_that_another_user_left_holds_nobody(mode: int) -> None:
         os.chmod(out, mode)
         with hold(Volume(str(out))):
             said = as_nobody(out)
+            if "may not become another user" in said:
+                pytest.skip(said)
             assert f"HeldError {out}: another run is writing this dataset" in said
             assert f"pid {os.getpid()}" in said
         (out / layout.LOCK).write_text("{}")
