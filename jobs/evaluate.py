@@ -33,6 +33,7 @@ from jobs.report import bytes_text
 from pipeline.reader import Dataset
 from pipeline.stores.volume import Volume
 from scoring import Version
+from scoring.columns import REACTIVE_ARRAY
 from shards_schema import layout
 from shards_schema.errors import AbsentError, ConfigError
 from trainer.baselines import Scenes
@@ -78,7 +79,7 @@ def main(arguments: list[str]) -> int:
             _leave(config, told, dataset, reward, policies)
             print("\n".join(of_version))
             if stages is not None and lacks is None and evaluated.version == "v2":
-                _leave_two_stage(config, told, stages, dataset)
+                _leave_two_stage(config, told, stages, dataset, reactive=_reactive(config, dataset, selection))
     print("\n" + "\n".join([*comments, *counted]))
     for notice in said:
         print(f"WARNING: {notice}")
@@ -176,7 +177,8 @@ def _evaluate(
         "max_bytes": config.max_bytes,
         "keep": config.chunk,
     }
-    rewards = {version: Reward(dataset, version=version, **options) for version in config.versions}
+    reactive = _reactive(config, dataset, selection)
+    rewards = {v: Reward(dataset, version=v, reactive=reactive and v == "v2", **options) for v in config.versions}
     gathered = {v: [Gathering(d.name, v) for d in drivers] for v in rewards}
     maker, tokens = ExampleMaker(dataset, DataConfig(steps=POSES), {}), selection.scored
     mapped = selection.two_stage.before if selection.two_stage is not None else {}
@@ -210,14 +212,26 @@ def _evaluate(
             logs=logs,
             timestamps=times,
             results=results,
-            comments=_said_of(config, version, results, len(tokens), selection.two_stage is not None),
+            comments=_said_of(config, version, results, len(tokens), selection.two_stage is not None, reactive),
         )
         out.append((evaluated, reward))
     return out
 
 
+def _reactive(config: EvaluateConfig, dataset: Dataset, selection: Selection) -> bool:
+    """Whether traffic answers to the ego."""
+    if config.traffic != "auto":
+        return config.traffic == "reactive"
+    return selection.two_stage is not None and REACTIVE_ARRAY in dataset.specs(config.column)
+
+
 def _said_of(
-    config: EvaluateConfig, version: Version, results: Sequence[DriverResult], scenes: int, stages: bool
+    config: EvaluateConfig,
+    version: Version,
+    results: Sequence[DriverResult],
+    scenes: int,
+    stages: bool,
+    reactive: bool,
 ) -> tuple[str, ...]:
     """What is in the number."""
     unparsed = [f"{r.name} {int((~r.parsed).sum())}" for r in results if not bool(r.parsed.all())]
@@ -226,6 +240,8 @@ def _said_of(
         return (*out, "PDMS (NAVSIM 1.x): NC DAC (5 EP + 5 TTC + 2 C) / 12; DDC has no weight.")
     pairs = int((~results[0].subscores[COMFORT_BETWEEN_FRAMES].isnan()).sum())
     human = "on" if config.use_human_filter else "OFF"
+    if reactive:
+        out.append("traffic: reactive (IDM), as in NAVSIM's two-stage run.")
     if stages:
         return (
             *out,
@@ -269,7 +285,9 @@ def _leave(
     print(f"scores.parquet, a csv a driver{', agent.yaml' if policies else ''}: {folder.resolve()}")
 
 
-def _leave_two_stage(config: EvaluateConfig, evaluated: page.Evaluated, stages: TwoStage, dataset: Dataset) -> None:
+def _leave_two_stage(
+    config: EvaluateConfig, evaluated: page.Evaluated, stages: TwoStage, dataset: Dataset, *, reactive: bool
+) -> None:
     """Print and write the two-stage score of each driver that answered everywhere."""
     tokens = evaluated.tokens
     poses = torch.tensor([d["ego"]["pose"] for d in documents_of(dataset, tokens)], dtype=torch.float64)
@@ -281,10 +299,10 @@ def _leave_two_stage(config: EvaluateConfig, evaluated: page.Evaluated, stages: 
             print(f"human: no two-stage score: in {none} synthetic scenes nobody drove on")
             continue
         found[result.name] = aggregate(stages, result, tokens, poses)
-        path = folder / f"{result.name}.two_stage.log_replay.csv"
+        path = folder / f"{result.name}.two_stage.{'reactive' if reactive else 'log_replay'}.csv"
         two_stage_report.write_csv(path, stages, result, found[result.name], tokens)
     print(f"\ntwo-stage EPDMS of {stages.file.stem}, {len(stages.groups)} mappings")
-    print(f"{two_stage_report.summary(found)}\n{two_stage_report.REPLAY}")
+    print(f"{two_stage_report.summary(found)}\n{two_stage_report.traffic(reactive)}")
 
 
 if __name__ == "__main__":

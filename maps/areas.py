@@ -33,6 +33,10 @@ class Areas:
         """Rows of the polygons that `area` touches, in order."""
         return sorted(self._tree.query(area, predicate="intersects").tolist())
 
+    def holds(self, point: shapely.Point) -> bool:
+        """Whether a point lies within one."""
+        return len(self._tree.query(point, predicate="within")) > 0
+
     def nearest(self, point: shapely.Point) -> list[int]:
         """Row of the polygon nearest to `point`, the first of equals; none where there is no polygon."""
         metres = shapely.distance(self.shapes, point)  # NaN to an empty one, and to what GDAL could not read

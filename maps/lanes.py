@@ -103,6 +103,28 @@ class Lane:
         return f"lane connector {self.id}" if self.connector else f"lane {self.id}"
 
 
+@dataclass(frozen=True, eq=False)
+class LaneAreas:
+    """Lanes by their areas; those without exactly one area are left out.
+
+    Attributes:
+        lanes: by id.
+    """
+
+    lanes: Sequence[Lane]
+    _tree: shapely.STRtree = field(repr=False)
+
+    @classmethod
+    def of(cls, lanes: Sequence[Lane]) -> LaneAreas:
+        """Those of a map."""
+        whole = sorted((lane for lane in lanes if len(lane.polygons) == 1), key=lambda lane: lane.id)
+        return cls(whole, shapely.STRtree([lane.polygon for lane in whole]))
+
+    def holding(self, point: shapely.Point) -> list[Lane]:
+        """Lanes that hold a point within."""
+        return [self.lanes[n] for n in sorted(self._tree.query(point, predicate="within").tolist())]
+
+
 def read_lanes(file: GeoPackage) -> list[Lane]:
     """Lanes, then lane connectors, linked; each in the order of the file.
 

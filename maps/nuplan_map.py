@@ -12,6 +12,7 @@ from pathlib import Path
 
 from maps.areas import Areas
 from maps.geopackage import GeoPackage
+from maps.lanes import LaneAreas
 from maps.roads import Roads
 
 
@@ -25,6 +26,18 @@ class NuplanMap:
     def roads(self) -> Roads:
         """Blocks and lanes."""
         return Roads(self._file)
+
+    @cached_property
+    def lanes(self) -> LaneAreas:
+        """Areas of lanes."""
+        return LaneAreas.of(
+            [lane for block in self.roads.blocks.values() for lane in block.lanes if not lane.connector]
+        )
+
+    @cached_property
+    def connectors(self) -> LaneAreas:
+        """Areas of lane connectors."""
+        return LaneAreas.of([lane for block in self.roads.blocks.values() for lane in block.lanes if lane.connector])
 
     @cached_property
     def intersections(self) -> Areas:

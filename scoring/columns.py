@@ -3,6 +3,7 @@
     timestamp_us, ego_state, map_xy, map_rings, map_polygons, map_layer, map_on_route, centerline     both versions
     v1_agents_pose, ... v1_pdm_poses, v1_pdm_progress                                                 one version
     v2_past_states, v2_light_xy, ... v2_human_poses, v2_human_zero                                    v2 only
+    v2_traffic_seen, v2_traffic_speed, ... v2_traffic_rails                                           v2, if asked for
 
 `teachers.pdm.targets` writes these names. The arrays are taken as they are: no copy, no loss.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoring.context import FILTERED, Polygons, RewardContext, Version
+from scoring.traffic import Traffic
 from scoring.vehicle import STATE_SIZE, STEPS
 from shards_schema.errors import SpecError
 
@@ -31,13 +33,17 @@ SHARED = (
 )
 AGENTS = ("agents_pose", "agents_valid", "agents_size", "agents_is_agent", "agents_stopped")
 REFERENCE = ("pdm_poses", "pdm_progress")
+TRAFFIC = ("seen", "speed", "in_lane", "nearest", "offset", "progress", "limit", "rails_pose", "rails")
+REACTIVE_ARRAY = "v2_traffic_seen"
+"""A column that has it can be scored in reactive traffic."""
 ONLY_V2 = ("past_states", "light_xy", "light_rings", "light_polygons", "light_active", "human_poses", "human_zero")
 
 
-def context_names(version: Version) -> tuple[str, ...]:
-    """The arrays that `context_from_targets` needs for a version."""
+def context_names(version: Version, *, reactive: bool = False) -> tuple[str, ...]:
+    """The arrays that `context_from_targets` needs for a version, with those of reactive traffic if asked for."""
     mine = (*AGENTS, *REFERENCE, *(ONLY_V2 if version == "v2" else ()))
-    return (*SHARED, *(f"{version}_{name}" for name in mine))
+    traffic = tuple(f"v2_traffic_{name}" for name in TRAFFIC) if reactive else ()
+    return (*SHARED, *(f"{version}_{name}" for name in mine), *traffic)
 
 
 def context_from_targets(targets: Mapping[str, NDArray[Any]], version: Version, token: str = "") -> RewardContext:
@@ -59,6 +65,7 @@ def context_from_targets(targets: Mapping[str, NDArray[Any]], version: Version, 
             f"were they read, and does the column's config list {version}?"
         )
     mine = {name.removeprefix(f"{version}_"): targets[name] for name in wanted}
+    traffic = {name: targets.get(f"v2_traffic_{name}") for name in TRAFFIC} if version == "v2" else {}
     second = version == "v2"
     none = Polygons(mine["map_xy"][:0], np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64))
     return RewardContext(
@@ -82,4 +89,5 @@ def context_from_targets(targets: Mapping[str, NDArray[Any]], version: Version, 
         human_poses=mine["human_poses"] if second else np.zeros((0, 3)),
         pdm_progress=float(mine["pdm_progress"]),
         human_zero=mine["human_zero"] if second else np.zeros(len(FILTERED), dtype=np.bool_),
+        traffic=Traffic(**traffic) if traffic.get("seen") is not None else None,  # type: ignore[arg-type]
     )

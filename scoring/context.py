@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scoring.geometry import EdgeSet, oriented_boxes_meet
 from scoring.rowwise import length
+from scoring.traffic import Traffic
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, REAR_AXLE_TO_CENTRE, STATE_SIZE, STEPS
 from shards_schema.errors import SampleError
 
@@ -102,6 +103,8 @@ class RewardContext:
         pdm_progress: metres of progress of PDM-Closed times its multiplicative sub-scores; NaN until
             `references.complete` has computed it.
         human_zero: bool [6], which of `FILTERED` are 0 for the human; v2 only, all false without a human.
+        traffic: what reactive traffic needs (`scoring.reactive`); None where the column was made without it.
+        replayed: whether the agents are the log's; v2 then drops those that overlap the ego at t0.
     """
 
     token: str
@@ -124,6 +127,8 @@ class RewardContext:
     human_poses: NDArray[np.float64]
     pdm_progress: float = float("nan")
     human_zero: NDArray[np.bool_]
+    traffic: Traffic | None = None
+    replayed: bool = True
 
     def __post_init__(self) -> None:
         n, m, r = len(self.agents_pose), len(self.map_polygons), len(self.light_polygons)
@@ -241,7 +246,8 @@ def collate(contexts: Sequence[RewardContext], device: torch.device | str = "cpu
     size = _pad([c.agents_size for c in contexts])
     valid = _pad([c.agents_valid for c in contexts])
     if version == "v2":
-        valid &= ~_overlap_at_start(pose, size, valid)[..., None]
+        replayed = torch.tensor([c.replayed for c in contexts])[:, None]
+        valid &= ~(_overlap_at_start(pose, size, valid) & replayed)[..., None]
     layer = _pad([c.map_layer for c in contexts], fill=-1)
     is_lane = (layer == Layer.LANE) | (layer == Layer.LANE_CONNECTOR)
     drivable = (Layer.ROADBLOCK, Layer.INTERSECTION, Layer.DRIVABLE_AREA, Layer.CARPARK)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from pipeline.reader import Dataset
 from scoring import RewardContext, ScoreResult, Version, collate, context_from_targets, context_names, score
+from scoring.reactive import score_reactive
 from scoring.scorer import DEFAULT_MAX_BYTES
 from shards_schema.errors import AbsentError, MissingFileError, SampleError
 
@@ -45,6 +46,7 @@ class Reward:
         dataset: where the column is; opened with it alone if a URL is given.
         version: ``v1``: PDMS, ``v2``: EPDMS (without extended comfort, which needs the frame before).
         column: of the teacher `pdm`.
+        reactive: v2: traffic answers to the trajectory, as in NAVSIM's two-stage run; of a column with those arrays.
         use_human_filter: v2: a sub-score that the human failed too counts as 1 (NAVSIM's own score). Off, the reward
             is denser.
         consistent: see `scoring.score`; of `pdm_score` only.
@@ -63,6 +65,7 @@ class Reward:
         *,
         version: Version = "v1",
         column: str = "pdm",
+        reactive: bool = False,
         use_human_filter: bool = True,
         consistent: bool = False,
         device: torch.device | str = "cpu",
@@ -72,6 +75,8 @@ class Reward:
         self.dataset = dataset if isinstance(dataset, Dataset) else _opened(dataset, column)
         self.version: Version = version
         self.column, self.device = column, torch.device(device)
+        self._reactive = reactive
+        self._names = context_names(version, reactive=reactive)
         self._options: dict[str, Any] = {
             "use_human_filter": use_human_filter,
             "consistent": consistent,
@@ -80,7 +85,12 @@ class Reward:
         self._keep = keep
         self._kept: OrderedDict[str, RewardContext] = OrderedDict()
         self._lock = threading.Lock()
-        missing = sorted({*context_names(version)} - {*self.dataset.specs(column)})
+        missing = sorted({*self._names} - {*self.dataset.specs(column)})
+        if missing and all(name.startswith("v2_traffic_") for name in missing):
+            raise AbsentError(
+                f"{self.dataset.url}: column {column} has no lanes for reactive traffic; write it with `reactive: "
+                "true` in the config of the teacher pdm"
+            )
         if missing:
             raise AbsentError(
                 f"{self.dataset.url}: column {column} cannot be scored as {version}: it has no {', '.join(missing[:3])}"
@@ -118,8 +128,11 @@ class Reward:
         self._check(tokens, poses)
         parts = []
         for i in range(0, len(tokens), SCENES_AT_ONCE):
-            batch = collate(self.contexts(tokens[i : i + SCENES_AT_ONCE]), self.device)
-            parts.append(score(batch, poses[i : i + SCENES_AT_ONCE], version=self.version, **self._options))
+            contexts, some = self.contexts(tokens[i : i + SCENES_AT_ONCE]), poses[i : i + SCENES_AT_ONCE]
+            if self._reactive:
+                parts.append(score_reactive(contexts, some, **self._options))
+            else:
+                parts.append(score(collate(contexts, self.device), some, version=self.version, **self._options))
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def __call__(self, tokens: str | Sequence[str], trajectories: Trajectories) -> Tensor:
@@ -142,7 +155,7 @@ class Reward:
                 self._kept.move_to_end(token)
                 return self._kept[token]
         # owned: a view would keep the whole shard mapped, and its file open, for as long as the context is kept
-        arrays = self.dataset.read(token, {self.column: context_names(self.version)}, owned=True)[self.column]
+        arrays = self.dataset.read(token, {self.column: self._names}, owned=True)[self.column]
         try:
             context = context_from_targets(arrays, self.version, token)
         except SampleError as error:

@@ -43,6 +43,8 @@ class EvaluateConfig(BaseModel):
         held_out, split_seed: of the split; None: as the first policy was trained.
         limit: at most so many scenes, spread evenly; None: all.
         column: of the reward.
+        traffic: replay: of the log; reactive: NAVSIM's IDM vehicles, v2 only; auto: reactive for a two-stage split
+            where the column has what it needs, else replay.
         use_human_filter, consistent: v2, see docs/reward.md.
         samples, temperature, seed: of ``best_of_n``.
         mlp: of ``ego_status_mlp``.
@@ -64,6 +66,7 @@ class EvaluateConfig(BaseModel):
     split_seed: int | None = None
     limit: int | None = Field(default=None, ge=1)
     column: str = "pdm"
+    traffic: Literal["auto", "replay", "reactive"] = "auto"
     use_human_filter: bool = True
     consistent: bool = False
     samples: int = Field(default=16, ge=2)
@@ -87,6 +90,8 @@ class EvaluateConfig(BaseModel):
             raise ValueError("nothing to evaluate: give a policy, or baselines")
         if "best_of_n" in self.baselines and not self.policy:
             raise ValueError("best_of_n asks the policy: give one")
+        if self.traffic == "reactive" and self.version == "v1":
+            raise ValueError("reactive traffic is of EPDMS: give version=v2")
         if len(set(self.baselines)) != len(self.baselines):
             raise ValueError(f"baselines must be distinct, got {', '.join(self.baselines)}")
         return self

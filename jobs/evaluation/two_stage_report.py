@@ -1,7 +1,8 @@
 """The two-stage score of each driver: a table for a terminal, and the csv of NAVSIM's ``run_pdm_score`` (main).
 
 Our csv has its columns and its three closing rows. Where traffic is replayed, the numbers are not the leaderboard's,
-which come with reactive traffic; the table, and the name of the file (``<driver>.two_stage.log_replay.csv``), say so.
+which come with reactive traffic; the table, and the name of the file (``<driver>.two_stage.log_replay.csv``, else
+``.reactive.csv``), say so.
 """
 
 from __future__ import annotations
@@ -19,10 +20,17 @@ from jobs.outputs import write_text
 from jobs.report import table
 
 NAMES = SUBSCORES["v2"]
-REPLAY = (
-    "traffic: LOG REPLAY. NAVSIM's two-stage run has reactive traffic (IDM), which changes NC, TTC, EP, what the human "
-    "filter forgives and so the score, in both stages: these are not the leaderboard's numbers."
-)
+
+
+def traffic(reactive: bool) -> str:
+    """What a reader of the numbers must know of the traffic."""
+    if reactive:
+        return "traffic: reactive (IDM), as in NAVSIM's two-stage run"
+    return (
+        "traffic: LOG REPLAY. NAVSIM's two-stage run has reactive traffic (IDM), which changes NC, TTC, EP, what the "
+        "human filter forgives and so the score, in both stages: these are not the leaderboard's numbers. A column "
+        "that the teacher pdm wrote with `reactive: true` is scored with it"
+    )
 
 
 def summary(found: Mapping[str, Aggregate]) -> str:

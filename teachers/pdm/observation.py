@@ -8,6 +8,7 @@ are dropped when v2 contexts are batched (`scoring.context.collate`), not here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,14 +100,8 @@ def agents(scene: Scene, version: Version) -> dict[str, Any]:
         SampleError: code ``missing_frame``, the scene has too little future; those of `objects`.
     """
     frames = [objects(scene.at(step)) for step in range(FRAMES[version])]
-    seen: dict[str, list[tuple[int, int]]] = {}
-    for f, frame in enumerate(frames):
-        for n, token in enumerate(frame.tracks):
-            seen.setdefault(token, []).append((f, n))
-    at = np.arange(AGENT_STEPS[version], dtype=np.float64) * _STEP_S
-    tracks = [_Track.of([(f * _FRAME_S, frames[f], n) for f, n in places], at) for places in seen.values()]
-    order = sorted(range(len(tracks)), key=lambda n: (tracks[n].first, tracks[n].kind))
-    ordered = [tracks[n] for n in order]
+    at = _times(version)
+    ordered = [track for _, track in _tracks(frames, at)]
     pose = np.zeros((len(ordered), len(at), 3))
     valid = np.zeros((len(ordered), len(at)), dtype=np.bool_)
     for n, track in enumerate(ordered):
@@ -121,6 +116,25 @@ def agents(scene: Scene, version: Version) -> dict[str, Any]:
         "agents_is_agent": moving,
         "agents_stopped": ~moving | slow,
     }
+
+
+def ordered_tracks(frames: Sequence[Objects], version: Version) -> list[tuple[str, int]]:
+    """Token and place in `CLASSES` of each agent, in the order of `agents`."""
+    return [(token, track.kind) for token, track in _tracks(frames, _times(version))]
+
+
+def _times(version: Version) -> Float64:
+    return np.arange(AGENT_STEPS[version], dtype=np.float64) * _STEP_S
+
+
+def _tracks(frames: Sequence[Objects], at: Float64) -> list[tuple[str, _Track]]:
+    """Every track, by its token, in the order of first appearance."""
+    seen: dict[str, list[tuple[int, int]]] = {}
+    for f, frame in enumerate(frames):
+        for n, token in enumerate(frame.tracks):
+            seen.setdefault(token, []).append((f, n))
+    tracks = {t: _Track.of([(f * _FRAME_S, frames[f], n) for f, n in places], at) for t, places in seen.items()}
+    return sorted(tracks.items(), key=lambda item: (item[1].first, item[1].kind))
 
 
 def red_lights(scene: Scene, route: Route) -> tuple[list[shapely.Geometry], NDArray[np.bool_]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from teachers.pdm.drivable_map import RADIUS_M, DrivableMap, drivable_map
 from teachers.pdm.ego import ego_state, human_poses, past_states
 from teachers.pdm.frames import local_polygons
 from teachers.pdm.observation import agents, red_lights
+from teachers.pdm.rails import traffic
 from teachers.pdm.route import Route, centerline, corrected_route, logged_route, starting_lane
 
 Float64 = NDArray[np.float64]
@@ -55,7 +56,9 @@ class Prepared:
     contexts: tuple[RewardContext, ...]
 
 
-def prepare(scene: Scene, world: NuplanMap, versions: Sequence[Version], radius: float = RADIUS_M) -> Prepared:
+def prepare(
+    scene: Scene, world: NuplanMap, versions: Sequence[Version], radius: float = RADIUS_M, *, reactive: bool = False
+) -> Prepared:
     """Find a scene's route, map, agents and lights.
 
     Raises:
@@ -63,7 +66,11 @@ def prepare(scene: Scene, world: NuplanMap, versions: Sequence[Version], radius:
             ``no_annotations``, ``unknown_class``, ``bad_context``; each names the scene.
     """
     try:
-        return _prepare(scene, world, versions, radius)
+        found = _prepare(scene, world, versions, radius)
+        if not reactive:
+            return found
+        contexts = [replace(c, traffic=traffic(scene, world)) if c.version == "v2" else c for c in found.contexts]
+        return replace(found, contexts=tuple(contexts))
     except SampleError as error:
         raise SampleError(error.code, f"scene {scene.token} of log {scene.log}: {error.reason}") from error
     except shapely.errors.ShapelyError as error:

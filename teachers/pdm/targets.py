@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scoring.columns import AGENTS
+from scoring.columns import AGENTS, TRAFFIC
 from scoring.context import AGENT_STEPS, FILTERED, Polygons, RewardContext, Version
 from scoring.vehicle import STATE_SIZE, STEPS
 from shards_schema.specs import TargetSpec
@@ -26,7 +26,9 @@ Precision = Literal["float32", "float64"]
 _STATE = "x, y, heading, vx, vy, ax, ay, steering, its rate, yaw rate, its rate (rear axle, ego frame at t0)"
 
 
-def target_specs(versions: Sequence[Version], precision: Precision) -> tuple[TargetSpec, ...]:
+def target_specs(
+    versions: Sequence[Version], precision: Precision, *, reactive: bool = False
+) -> tuple[TargetSpec, ...]:
     """What `to_targets` gives, in order."""
     specs = [
         _spec("timestamp_us", "", (), "int64", "us", "Unix time of t0; sample times are rounded from it"),
@@ -38,6 +40,8 @@ def target_specs(versions: Sequence[Version], precision: Precision) -> tuple[Tar
     ]
     for version in versions:
         specs += [*_version_specs(version, precision)]
+    if reactive:
+        specs += _traffic_specs()
     return tuple(specs)
 
 
@@ -61,6 +65,8 @@ def to_targets(contexts: Sequence[RewardContext], precision: Precision) -> dict[
             mine["past_states"] = known.past_states
             mine |= _polygon_targets("light", known.light_polygons)
             mine |= {name: getattr(known, name) for name in ("light_active", "human_poses", "human_zero")}
+            if known.traffic is not None:
+                mine |= {f"traffic_{name}": getattr(known.traffic, name) for name in TRAFFIC}
         out |= {f"{known.version}_{name}": array for name, array in mine.items()}
     return out
 
@@ -88,6 +94,24 @@ def _version_specs(version: Version, precision: Precision) -> list[TargetSpec]:
             _spec("human_zero", "filtered", (len(FILTERED),), "bool", "1", human),
         ]
     return [replace(spec, name=f"{version}_{spec.name}") for spec in specs]
+
+
+def _traffic_specs() -> list[TargetSpec]:
+    car = "v2_vehicle"
+    specs = [
+        _spec("seen", "v2_agent", (None,), "int64", "1", "scoring.traffic.Seen of each agent"),
+        _spec(
+            "speed", car, (None,), "float64", "m/s", "Of the vehicles that are there now, in the order of the agents"
+        ),
+        _spec("in_lane", car, (None,), "bool", "1", "Whether its centre lies in a lane or an intersection"),
+        _spec("nearest", f"{car} pose", (None, 3), "float64", "m, rad", "Nearest pose on the middle of its lane"),
+        _spec("offset", car, (None,), "float64", "m", "To there"),
+        _spec("progress", car, (None,), "float64", "m", "Along the middle to there"),
+        _spec("limit", car, (None,), "float64", "m/s", "Of the lane; 0: unknown"),
+        _spec("rails_pose", "v2_rail_point pose", (None, 3), "float64", "m, rad", "Middles of the lanes"),
+        _spec("rails", "v2_rail_offset", (None,), "int64", "1", "Where each begins, and the end; empty: no lane"),
+    ]
+    return [replace(spec, name=f"v2_traffic_{spec.name}") for spec in specs]
 
 
 def _polygon_specs(name: str, precision: Precision, meaning: str) -> list[TargetSpec]:

@@ -49,6 +49,7 @@ class PDMConfig(BaseModel):
         name: the column.
         maps_root: the folder of ``nuplan-maps-v1.0.json`` (NUPLAN_MAPS_ROOT).
         versions: which scores it is for.
+        reactive: v2: also what reactive traffic needs, for the two-stage score.
         radius: metres around the ego, of map and forecast; NAVSIM has 100.
         precision: of map, agents and centerline; the rest is float64.
         batch_size: scenes scored together.
@@ -59,6 +60,7 @@ class PDMConfig(BaseModel):
     name: str = "pdm"
     maps_root: str = Field(min_length=1)
     versions: tuple[Version, ...] = Field(("v1", "v2"), min_length=1)
+    reactive: bool = False
     radius: float = Field(RADIUS_M, gt=0)
     precision: Precision = "float32"
     batch_size: int = Field(16, ge=1)
@@ -100,7 +102,7 @@ class PDMTeacher:
     def __init__(self, config: PDMConfig) -> None:
         self.config = config
         self._maps = MapFolder(Path(config.maps_root).expanduser(), f"teachers.{config.name}.maps_root", WeightsError)
-        self._specs = target_specs(config.versions, config.precision)
+        self._specs = target_specs(config.versions, config.precision, reactive=config.reactive)
         self._device: str | None = None
         self._prepared: OrderedDict[int, Prepared] = OrderedDict()
         self._lock = threading.Lock()
@@ -141,6 +143,7 @@ class PDMTeacher:
             "radius": self.config.radius,
             "precision": self.config.precision,
             "batch_size": self.config.batch_size,
+            **({"reactive": True} if self.config.reactive else {}),
         }
 
     @property
@@ -205,7 +208,7 @@ class PDMTeacher:
                 "no_map", f"scene {scene.token} of log {scene.log}: {self._maps.root / INDEX} has no {scene.map_name!r}"
             )
         world = load_map(self._maps.file(scene.map_name))
-        return prepare(scene, world, self.config.versions, self.config.radius)
+        return prepare(scene, world, self.config.versions, self.config.radius, reactive=self.config.reactive)
 
 
 def reward_contexts(prepared: Sequence[Prepared], device: str = "cpu") -> list[list[RewardContext]]:

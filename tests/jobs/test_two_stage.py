@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import evaluate
+from jobs import evaluate, teachers
 from jobs.score import main as score
 from pipeline.reader import Dataset
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
-from shards_schema.errors import ConfigError
+from shards_schema.errors import AbsentError, ConfigError
 from teachers.pdm import build
 from tests.committed import commit
+from tests.inline_job import run_inline
 from tests.pipeline.two_stage_toys import FOLDER, split_yaml, two_stage
 from trainer.reward import Reward
 
@@ -39,7 +40,14 @@ def dataset(root: Path, out: Path, maps: Path, **fields: str) -> str:
 
 @pytest.fixture(scope="module")
 def data(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return dataset(root, tmp_path_factory.mktemp("both") / "out", root / "maps")
+    """What the recipe makes of both stages, reactive traffic included."""
+    out = tmp_path_factory.mktemp("both") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        run_inline(patch)
+        patch.setenv("OPENSCENE_DATA_ROOT", str(root))
+        keys = [f"out={out}", f"source.filter={split_yaml(root)}", "scan_processes=1"]
+        assert teachers.main([str(Path(__file__).parents[2] / "configs" / "navhard.yaml"), *keys]) == 0
+    return str(out)
 
 
 def run(data: str, out: Path, split: Path, *more: str) -> int:
@@ -52,11 +60,13 @@ def cells(path: Path) -> dict[tuple[str, str], str]:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_each_cell_is_the_devkits_under_replay(
-    root: Path, data: str, driver: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("traffic", "name"), [("replay", "log_replay"), ("auto", "reactive")])
+def test_each_cell_is_the_devkits(
+    root: Path, data: str, driver: str, traffic: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, tmp_path, split_yaml(root), f"baselines=[{driver}]") == 0
-    ours, theirs = cells(tmp_path / f"{driver}.two_stage.log_replay.csv"), cells(GOLDEN / f"replay_{driver}.csv")
+    assert run(data, tmp_path, split_yaml(root), f"baselines=[{driver}]", f"traffic={traffic}") == 0
+    golden = GOLDEN / f"{'replay' if traffic == 'replay' else 'reactive'}_{driver}.csv"
+    ours, theirs = cells(tmp_path / f"{driver}.two_stage.{name}.csv"), cells(golden)
     assert ours.keys() == theirs.keys()
     for place, cell in theirs.items():
         if place[1] == "valid" or not cell:
@@ -65,8 +75,8 @@ def test_each_cell_is_the_devkits_under_replay(
             assert float(ours[place]) == pytest.approx(float(cell), abs=1e-5), place
     text = capsys.readouterr().out
     assert "planned 12 = scored 12" in text
-    assert "LOG REPLAY" in text
-    assert "not the leaderboard's" in text
+    assert ("LOG REPLAY" in text, "not the leaderboard's" in text) == (traffic == "replay",) * 2
+    assert ("traffic: reactive (IDM)" in text) == (traffic == "auto")
 
 
 def test_half_of_the_benchmark_has_no_score(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,14 +88,16 @@ def test_half_of_the_benchmark_has_no_score(root: Path, tmp_path: Path, capsys: 
     assert "NOT ACCOUNTED FOR 8" in text
     assert "two-stage EPDMS" not in text
     assert not list((tmp_path / "out").glob("*two_stage*"))
+    with pytest.raises(AbsentError, match="write it with `reactive: true`"):
+        run(half, tmp_path / "out", split_yaml(root), "traffic=reactive")
 
 
 def test_a_part_and_a_filter_without_mapping_have_none_either(
     root: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, tmp_path, split_yaml(root), "limit=7") == 1
+    assert run(data, tmp_path, split_yaml(root), "limit=7", "traffic=replay") == 1
     assert "5 of 12 scenes of the mappings are not scored" in capsys.readouterr().out
-    assert run(data, tmp_path, split_yaml(root).parent / "scene_filter" / f"{FOLDER}.yaml") == 1
+    assert run(data, tmp_path, split_yaml(root).parent / "scene_filter" / f"{FOLDER}.yaml", "traffic=replay") == 1
     assert "no reactive_all_mapping" in capsys.readouterr().out
 
 
