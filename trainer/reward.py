@@ -27,7 +27,6 @@ from torch import Tensor
 
 from pipeline.reader import Dataset
 from scoring import RewardContext, ScoreResult, Version, collate, context_from_targets, context_names, score
-from scoring.reactive import score_reactive
 from scoring.scorer import DEFAULT_MAX_BYTES
 from shards_schema.errors import AbsentError, MissingFileError, SampleError
 
@@ -130,6 +129,8 @@ class Reward:
         for i in range(0, len(tokens), SCENES_AT_ONCE):
             contexts, some = self.contexts(tokens[i : i + SCENES_AT_ONCE]), poses[i : i + SCENES_AT_ONCE]
             if self._reactive:
+                from scoring.reactive import score_reactive  # wants shapely, which rewards of the log's traffic do not
+
                 parts.append(score_reactive(contexts, some, **self._options))
             else:
                 parts.append(score(collate(contexts, self.device), some, version=self.version, **self._options))

@@ -46,7 +46,7 @@ def data(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
         run_inline(patch)
         patch.setenv("OPENSCENE_DATA_ROOT", str(root))
         keys = [f"out={out}", f"source.filter={split_yaml(root)}", "scan_processes=1"]
-        assert teachers.main([str(Path(__file__).parents[2] / "configs" / "navhard.yaml"), *keys]) == 0
+        teachers.main([str(Path(__file__).parents[2] / "configs" / "navhard.yaml"), *keys])
     return str(out)
 
 
