@@ -142,8 +142,16 @@ class NavsimSource:
         entries = files.names(self._folder)  # a folder of such a name is a log that cannot be read
         logs, unreadable = wanted_logs(config, entries, ".pkl")
         first = scan_logs(config, logs, unreadable, partial(_scan_log, self, wanted), processes=processes, chunk=16)
-        stage = self._second_stage
-        return first if stage is None else add_second_stage(first, stage, config.filter, wanted, processes)
+        if (stage := self._second_stage) is not None:
+            return add_second_stage(first, stage, config.filter, wanted, processes)
+        if config.filter.second_stage and config.second_stage is None:
+            folder = config.filter.name or "<the split's name>"
+            note = (
+                f"the filter's {len(config.filter.second_stage)} synthetic scenes are left out, for "
+                f"{config.shown_root}/{folder} holds no pickles (source.second_stage names another folder): half of the benchmark"
+            )
+            return replace(first, notes=(*first.notes, note))
+        return first
 
     @property
     def _second_stage(self) -> SecondStage | None:

@@ -133,6 +133,8 @@ def test_what_is_not_there_is_said(copy: Path) -> None:
     assert list(scan.unreadable) == [f"{FOLDER}/{bad.name}"]
     shutil.rmtree(copy / FOLDER / "synthetic_scene_pickles")
     assert source(copy).scan().skipped["synthetic_scene"] == 8  # counted, as where the folder was never fetched
+    assert any("8 synthetic scenes are left out" in note for note in source(copy).scan().notes)
+    assert not any("synthetic" in note for note in source(copy, second_stage="").scan().notes)
     assert "second_stage" not in source(copy).describe()
     with pytest.raises(ConfigError, match="navhard_two_stage/synthetic_scene_pickles should hold"):
         source(copy, second_stage=FOLDER).scan()
