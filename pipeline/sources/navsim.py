@@ -148,7 +148,8 @@ class NavsimSource:
             folder = config.filter.name or "<the split's name>"
             note = (
                 f"the filter's {len(config.filter.second_stage)} synthetic scenes are left out, for "
-                f"{config.shown_root}/{folder} holds no pickles (source.second_stage names another folder): half of the benchmark"
+                f"{config.shown_root}/{folder} holds no pickles (source.second_stage "
+                "names another folder): half of the benchmark"
             )
             return replace(first, notes=(*first.notes, note))
         return first

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pickle
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,11 +95,7 @@ class SecondStage:
     def scan_one(self, name: str, tokens: frozenset[str], logs: frozenset[str] | None, images: Wanted) -> LogScan | str:
         """The scene of one pickle, none where it is not wanted, or why it cannot be read.
 
-        Args:
-            name: of its file.
-            tokens: that are wanted.
-            logs: likewise; None is all.
-            images: that are to be looked for.
+        `tokens` and `logs` (None: all) are those that are wanted, `images` those to be looked for.
         """
         try:
             raw = self._read(name)
@@ -263,22 +258,31 @@ def _loaded(data: bytes, where: str) -> Any:
         if b"nuplan" not in data:
             raise
         try:
-            return _plain(inert.load(data))
+            return _plain(inert.load(data), {})
         except UnsafePickleError:
             raise refused from None
-        except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError) as error:
+        except Exception as error:  # bytes that are no pickle can fail in any way: see pickle.UnpicklingError
             raise SampleError("log_unreadable", f"{where} ({len(data)} bytes) is not a whole pickle: {error}") from None
 
 
-def _plain(value: Any) -> Any:
-    """The same with plain arrays; records stay as they are."""
+def _plain(value: Any, seen: dict[int, Any]) -> Any:
+    """The same with plain arrays; records stay as they are. What stands in many places is made once (`seen`, by id)."""
     if isinstance(value, inert.Array):
         return value.value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item) for item in value)
-    return value
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in seen:
+        if isinstance(value, dict):
+            filled: dict[Any, Any] = {}
+            seen[id(value)] = filled
+            filled.update((key, _plain(item, seen)) for key, item in value.items())
+        elif isinstance(value, list):
+            several: list[Any] = []
+            seen[id(value)] = several
+            several.extend(_plain(item, seen) for item in value)
+        else:
+            seen[id(value)] = tuple(_plain(item, seen) for item in value)
+    return seen[id(value)]
 
 
 def _need(value: object, keys: Sequence[str], where: str) -> None:
@@ -334,14 +338,14 @@ def _after(last: Frame, raw: Mapping[str, Any], step: int, token: str) -> Frame:
     tracks, lights = raw.get("extended_detections_tracks"), raw.get("extended_traffic_light_data")
     if not isinstance(tracks, list) or len(tracks) < step:
         raise SampleError("missing_frame", f"there is neither a frame nor a foreseen one {step} after the last")
-    foreseen = []
-    if isinstance(lights, list) and len(lights) >= step:
-        for light in items(lights[step - 1]["traffic_lights"], "bad_frame", "extended_traffic_light_data"):
-            foreseen.append((int(light["lane_connector_id"]), light["status"].args[:1] == (_RED,)))
+    known = lights[step - 1] if isinstance(lights, list) and len(lights) >= step else None
     try:
+        foreseen = [] if known is None else _lights(known)
         annotations = _annotations(last.ego_pose, tracks[step - 1])
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise SampleError("bad_annotations", f"extended_detections_tracks {step - 1}: {error}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        raise SampleError(
+            "bad_annotations", f"extended_detections_tracks or extended_traffic_light_data {step - 1}: {error}"
+        ) from None
     read = FrameReader(
         [
             {
@@ -361,6 +365,12 @@ def _after(last: Frame, raw: Mapping[str, Any], step: int, token: str) -> Frame:
         "",
     ).frame(0)
     return replace(read, ego_pose=last.ego_pose)
+
+
+def _lights(known: Any) -> list[tuple[int, bool]]:
+    """nuPlan's traffic lights as a log has them."""
+    found = items(known["traffic_lights"], "bad_frame", "extended_traffic_light_data")
+    return [(int(light["lane_connector_id"]), light["status"].args[:1] == (_RED,)) for light in found]
 
 
 def _annotations(ego: Float64, tracks: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -183,6 +183,16 @@ def test_a_bad_scene_costs_itself(copy: Path, harm: Callable[[dict[str, Any]], N
     assert token in found.reason
     other = sorted((copy / FOLDER / "synthetic_scene_pickles").iterdir())[1].stem
     assert isinstance(of(copy, other), Scene)
+
+
+def test_a_pickle_that_unfolds_costs_no_memory(copy: Path) -> None:
+    """Sixty levels, each holding the one below twice, beside a class that sends the pickle to the second reader."""
+    bomb: Any = "nuplan"
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    path = sorted((copy / FOLDER / "synthetic_scene_pickles").iterdir())[0]
+    path.write_bytes(pickle.dumps({"scene_metadata": {}, "frames": [], "path": PurePosixPath("x"), "bomb": bomb}, 4))
+    assert "lacks log_name" in source(copy).scan().unreadable[f"{FOLDER}/{path.name}"]
 
 
 class _Harm:
