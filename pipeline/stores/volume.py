@@ -264,13 +264,14 @@ class Volume:
             return
         old, new = Path(self._root, name), Path(self._root, to)
         with told(str(new)):
-            make_folder(new.parent)
-            try:
+            make_folder(new.parent, Path(self._root))
+            there = old.is_file()
+            if there:
                 os.replace(old, new)
-            except FileNotFoundError as error:
-                raise MissingFileError(f"{old} is not there") from error
-            fsync_folder(new.parent)
-            fsync_folder(old.parent)
+                fsync_folder(new.parent)
+                fsync_folder(old.parent)
+        if not there:
+            raise MissingFileError(f"{old} is not there")
 
     @contextmanager
     def create(self, name: str, *, digest: bool = True) -> Iterator[FileWriter]:

@@ -16,10 +16,11 @@ from pipeline import run as runs
 from pipeline.again import choose
 from pipeline.records import committed, read_record
 from pipeline.stores.volume import Volume
+from pipeline.stores.withdrawn import latest, settle, withdraw
 from pipeline.verify import verify
 from pipeline.worker import ShardWorker
 from shards_schema import layout
-from shards_schema.errors import ShardsError
+from shards_schema.errors import ShardsError, StoreError
 from tests.committed import begin, commit
 from tests.pipeline.test_grown import digests
 from tests.toys import ToySource, ToyTeacher, write_images
@@ -226,6 +227,27 @@ def test_a_code_by_name_is_tried_once_a_run_that_ends(source: ToySource, tmp_pat
     runs.close(run)
     assert again(source, out, ["image_missing"]) == every
     assert sorted(p.name[-7:] for p in out.glob("logs/withdrawn/*/*")) == [".1.json"] * len(every)
+
+
+def test_withdrawing(tmp_path: Path) -> None:
+    """Once a run; what has no record has nothing to take back; a root that is gone is not made anew."""
+    (tmp_path / "out").mkdir()
+    volume = Volume(str(tmp_path / "out"))
+    withdraw(volume, "toy", 3)
+    assert latest(volume, "toy", 3) is None
+    for text in (b"1", b"2"):
+        volume.put(layout.record("toy", 3), text)
+        withdraw(volume, "toy", 3)
+        volume.put(layout.record("toy", 3), b"again")
+        withdraw(volume, "toy", 3)  # by another attempt at the same shard
+        assert volume.read(layout.record("toy", 3)) == b"again"
+        assert volume.read(str(latest(volume, "toy", 3))) == text
+        settle(volume)
+    assert [volume.read(layout.withdrawn("toy", 3, n)) for n in (1, 2)] == [b"1", b"2"]
+    os.rename(tmp_path / "out", tmp_path / "away")
+    with pytest.raises(StoreError):
+        withdraw(volume, "toy", 3)
+    assert not (tmp_path / "out").exists()
 
 
 def test_on_a_store(data: Path, source: ToySource) -> None:
