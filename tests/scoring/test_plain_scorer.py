@@ -359,7 +359,7 @@ def test_a_scene_scores_the_same_beside_any_other() -> None:
     for s, context in enumerate(contexts):
         alone = score(collate([context]), trajectories[s : s + 1])
         for name, value in together.subscores.items():
-            torch.testing.assert_close(value[s], alone.subscores[name][0], rtol=0, atol=1e-12)
+            assert value[s].equal(alone.subscores[name][0]), name
 
 
 def test_a_context_in_single_precision_scores_the_same() -> None:

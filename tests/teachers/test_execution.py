@@ -151,7 +151,7 @@ LEFT_BY_SOMEBODY = [
 ]
 
 EXACT = """
-import torch
+import os, sys, torch
 from teachers.execution import exact
 
 def told():
@@ -167,28 +167,35 @@ def told():
         found.append(value)
     return found
 
-{}
-before = told()
-for convolutions in ("ieee", "tf32"):
-    with exact(torch.device("cuda"), convolutions):
-        inside = told()
-        assert inside[1:] == ["ieee", convolutions, convolutions, True, False, convolutions == "tf32"], inside
-        # what a compiler of blocks reads must not contradict itself
-        assert torch._C._get_cublas_allow_tf32() is False
-        assert torch.get_float32_matmul_precision() == "highest"
-    assert told() == before, (before, told())
-with exact(torch.device("cpu")):
-    assert told() == before
+def check():
+    before = told()
+    for convolutions in ("ieee", "tf32"):
+        with exact(torch.device("cuda"), convolutions):
+            inside = told()
+            assert inside[1:] == ["ieee", convolutions, convolutions, True, False, convolutions == "tf32"], inside
+            # what a compiler of blocks reads must not contradict itself
+            assert torch._C._get_cublas_allow_tf32() is False
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert told() == before, (before, told())
+    with exact(torch.device("cpu")):
+        assert told() == before
+
+for left in sys.argv[1:]:
+    if not (child := os.fork()):
+        exec(left)
+        check()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"after {left!r}")
 """
 
 
-@pytest.mark.parametrize("left", LEFT_BY_SOMEBODY)
 @pytest.mark.parametrize("override", ["", "1"])
-def test_float32_is_float32_whatever_was_set_and_is_set_again(left: str, override: str) -> None:
-    """In a process of its own, since the flags are the process's, and the variable is read at its start."""
+def test_float32_is_float32_whatever_was_set_and_is_set_again(override: str) -> None:
+    """Each in a process of its own, since the flags are the process's, and the variable is read at its start."""
     environment = {**os.environ, "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": override}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", EXACT.format(left)],
+        [sys.executable, "-W", "ignore", "-c", EXACT, *LEFT_BY_SOMEBODY],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -298,7 +305,7 @@ def test_only_ours_is_compiled() -> None:
 @pytest.mark.parametrize("name", CHOOSES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_compiled_blocks_compute_the_same(name: str, dtype: str) -> None:
-    """Within the dtype's rounding; a batch with a hole takes the same compiled code, and its scenes the same bits."""
+    """Within the rounding; a batch with a hole takes the same code, and a scene in its place has the same bits."""
     if name == "predict" and dtype == "bfloat16":
         pytest.skip("bfloat16 needs a GPU there")
     plain, fast = small(name, dtype=dtype), small(name, dtype=dtype, compile=True)
@@ -310,7 +317,7 @@ def test_compiled_blocks_compute_the_same(name: str, dtype: str) -> None:
     assert same(fast.compute(batch), got)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs > 0
-    assert same(fast.compute(batch[1:2]), got[1:2])
+    assert same(fast.compute(batch[:1]), got[:1])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "a hole is another shape"
 
 
