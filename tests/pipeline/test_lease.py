@@ -21,6 +21,8 @@ from shards_schema import layout
 from shards_schema.errors import HeldError, StoreError
 
 FAST = {"beat": 0.05, "expiry": 0.4}
+PATIENT = {"beat": 0.05, "expiry": 200}
+"""Of a newcomer that is to be refused: a holder that gets no processor for 0.4 s is not dead."""
 
 
 @pytest.fixture(params=["local", "memory", "local without locks"])
@@ -42,7 +44,7 @@ def test_a_second_run_is_refused_by_name(volume: Volume) -> None:
     with hold(volume, **FAST) as lease:
         time.sleep(0.15)
         with pytest.raises(HeldError, match=rf"another run is writing.*host .*pid {os.getpid()}, user .*since 20"):
-            hold(volume, **FAST).__enter__()
+            hold(volume, **PATIENT).__enter__()
         lease.check()
     assert volume.walk() == []
     with hold(volume, **FAST):
@@ -95,8 +97,7 @@ def test_a_run_that_was_replaced_is_told_and_leaves_the_others_claim() -> None:
 
 
 def keep_checking(lease: Lease) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
+    while True:  # pytest's timeout ends it
         lease.check()
         time.sleep(0.02)
 
@@ -141,12 +142,11 @@ def test_a_removed_claim_on_a_store_is_made_again() -> None:
     with hold(volume, **FAST) as lease:
         fs, root = fsspec.core.url_to_fs(volume.url)
         fs.rm_file(f"{root}/{layout.LOCK}")
-        deadline = time.monotonic() + 10
-        while not volume.exists(layout.LOCK) and time.monotonic() < deadline:
+        while not volume.exists(layout.LOCK):
             time.sleep(0.01)
         lease.check()
         with pytest.raises(HeldError, match=f"pid {os.getpid()}"):
-            hold(volume, **FAST).__enter__()
+            hold(volume, **PATIENT).__enter__()
 
 
 @pytest.mark.parametrize("locks", [True, False])
