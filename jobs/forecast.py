@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from jobs import batch_sizes
 from jobs.report import bytes_text, table
-from pipeline import coverage, forecast
-from pipeline.plan import SCHEMA
+from pipeline import coverage, forecast, generations
 from pipeline.records import committed, read_manifest
 from pipeline.samples import SamplesColumn
 from pipeline.sources.base import Scan, Source
 from pipeline.stores.volume import Volume
-from pipeline.tables import from_parquet
 from shards_schema import layout
 from teachers.base import Teacher
 
@@ -47,10 +46,13 @@ def prepare(
     coverage.refuse_impossible(source, needs)
     print(f"scanning the logs: {_source_text(source.describe())}", flush=True)
     scan = coverage.look(source, needs, processes=config.scan_processes)
-    require = config.plan.require
-    scan = coverage.only_covered(source, scan, needs, require, _planned(volume) if require else ())
+    known = generations.read(volume, *read_manifest(volume)) if volume.exists(layout.DATASET) else None
+    if config.plan.require:
+        scan = coverage.only_covered(source, scan, needs, config.plan.require, _tokens(known, volume))
     print(_logs_text(scan))
-    todo = [column for column in needs if column in unfinished(volume, needs, len(scan.refs))]
+    made = [column for column in needs if known is not None and len(committed(volume, column)) >= known.shards]
+    scan, grown = _still_needed(scan, known, volume, made)
+    todo = [column for column in needs if grown or column not in made]
     looked = forecast.glances(source, scan) if todo else []
     sizes = forecast.sizes(samples, teachers, config.teachers, looked)
     found = coverage.coverage(source, scan, needs)
@@ -62,22 +64,22 @@ def prepare(
     return scan
 
 
-def unfinished(volume: Volume, columns: Mapping[str, object], scenes: int) -> frozenset[str]:
-    """Columns of which a dataset of so many scenes may lack a shard; of a dataset that is not begun, all."""
-    if not volume.exists(layout.DATASET):
-        return frozenset(columns)
-    plan = read_manifest(volume)[0].plan
-    if plan["samples"] != scenes:
-        return frozenset(columns)
-    return frozenset(column for column in columns if len(committed(volume, column)) < plan["shards"])
+def _still_needed(
+    scan: Scan, known: generations.Generations | None, volume: Volume, made: Sequence[str]
+) -> tuple[Scan, bool]:
+    """The scan without the missing images of what is made, and whether there are more scenes than are planned."""
+    grown = known is None or len(scan.refs) > known.now.plan["samples"]
+    lost = {column: scenes for column, scenes in scan.missing.items() if scenes}
+    if behind := lost.keys() & made:
+        planned = _tokens(known, volume) if grown else frozenset[str]()
+        for column in behind:
+            lost[column] = {t: images for t, images in lost[column].items() if t not in planned} if grown else {}
+    return replace(scan, missing=lost), grown
 
 
-def _planned(volume: Volume) -> frozenset[str]:
-    """The tokens that a dataset has planned."""
-    if not volume.exists(layout.DATASET):
-        return frozenset()
-    table = from_parquet(volume.read(layout.PLAN)).cast(SCHEMA)
-    return frozenset(pc.unique(table["token"]).to_pylist())
+def _tokens(known: generations.Generations | None, volume: Volume) -> frozenset[str]:
+    """Of the scenes that a dataset has planned."""
+    return frozenset() if known is None else frozenset(pc.unique(known.plan(volume).table["token"]).to_pylist())
 
 
 def _source_text(source: Mapping[str, Any]) -> str:

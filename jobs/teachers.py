@@ -23,6 +23,7 @@ from jobs import batch_sizes, forecast, preemption, sight
 from jobs import config as job_config
 from jobs.cluster import ClusterConfig, joining, refuse_silent, session, worker_count
 from jobs.driver import StoppedError, drive
+from jobs.hopeless import Hopeless
 from jobs.light import LightMeter
 from jobs.preemption import Preemption
 from jobs.progress import bar, lines
@@ -209,6 +210,7 @@ def _run(
         with session(config.cluster):
             workers = min(worker_count(config.cluster), len(todo))
             progress = Progress(run.plan.shards, run.plan.shards - len(todo), workers)
+            hopeless = Hopeless(run.plan.samples, config.max_quarantined)
             try:
                 with Timings(run.volume) as timings, sigterm.heed():
                     drive(
@@ -217,7 +219,7 @@ def _run(
                         config=config.cluster,
                         in_flight=config.worker.shards_in_flight,
                         on_start=progress.started,
-                        on_receipt=functools.partial(_received, timings, progress, lease),
+                        on_receipt=functools.partial(_received, timings, progress, lease, hopeless),
                         stop=functools.partial(_asked, lease, sigterm),
                         tell=functools.partial(tqdm.write, file=sys.stderr),
                     )
@@ -250,11 +252,12 @@ def _asked(lease: Lease, sigterm: Preemption) -> bool:
     return sigterm.asked
 
 
-def _received(timings: Timings, progress: Progress, lease: Lease, receipt: ShardReceipt) -> None:
+def _received(timings: Timings, progress: Progress, lease: Lease, hopeless: Hopeless, receipt: ShardReceipt) -> None:
     """Count a receipt, and keep its timings beside the dataset: the only files that differ between equal runs."""
     lease.check()
     progress.receipt(receipt)
     timings.put(receipt)
+    hopeless.add(receipt)
 
 
 def _print_plan(run: runs.Run, config: TeachersConfig, todo: int) -> None:

@@ -181,9 +181,9 @@ def refuse_short(
     for one in short:
         need = needs[one.column]
         ways = [f"another config of {one.column}" + (f" ({need.rather})" if need is not None and need.rather else "")]
-        ways.append(f"max_quarantined={_share_above(one):g}")
         if one.covered:
             ways.append(f"plan.require=[{one.column}], which plans the {one.covered} scenes that have everything")
+            ways.append(f"max_quarantined={_share_above(one):g}")
         faults.append(
             f"{one.column}: {one.covered} of {one.scenes} scenes have every image that it asks for "
             f"({(one.covered or 0) / one.scenes:.1%}); not there: {one.lacking}. Ways out: {'; '.join(ways)}"

@@ -183,6 +183,7 @@ def begin(
             "shards": plan.shards,
             "shard_size": plan_config.shard_size,
             "seed": plan_config.seed,
+            **({"require": list(plan_config.require)} if plan_config.require else {}),
             "unreadable_logs": scan.unreadable,
             "not_found": list(scan.not_found),
             "skipped": scan.skipped,
