@@ -1,0 +1,218 @@
+"""`make plan`, and the head of a run: what is certain is said before the first shard, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import batch_sizes
+from jobs import plan as plan_job
+from jobs import teachers as teachers_job
+from jobs.hopeless import Hopeless
+from pipeline.stores.volume import Volume
+from pipeline.task import ColumnReceipt, ShardReceipt
+from pipeline.verify import verify
+from shards_schema.errors import ConfigError, IncompleteError
+from tests import navsim_root
+from tests.inline_job import run_inline
+
+VGGT = "{weights: {random: 0}, network: tiny, views: [CAM_F0]}"
+FUTURE = "{weights: {random: 0}, network: tiny, layout: A, size: [64, 64], pool: null}"
+SMALL = ("plan.shard_size=2", "scan_processes=1", "worker.device=cpu", "worker.torch_threads=1")
+
+
+def command(root: Path, teachers: str, *overrides: str, filter: str = "{frame_interval: 1}") -> list[str]:
+    source = f"source={{kind: navsim, root: '{root}/data', split: mini, filter: {filter}}}"
+    return [f"out={root}/out", source, f"teachers={teachers}", *SMALL, *overrides]
+
+
+def test_it_says_what_the_run_then_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 17, "log_b": 15})
+    given = command(tmp_path, f"{{vggt: {VGGT}, cosmos: {FUTURE}}}")
+    plan_job.main(given)
+    told = capsys.readouterr().out
+    assert "found: 2 of 2 logs, 6 scenes" in told
+    assert re.search(r"^vggt +6 of 6 ", told, re.MULTILINE), told
+    assert re.search(r"^6 scenes in 3 shards of at most 2 \(plan (\w+)\)", told, re.MULTILINE), told
+    assert not (tmp_path / "out").exists()
+    run_inline(monkeypatch)
+    teachers_job.main(given)
+    ran = capsys.readouterr().out
+    assert told.splitlines()[:8] == ran.splitlines()[:8]
+    assert re.search(r"\(plan (\w+)\)", told)[1] in ran  # type: ignore[index]
+    for column in ("samples", "vggt", "cosmos"):
+        real = sum(file.stat().st_size for file in (tmp_path / "out" / column).glob("*.tar"))
+        assert _bytes(told, column, 2) == pytest.approx(real, rel=0.2), column
+        arrays = (tmp_path / "out" / "targets.zarr" / column).rglob("*")
+        real = sum(f.stat().st_size for f in arrays if f.is_file() and f.name != "zarr.json" and "valid" not in f.parts)
+        assert _bytes(told, column, 3) == pytest.approx(real, rel=0.2, abs=2000), column
+
+
+def _bytes(told: str, column: str, place: int) -> float:
+    (row,) = re.findall(rf"^{column} +.*$", told, re.MULTILINE)
+    number, unit = re.split(r"  +", row)[place + 1].split()
+    return float(number) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[unit]
+
+
+def test_the_hours_are_stated_or_measured_or_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 49})
+    given = command(tmp_path, f"{{vggt: {VGGT}, cosmos: {FUTURE}}}")
+
+    def told(*overrides: str) -> str:
+        plan_job.main([*given, *overrides])
+        return capsys.readouterr().out
+
+    assert "device hours of vggt, cosmos are not known" in told()
+    assert "0.5 device hours at 0.02 scenes/s" in told("rate=0.02")
+    assert "device hours of vggt are not known" in told("rate={cosmos: 0.02}")
+    config = {"weights": {"random": 0}, "network": "tiny", "views": ["CAM_F0"], "batch_size": 8}
+    figures = [{"batch_size": 4, "rate": 1.0, "peak": None}, {"batch_size": 8, "rate": 0.01, "peak": None}]
+    batch_sizes.write(Volume(str(tmp_path / "out")), {"vggt": batch_sizes.entry(config, 8, "a card", figures)})
+    assert "1.5 device hours in all" in told("rate={cosmos: 0.02}", "teachers.vggt.batch_size=auto")
+    assert "device hours of vggt are not known" in told("rate={cosmos: 0.02}", "teachers.vggt.heads=[depth]")
+
+
+def test_a_batch_size_that_nobody_has_measured_is_no_reason_not_to_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 14})
+    plan_job.main(command(tmp_path, f"{{vggt: {VGGT}}}", "teachers.vggt.batch_size=auto"))
+    told = capsys.readouterr().out
+    assert "NOTE: teachers.vggt.batch_size is auto, and nobody has measured it" in told
+    assert "1 scenes in 1 shards" in told
+
+
+def test_no_weights_are_looked_for(tmp_path: Path) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 14})
+    plan_job.main(command(tmp_path, f"{{vggt: {{weights: {{path: '{tmp_path}/nowhere'}}, views: [CAM_F0]}}}}"))
+
+
+def test_room_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 14})
+    usage = type(shutil.disk_usage(tmp_path))(1000, 990, 10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    plan_job.main(command(tmp_path, f"{{vggt: {VGGT}}}"))
+    assert re.search(rf"NOT ENOUGH ROOM: .* to write, 10 B free at {tmp_path}$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "filter", "error", "told"),
+    [
+        (f"{{cosmos: {FUTURE}}}", "{num_future_frames: 4}", ConfigError, r"frames \+0 \.\. \+8"),
+        (f"{{cosmos: {FUTURE}}}", "{frame_interval: 1}", IncompleteError, "cosmos: 0 of 3 .* of future"),
+        (f"{{vggt: {VGGT}}}", "{log_names: [log_a, log_z]}", IncompleteError, "1 of 2 logs"),
+        (
+            "{vggt: {weights: {random: 0}, network: tiny, views: [CAM_F0], height: 518}}",
+            "null",
+            ConfigError,
+            "vggt, CAM",
+        ),
+    ],
+)
+def test_what_is_certain_to_fail_is_refused_before_anything_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: str, filter: str, error: type[Exception], told: str
+) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 16}, lambda index, channel: index < 9)
+    receipts = run_inline(monkeypatch)
+    for job in (plan_job, teachers_job):
+        with pytest.raises(error, match=told):
+            job.main(command(tmp_path, teachers, filter=filter))
+    assert receipts == []
+    assert not list((tmp_path / "out").glob("*"))  # but for the lease, which is gone again
+
+
+def test_an_image_that_can_be_taken_is_enough(tmp_path: Path) -> None:
+    """One odd camera in three is a matter of its scenes, and so is an image that cannot be read."""
+    content = navsim_root.frames("log_a", 16, ("CAM_F0",))
+    navsim_root.write_log(tmp_path / "data", "log_a", content)
+    for index, size in ((3, (96, 96)), (4, (96, 54))):
+        navsim_root.write_images(tmp_path / "data", content, lambda i, channel, index=index: i == index, size)  # type: ignore[misc]
+    (tmp_path / "data" / "sensor_blobs" / "mini" / content[5]["cams"]["CAM_F0"]["data_path"]).write_bytes(b"no JPEG")
+    plan_job.main(command(tmp_path, f"{{vggt: {VGGT}}}"))
+
+
+def test_only_covered_scenes_are_planned_and_what_is_covered_later_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 18}, lambda index, channel: index < 14)
+    given = command(tmp_path, f"{{cosmos: {FUTURE}}}", "plan.require=[cosmos]")
+    receipts = run_inline(monkeypatch)
+    teachers_job.main(given)
+    assert "2 not_covered" in capsys.readouterr().out
+    document = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert (document["plan"]["samples"], document["plan"]["require"]) == (3, ["cosmos"])
+    navsim_root.write(tmp_path / "data", {"log_a": 18})
+    image = tmp_path / "data" / "sensor_blobs" / "mini" / "log_a" / "CAM_F0" / f"{navsim_root.token_of('log_a', 4)}.jpg"
+    image.unlink()  # of what is made; it is needed no more
+    made = len(receipts)
+    teachers_job.main(given)
+    assert len(receipts) == made + 1
+    assert verify(str(tmp_path / "out")).faults == ()
+
+
+def test_a_dataset_that_is_made_needs_its_images_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 16})
+    run_inline(monkeypatch)
+    teachers_job.main(command(tmp_path, f"{{vggt: {VGGT}}}"))
+    shutil.rmtree(tmp_path / "data" / "sensor_blobs")
+    capsys.readouterr()
+    teachers_job.main(command(tmp_path, f"{{vggt: {VGGT}}}"))
+    assert "0 to do" in capsys.readouterr().out
+    with pytest.raises(IncompleteError, match="more: 0 of 3"):  # another column would need them
+        teachers_job.main(command(tmp_path, f"{{vggt: {VGGT}, more: {{kind: vggt, {VGGT[1:]}}}"))
+    assert not (tmp_path / "out" / "more").exists()
+
+
+# --- while a run works
+
+
+def receipt(shard: int, written: int, **quarantined: int) -> ShardReceipt:
+    planned = written + sum(quarantined.values())
+    column = ColumnReceipt(
+        column="vggt", planned=planned, written=written, quarantined=quarantined, size=0, teacher_seconds=0.0
+    )
+    return ShardReceipt(shard=shard, columns=(column,), decodes=0, images=0, seconds=0.0, host="h", device="cpu")
+
+
+def stopped_after(receipts: list[ShardReceipt], samples: int = 100, most: float = 0.01) -> int | None:
+    hopeless = Hopeless(samples, most)
+    for count, one in enumerate(receipts, 1):
+        try:
+            hopeless.add(one)
+        except IncompleteError:
+            return count
+    return None
+
+
+def test_a_column_that_comes_to_nothing_stops_the_run() -> None:
+    lost: list[Any] = [receipt(i, 0, image_shape=4) for i in range(20)]
+    assert stopped_after(lost) == 3
+    assert stopped_after(lost, samples=2000) == 6  # 20 may be left out
+    assert stopped_after(lost, most=1.0) is None
+    assert stopped_after([receipt(0, 1, image_shape=3), *lost]) is None
+    assert stopped_after([lost[0], receipt(1, 0, image_damaged=4), *lost[2:]]) is None
+    assert stopped_after([*lost[:2], receipt(2, 4), *lost]) is None
+
+
+def test_the_job_is_stopped_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are there and are none: their existence says nothing against them."""
+    navsim_root.write(tmp_path / "data", {"log_a": 33})
+    for image in (tmp_path / "data" / "sensor_blobs").rglob("*.jpg"):
+        image.write_bytes(b"nothing that is a JPEG")
+    receipts = run_inline(monkeypatch)
+    with pytest.raises(
+        IncompleteError, match="all 6 scenes of the first 3 shards are quarantined under image_not_jpeg"
+    ):
+        teachers_job.main(command(tmp_path, f"{{vggt: {VGGT}}}"))
+    assert len(receipts) == 3
