@@ -1,4 +1,4 @@
-"""How long `make plan` takes for navtrain, and with what memory: a tree of its size and layout, files of a few bytes.
+"""How long `make plan` takes for navtrain, and with what memory: a tree of its size and layout, tiny files.
 
     logs       1,192, each of 8 drives; a frame has eight cameras and some boxes
     scenes     103,288: in each drive 11 frames in a row are a scene's now
@@ -6,8 +6,8 @@
                cameras that configs/navtrain.yaml asks for. What lies ahead is there where another scene's past is.
 
 The images are links to one file, since an inode each would fill disks; a listing sees no difference. Then the real
-command runs on it, in a process of its own: configs/navtrain.yaml, which is fine, and configs/openscene.yaml, which asks
-for the future and is refused.
+command runs on it, in a process of its own: configs/navtrain.yaml, which is fine, and configs/openscene.yaml, which
+asks for the future and is refused.
 """
 
 from __future__ import annotations

@@ -156,7 +156,8 @@ def _together(config: TeachersConfig, scenes: int, hours: Mapping[str, float | N
     if len(known) < len(hours):
         lost = ", ".join(column for column, each in hours.items() if each is None)
         return (
-            f"device hours of {lost} are not known: `make probe` measures a device, rate={{{lost}: SCENES/S}} states it"
+            f"device hours of {lost} are not known: `make probe` measures a network (batch_size: auto), "
+            "rate.COLUMN=SCENES_A_SECOND states it"
         )
     return f"{sum(known):.1f} device hours in all"
 
