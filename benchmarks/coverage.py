@@ -33,6 +33,8 @@ _DRIVES, _RUN, _BETWEEN = 8, 11, 40
 _LEAD, _TAIL = 10, 30
 _LOG, _TOKENS = "@" * 5, "@" * 8
 """What a log's number and the first half of its tokens are in the template."""
+_TICK = 1.0
+"""Seconds between looks at the processes."""
 _LINKS = 60_000
 """Names that one file is given; ext4 ends at 65,000."""
 
@@ -76,16 +78,15 @@ def _measure(config: Config, folder: Path) -> None:
         command += [f"source.filter={folder}/filter.yaml", f"scan_processes={config.processes}"]
         environment = {**os.environ, "OPENSCENE_DATA_ROOT": str(folder)}
         print(f"\n$ python -m jobs.plan configs/{recipe}.yaml", flush=True)
-        began, before = time.perf_counter(), os.times()
+        began, peak, busy = time.perf_counter(), 0, dict[int, float]()
         with subprocess.Popen(command, cwd=ROOT, env=environment) as process:
-            peak = 0
             while process.poll() is None:
-                peak = max(peak, _resident(process.pid))
-                time.sleep(0.2)
-        after = os.times()
-        busy = after.children_user + after.children_system - before.children_user - before.children_system
-        seconds = time.perf_counter() - began
-        print(f"exit {process.returncode}; {seconds:.0f} s, {busy:.0f} s of CPU, {peak / 1e9:.2f} GB at most together")
+                found = _below(process.pid)
+                peak = max(peak, sum(_resident(pid) for pid in found))
+                busy |= {pid: seconds for pid in found if (seconds := _busy(pid))}
+                time.sleep(_TICK)
+        told = f"{time.perf_counter() - began:.0f} s, {sum(busy.values()):.0f} s of CPU, {peak / 1e9:.2f} GB at most"
+        print(f"exit {process.returncode}; {told}, all its processes together", flush=True)
 
 
 def _make(config: Config, root: Path) -> None:
@@ -175,15 +176,28 @@ def _frames(boxes: int) -> list[dict[str, Any]]:
     return out
 
 
+def _below(pid: int) -> list[int]:
+    """A process and those below it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # gone meanwhile
+        return []
+    return [pid, *(one for child in children for one in _below(int(child)))]
+
+
 def _resident(pid: int) -> int:
-    """Bytes of a process and those below it; what they share is counted once."""
-    total, found = 0, [pid]
-    while found:
-        one = found.pop()
-        try:
-            rollup = Path(f"/proc/{one}/smaps_rollup").read_text()
-            total += 1024 * int(rollup.partition("Pss:")[2].split()[0])
-            found += [int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
-        except (OSError, ValueError, IndexError):  # gone meanwhile
-            continue
-    return total
+    """Bytes of a process; what it shares with others is divided among them."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        return 1024 * int(rollup.partition("\nPss:")[2].split()[0])
+    except (OSError, IndexError):
+        return 0
+
+
+def _busy(pid: int) -> float:
+    """Seconds of CPU of a process so far."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
