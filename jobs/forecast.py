@@ -20,7 +20,7 @@ from pipeline.samples import SamplesColumn
 from pipeline.sources.base import Scan, Source
 from pipeline.stores.volume import Volume
 from shards_schema import layout
-from teachers.base import Teacher
+from teachers.base import Needs, Teacher
 
 if TYPE_CHECKING:
     from jobs.teachers import TeachersConfig
@@ -50,6 +50,7 @@ def prepare(
     if config.plan.require:
         scan = coverage.only_covered(source, scan, needs, config.plan.require, _tokens(known, volume))
     print(_logs_text(scan))
+    print(f"images of the future are asked for by {', '.join(_ahead(needs)) or 'no column'}")
     made = [column for column in needs if known is not None and len(committed(volume, column)) >= known.shards]
     scan, grown = _still_needed(scan, known, volume, made)
     todo = [column for column in needs if grown or column not in made]
@@ -62,6 +63,11 @@ def prepare(
         print(f"NOTE: {note}", flush=True)
     forecast.refuse_shapes([teacher for teacher in teachers if teacher.name in todo], looked)
     return scan
+
+
+def _ahead(needs: Mapping[str, Needs | None]) -> list[str]:
+    """The columns that want an image after now, which NAVSIM's own downloads have none of."""
+    return [column for column, need in needs.items() if need is not None and any(i.step > 0 for i in need.images)]
 
 
 def _still_needed(

@@ -48,10 +48,13 @@ class Layout:
         return tuple(sorted(set(self.steps[1:] if self.optional_first else self.steps)))
 
 
+PAST_OF_C = (-3,) * 6 + (-2, -1, 0)
+"""Layout C up to now: what looks at the past alone where the temporal factor is 8, for which D is not whole."""
+
 LAYOUTS = {
     "A": Layout(tuple(range(9))),
     "B": Layout(tuple(range(-4, 9)), optional_first=True),
-    "C": Layout((-3,) * 6 + tuple(range(-2, 9))),
+    "C": Layout(PAST_OF_C + tuple(range(1, 9))),
     "D": Layout(tuple(range(-4, 1)), optional_first=True),
 }
 """The layouts of spec/cosmos.md section 6 for 2 Hz logs with four history frames."""

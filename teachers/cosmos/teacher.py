@@ -88,8 +88,9 @@ class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
     def needs(self) -> Needs:
         """The clip's frames, less the one that may be padding."""
         steps = self.config.frame_layout.required
-        ahead = "layout: D with model: wan or cv4x8x8 looks at the past alone" if steps[-1] > 0 else "set layout"
-        return Needs.of([ImageRequest(step, self.config.channel) for step in steps], ahead)
+        past = "D" if self.config.vae.temporal == 4 else list(frames.PAST_OF_C)
+        rather = f"layout: {past} looks at the past alone" if steps[-1] > 0 else "set layout"
+        return Needs.of([ImageRequest(step, self.config.channel) for step in steps], rather)
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """The clip's distinct frames, oldest first."""

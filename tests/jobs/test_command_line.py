@@ -39,6 +39,7 @@ from teachers import registry as teachers
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "configs" / "demo.yaml")
 RECIPE_JOBS = {
+    "plan": "configs/demo.yaml",
     "teachers": "configs/demo.yaml",
     "probe": "configs/demo.yaml",
     "sft": "configs/sft_demo.yaml",

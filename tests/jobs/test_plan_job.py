@@ -39,6 +39,7 @@ def test_it_says_what_the_run_then_does(
     plan_job.main(given)
     told = capsys.readouterr().out
     assert "found: 2 of 2 logs, 6 scenes" in told
+    assert "images of the future are asked for by cosmos\n" in told
     assert re.search(r"^vggt +6 of 6 ", told, re.MULTILINE), told
     assert re.search(r"^6 scenes in 3 shards of at most 2 \(plan (\w+)\)", told, re.MULTILINE), told
     assert not (tmp_path / "out").exists()
@@ -216,3 +217,34 @@ def test_the_job_is_stopped_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         teachers_job.main(command(tmp_path, f"{{vggt: {VGGT}}}"))
     assert len(receipts) == 3
+
+
+# --- our recipes
+
+
+def recipe(name: str, root: Path) -> list[str]:
+    """A recipe as it stands, but for the sizes of its networks."""
+    tokens = ", ".join(navsim_root.token_of("log_a", i) for i in range(10, 21))
+    tiny = [f"teachers.{column}.{key}" for column in ("vggt", "cosmos") for key in ("network=tiny", "dtype=float32")]
+    drawn = [f"teachers.{column}.weights={{random: 0}}" for column in ("vggt", "cosmos")]
+    places = [f"out={root}/out", "source.split=mini", f"source.filter={{frame_interval: 1, tokens: [{tokens}]}}"]
+    return [f"configs/{name}.yaml", *places, *tiny, *drawn, "scan_processes=1", "worker.device=cpu"]
+
+
+def test_the_recipe_of_navtrain_fits_navsims_own_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of now and of three frames before: all of one recipe's columns have theirs, the other's lack the future."""
+    there, cameras = set(range(7, 21)), ("CAM_F0", "CAM_L0", "CAM_R0")
+    navsim_root.write(tmp_path, {"log_a": 40}, lambda index, channel: index in there, cameras)
+    monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(tmp_path))
+    plan_job.main(recipe("navtrain", tmp_path))
+    told = capsys.readouterr().out
+    for column in ("samples", "vggt", "cosmos", "pdm"):
+        assert re.search(rf"^{column} +11 of 11 ", told, re.MULTILINE), told
+    with pytest.raises(IncompleteError, match=r"cosmos: 3 of 11 scenes .* of future"):
+        plan_job.main(recipe("openscene", tmp_path))
+    plan_job.main([*recipe("openscene", tmp_path), "plan.require=[cosmos]"])
+    told = capsys.readouterr().out
+    assert "8 not_covered" in told
+    assert re.search(r"^pdm +3 of 3 ", told, re.MULTILINE), told

@@ -55,7 +55,12 @@ def looked(found: NavsimSource, *teachers: Teacher) -> dict[str, Coverage]:
 @pytest.mark.parametrize(
     ("kind", "config", "filter", "told"),
     [
-        ("cosmos", FUTURE, {"num_future_frames": 4}, r"\+0 \.\. \+8 .* -3 \.\. \+4, .*layout: D.*num_future_frames: 8"),
+        (
+            "cosmos",
+            FUTURE,
+            {"num_future_frames": 4},
+            r"\+0 \.\. \+8 .* -3 \.\. \+4, .*layout: \[-3, .*num_future_frames: 8",
+        ),
         ("vggt", {**VGGT, "window": [-8, 0]}, {}, r"-8 \.\. \+0 .* -3 \.\. \+10.*context_frames=5"),
         ("pdm", {"maps_root": "maps"}, {"num_future_frames": 8}, r"-3 \.\. \+10 .*versions: \[v2\].*frames: 10"),
         ("pdm", {"maps_root": "maps", "versions": ["v2"]}, {"num_history_frames": 1}, r"-3 .*context_frames=3"),
@@ -257,7 +262,11 @@ def test_a_column_that_lacks_more_than_is_allowed_is_refused_with_the_ways_out(t
     told = str(caught.value)
     assert "cosmos: 2 of 10 scenes have every image that it asks for (20.0%)" in told
     assert "CAM_F0 of future, step +1 .. +8 (8 scenes)" in told
-    for way in ("layout: D", "max_quarantined=0.8", "plan.require=[cosmos], which plans the 2 scenes"):
+    for way in (
+        "layout: [-3, -3, -3, -3, -3, -3, -2, -1, 0]",
+        "max_quarantined=0.8",
+        "plan.require=[cosmos], which plans the 2 scenes",
+    ):
         assert way in told
     assert "vggt:" not in told
     short(made, teacher("cosmos", FUTURE), most=0.8)
