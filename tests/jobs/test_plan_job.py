@@ -234,7 +234,7 @@ def recipe(name: str, root: Path) -> list[str]:
 def test_the_recipe_of_navtrain_fits_navsims_own_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Images of now and of three frames before: all of one recipe's columns have theirs, the other's lack the future."""
+    """Images of now and of three frames before: one recipe's columns have theirs, the other's lack the future."""
     there, cameras = set(range(7, 21)), ("CAM_F0", "CAM_L0", "CAM_R0")
     navsim_root.write(tmp_path, {"log_a": 40}, lambda index, channel: index in there, cameras)
     monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(tmp_path))
