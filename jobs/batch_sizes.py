@@ -19,7 +19,7 @@ from shards_schema.manifests import ColumnManifest
 
 AUTO = "auto"
 
-RECORD = f"{layout.LOGS}/batch_sizes.json"
+RECORD = layout.BATCH_SIZES
 """Column -> batch_size, the config that it was measured for, the device, and the figures. No part of the dataset."""
 
 _FREE = ("batch_size", "storage")

@@ -262,15 +262,26 @@ def _received(timings: Timings, progress: Progress, lease: Lease, hopeless: Hope
 
 def _print_plan(run: runs.Run, config: TeachersConfig, todo: int) -> None:
     plan = run.plan
-    done = plan.shards - todo
     print(
         f"planned {plan.samples} scenes in {plan.shards} shards of at most {plan.config.shard_size} "
         f"(plan {plan.digest[:12]}); columns {', '.join(run.columns)}; "
-        + (f"{done} shards are committed, {todo} to do" if done or run.again.pairs else "none is committed yet")
+        + (_states(run) if run.done or run.again.pairs else "none is committed yet")
     )
     _print_more(run, config)
     for notice in run.notices:
         print(f"NOTE: {notice}")
+
+
+def _states(run: runs.Run) -> str:
+    """How far each column is: some may be finished that others wait for."""
+    committed = Counter(column for _, column in run.done)
+
+    def told(column: str) -> str:
+        done, todo = committed[column], run.plan.shards - committed[column]
+        parts = [f"{done} shard{'s' * (done != 1)} committed"] * bool(done) + [f"{todo} to do"] * bool(todo)
+        return f"{column}: {', '.join(parts)}"
+
+    return "; ".join(map(told, run.columns))
 
 
 def _print_more(run: runs.Run, config: TeachersConfig) -> None:

@@ -40,7 +40,10 @@ def refuse_strangers(volume: Volume) -> None:
     if columns_of(volume):  # ours, and its dataset.json is lost: `vouch` says whether it can be written anew
         return
     top = [*volume.names(""), *(f"{name}/" for name in volume.folders(""))]
-    strange = [name for name in top if name not in (layout.LOCK, f"{layout.TEMP}/") and not _OF_THE_DISK.match(name)]
+    ours = {layout.LOCK, f"{layout.TEMP}/"}
+    if {f"{layout.LOGS}/{name}" for name in volume.names(layout.LOGS)} <= {layout.BATCH_SIZES}:  # `jobs.probe` was here
+        ours.add(f"{layout.LOGS}/")
+    strange = [name for name in top if name not in ours and not _OF_THE_DISK.match(name)]
     left = [*volume.names(layout.TEMP), *(f"{name}/" for name in volume.folders(layout.TEMP))]
     strange += [f"{layout.TEMP}/{name}" for name in left if not UNDER_WAY.search(name)]
     if strange:
@@ -48,7 +51,7 @@ def refuse_strangers(volume: Volume) -> None:
         raise MismatchError(
             f"{_root(volume)} is not empty ({', '.join(sorted(strange)[:_NAMED])}{more}) and has no {layout.DATASET}: "
             "expected an empty folder or a dataset, and nothing is written among other files. Give another folder "
-            "(out=DIR), or empty this one"
+            "(out=DIR)"
         )
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import committed, read_record
+from pipeline.records import columns_of, committed, read_record
 from pipeline.stores.ranges import ByteRange, CommittedFile
 from pipeline.stores.volume import Volume
 from shards_schema import layout
@@ -102,7 +102,7 @@ class Column:
         """
         which, place = self.places[token]
         shard = self.shards[which]
-        for asked in self.names(raw=raw) if wanted is None else wanted:
+        for asked in self.names(raw=raw) if wanted is None else several(wanted):
             member = asked if asked in shard.members else f"{asked}.npy"
             if member not in shard.members:
                 raise self._unknown(asked)
@@ -138,7 +138,11 @@ def open_column(volume: Volume, name: str, *, url: str, dataset: str, planned: i
         DatasetError: a document is damaged, or a record belongs to another dataset or column.
     """
     path = layout.column_json(name)
-    manifest = ColumnManifest.from_bytes(volume.read(path), volume.path(path))
+    try:
+        manifest = ColumnManifest.from_bytes(volume.read(path), volume.path(path))
+    except MissingFileError as error:
+        known = nearest(name, columns_of(volume))
+        raise MissingFileError(f"{url}: no column {name!r}: {error}{known}") from error
     shards: list[Shard] = []
     places: dict[str, tuple[int, int]] = {}
     quarantined: dict[str, Quarantined] = {}
@@ -191,6 +195,17 @@ def _keep(record: CommitRecord, dataset: str, fingerprint: str, where: str, chec
         for name, each in record.members.items()
     }
     return Shard(CommittedFile(record.shard, path, record.files[path]), record.tokens, members)
+
+
+def several(names: Iterable[str]) -> tuple[str, ...]:
+    """Names that somebody gave; one text would be taken for as many names as it has letters.
+
+    Raises:
+        AbsentError: it is one.
+    """
+    if isinstance(names, str):
+        raise AbsentError(f"columns and targets are lists of names, and {names!r} is one text; write [{names!r}]")
+    return tuple(names)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, cast
 
 from pipeline import generations, statistics
-from pipeline.members import Column, Value, nearest, open_column
+from pipeline.members import Column, Value, nearest, open_column, several
 from pipeline.plan import Plan
 from pipeline.records import columns_of, read_manifest
 from pipeline.stores.cache import CacheConfig
@@ -85,7 +85,7 @@ class Dataset:
         max_open: int = 64,
         cache: CacheConfig | None = None,
     ) -> None:
-        names = None if columns is None else tuple(columns)
+        names = None if columns is None else several(columns)
         self._url = url
         self._files_config: dict[str, Any] = {"check_digests": check_digests, "max_open": max_open, "cache": cache}
         self._config: dict[str, Any] = {"columns": names, "check_members": check_members, **self._files_config}
@@ -100,6 +100,11 @@ class Dataset:
         self._values = Values(self._volume, cache)
         self._statistics: dict[str, statistics.Statistics] = {}
         self._files = RangeReader(url, **self._files_config)
+
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{n} {len(c.places)}" for n, c in self._columns.items())
+        plan = self.manifest.plan
+        return f"Dataset({self._url!r}: begun with {plan['samples']} scenes in {plan['shards']} shards; {columns})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Dataset, self._url, **self._config), ()

@@ -61,6 +61,13 @@ class ScoreResult:
     pdm_score: Tensor
     states: Tensor
 
+    def __repr__(self) -> str:
+        scenes, candidates = self.score.shape
+        return (
+            f"ScoreResult({self.version}, {scenes} scenes x {candidates} candidates, mean score "
+            f"{float(self.score.nanmean()):.4f}; subscores: {', '.join(self.subscores)})"
+        )
+
 
 def score(
     batch: ContextBatch,

@@ -34,6 +34,8 @@ INDEX = "index.parquet"
 QUARANTINE = "quarantine.parquet"
 ZARR = "targets.zarr"
 LOGS = "logs"
+BATCH_SIZES = f"{LOGS}/batch_sizes.json"
+"""What `jobs.probe` measured; the one file that may be there before `dataset.json` is."""
 TEMP = ".tmp"
 LOCK = ".lock"
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from pipeline.decode import decode_jpeg
+from pipeline.members import several
 from pipeline.reader import Dataset, Found, Wanted
 from shards_schema.errors import AbsentError, DatasetError, SampleError
 
@@ -94,7 +95,7 @@ class Fetcher:
             raise DatasetError(f"{dataset.url}: no columns are asked for; there are {', '.join(dataset.columns)}")
         for column, names in targets.items():
             members = dataset.members(column)
-            for name in names or ():
+            for name in several(names or ()):
                 if name not in members and f"{name}.npy" not in members:
                     raise AbsentError(
                         f"{dataset.url}: column {column} has no {name!r} in its tars; there are {', '.join(members)}"

@@ -51,7 +51,8 @@ def policy(data: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(data: str, out: Path, *more: str) -> pd.DataFrame:
-    code = evaluate.main([f"data={data}", f"out={out}", "worst=0", "device=cpu", *more])
+    more = more if any(key.startswith("worst=") for key in more) else (*more, "worst=0")
+    code = evaluate.main([f"data={data}", f"out={out}", "device=cpu", *more])
     assert code == 0
     return pd.read_parquet(out / "scores.parquet")
 

@@ -20,6 +20,7 @@ import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.reader import Dataset
+from pipeline.stream import ShardStream
 from shards_schema import layout
 from shards_schema.errors import AbsentError, DatasetError, DigestError, MissingFileError, QuarantinedError
 from tests.committed import commit
@@ -321,3 +322,23 @@ def test_files_are_closed_when_their_dataset_goes(made: Path) -> None:
 
 def _is(descriptor: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{descriptor}")
+
+
+def test_what_is_asked_for_wrongly_is_told_with_what_there_is(made: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"no column 'toyy': .*/column.json is not there; did you mean toy\?"):
+        Dataset(str(made), columns=["toyy"])
+    with pytest.raises(AbsentError, match=r"'toy' is one text; write \['toy'\]"):
+        Dataset(str(made), columns="toy")
+    dataset = Dataset(str(made))
+    token = dataset.tokens("toy")[0]
+    with pytest.raises(AbsentError, match=r"'mean' is one text; write \['mean'\]"):
+        dataset.read(token, {"toy": "mean"})
+    with pytest.raises(AbsentError, match=r"'mean' is one text"):
+        ShardStream(dataset, {"toy": "mean"})
+
+
+def test_its_repr_is_short(made: Path) -> None:
+    told = repr(Dataset(str(made)))
+    assert told.startswith(f"Dataset('{made}': begun with ")
+    assert "samples " in told
+    assert len(told) < 200 + len(str(made))

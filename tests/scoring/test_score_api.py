@@ -182,3 +182,11 @@ def test_a_cuda_device_gives_the_same(context: RewardContext) -> None:
     here, there = score(collate([context]), candidates), score(collate([context], "cuda"), candidates)
     for name, value in here.subscores.items():
         torch.testing.assert_close(value, there.subscores[name].cpu(), rtol=0, atol=1e-9)
+
+
+def test_its_repr_is_a_line(context: RewardContext) -> None:
+    told = repr(score(collate([context]), ahead(), version="v2"))
+    assert told.startswith("ScoreResult(v2, 1 scenes x ")
+    assert "mean score " in told
+    assert "no_at_fault_collisions" in told
+    assert "\n" not in told
