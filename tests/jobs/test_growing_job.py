@@ -13,6 +13,7 @@ from tests import navsim_logs
 from tests.inline_job import run_inline
 from tests.pipeline.test_grown import digests, members
 
+ROOT = Path(__file__).parents[2]
 LOGS = {f"log_{c}": navsim_logs.frames(f"log_{c}", 16, c * 4) for c in "abcd"}
 
 
