@@ -132,6 +132,8 @@ def _refusal(error: Exception, what: str) -> StoreError | None:
     names = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
     if "NoCredentialsError" in names or "PartialCredentialsError" in names:
         return StoreError(f"{what}: no credentials: give them in the environment or in fsspec's config, not in the URL")
+    if "OfflineModeIsEnabled" in names:  # a ConnectionError by its class, which no waiting mends
+        return StoreError(f"{what}: HF_HUB_OFFLINE is set, so the hub was not asked")
     if names & _NOT_A_FILE:
         return StoreError(
             f"{what}: {told(error)}: nothing is known of the file: check the URL, and the token in the environment and "

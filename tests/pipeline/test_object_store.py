@@ -22,6 +22,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from pipeline.images import ShardImages, read_image
 from pipeline.reader import Dataset
@@ -491,3 +492,16 @@ def test_a_local_dataset_leaves_the_cache_alone(out: str, tmp_path: Path) -> Non
     dataset = Dataset(out, cache=CacheConfig(folder=str(tmp_path / "c"), max_bytes=1 << 30))
     dataset.read(dataset.tokens("toy")[0])
     assert not (tmp_path / "c").exists()
+
+
+def test_a_hub_that_is_switched_off_is_not_asked_again() -> None:
+    asked = 0
+
+    def ask() -> None:
+        nonlocal asked
+        asked += 1
+        raise OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode is enabled.")
+
+    with pytest.raises(StoreError, match="read hf://x: HF_HUB_OFFLINE is set, so the hub was not asked"):
+        retrying(ask, "read hf://x", StoreConfig(first_wait=0))
+    assert asked == 1
