@@ -229,8 +229,9 @@ def _expand(value: Any, key: str = "") -> Any:
 
 
 def _variable(match: re.Match[str]) -> str:
-    if match[1] not in os.environ:
-        raise ConfigError(f"the config names ${{{match[1]}}}, which is not set in the environment")
+    if not os.environ.get(match[1], ""):
+        how = "is empty" if match[1] in os.environ else "is not set"
+        raise ConfigError(f"the config names ${{{match[1]}}}, which {how} in the environment")
     return os.environ[match[1]]
 
 

@@ -17,7 +17,7 @@ from jobs import config as job_config
 from jobs.progress import lines
 from pipeline.sources.synthetic import MARKER, SyntheticConfig, generate
 from pipeline.sources.synthetic.nuplan_dataset import FOLDER, generate_nuplan
-from pipeline.stores.places import LocalText
+from pipeline.stores.places import OutText
 
 
 class DataConfig(SyntheticConfig):
@@ -29,7 +29,7 @@ class DataConfig(SyntheticConfig):
         nuplan_10hz: the cameras that then have images at 10 Hz; the others have those of the 2 Hz frames.
     """
 
-    out: LocalText = "data/synthetic"
+    out: OutText = "data/synthetic"
     nuplan: bool = False
     nuplan_10hz: tuple[str, ...] = ("CAM_F0",)
 

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from jobs import config as job_config
 from jobs.progress import bar
 from pipeline.reader import Dataset
-from pipeline.stores.places import LocalPath, Place
+from pipeline.stores.places import OutPath, Place
 from pipeline.stream import SampleTable
 from shards_schema import layout
 from shards_schema.errors import ConfigError
@@ -62,8 +62,8 @@ class ExportConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     out: Place
-    to: LocalPath
-    images: LocalPath | None = None
+    to: OutPath
+    images: OutPath | None = None
     views: tuple[str, ...] | None = None
     columns: tuple[str, ...] = ()
     steps: int | None = Field(default=None, ge=1)

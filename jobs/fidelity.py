@@ -29,7 +29,7 @@ from jobs.storage.restored import restore
 from jobs.storage.tokens import KINDS, random_vggt, synthetic
 from pipeline.fidelity import COSINE
 from pipeline.reader import Dataset
-from pipeline.stores.places import LocalText, Place
+from pipeline.stores.places import OutText, Place
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SpecError
 from shards_schema.specs import TargetSpec
@@ -66,7 +66,7 @@ class FidelityConfig(BaseModel):
     sft: str | None = None
     overrides: tuple[str, ...] = ()
     choices: tuple[str, ...] = CHOICES
-    out: LocalText | None = None
+    out: OutText | None = None
     seed: int = 0
     torch_threads: int | None = Field(default=None, ge=1)
 

@@ -36,6 +36,7 @@ from jobs.evaluation.frames import comfort_between_frames
 from jobs.evaluation.sources import Caches, Column, ContextSource
 from jobs.outputs import write_text
 from jobs.report import table
+from pipeline.stores.places import outside
 from scoring import Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
 from shards_schema import documents
@@ -221,6 +222,13 @@ def _path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _out(text: str) -> Path:
+    try:
+        return Path(outside(_path(text)))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -233,7 +241,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--column", default="pdm", help="name of that column")
     parser.add_argument("--trajectories", type=_path, required=True, help="JSON: {token: {name: 8 x [x, y, heading]}}")
     parser.add_argument("--version", choices=("v1", "v2"), required=True, help="v1: PDMS; v2: EPDMS")
-    parser.add_argument("--out", type=_path, help="JSON of every row")
+    parser.add_argument("--out", type=_out, help="JSON of every row")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--extended-comfort", action="store_true", help="v2: with the frame before, where it is scored too"

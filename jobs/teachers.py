@@ -29,6 +29,7 @@ from jobs.preemption import Preemption
 from jobs.progress import bar, lines
 from jobs.report import bytes_text, table
 from jobs.timings import Timings
+from pipeline import ground
 from pipeline import run as runs
 from pipeline.device import refuse_absent
 from pipeline.lease import Lease, hold
@@ -166,6 +167,7 @@ def main(arguments: list[str]) -> None:
             for t in columns
         ),
     ]
+    ground.refuse_strangers(Volume(config.out))
     with preemption.watch() as sigterm, hold(Volume(config.out)) as lease:
         _run(config, source, samples, columns, manifests, lease, sigterm, began)
 

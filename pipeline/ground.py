@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from pipeline.plan import Plan
 from pipeline.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.disk import gone
+from pipeline.stores.places import dataset_around
 from pipeline.stores.volume import UNDER_WAY, Volume
 from shards_schema import layout
-from shards_schema.errors import DatasetError, MismatchError, MissingFileError, ShardsError
+from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError, ShardsError
 from shards_schema.manifests import ColumnManifest
 
 _OF_THE_DISK = re.compile(r"lost\+found/?|\.nfs[0-9a-f]+")
@@ -33,7 +34,11 @@ def refuse_strangers(volume: Volume) -> None:
     Raises:
         MismatchError: it has no `dataset.json`, and other files than a run leaves that was killed while it began.
         DatasetError: its `dataset.json` is not ours, or damaged.
+        ConfigError: it lies in another dataset.
     """
+    root = volume.local_root
+    if root is not None and (around := dataset_around(root.parent)) is not None:
+        raise ConfigError(f"{root} lies in the dataset {around}, where every file is accounted for: give another out")
     if volume.exists(layout.DATASET):
         read_manifest(volume)
         return

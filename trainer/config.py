@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.stores.places import LocalText, Place
+from pipeline.stores.places import OutText, Place
 from pipeline.stream import StreamConfig
 from trainer.answers.motion import MotionConfig
 from trainer.answers.text import TextConfig
@@ -128,7 +128,7 @@ class SFTConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Place
-    out: LocalText
+    out: OutText
     seed: int = 0
     samples: DataConfig = DataConfig()
     stream: StreamConfig = StreamConfig()

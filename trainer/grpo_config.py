@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline.stores.places import LocalText, Place
+from pipeline.stores.places import LocalText, OutText, Place
 from pipeline.stream import StreamConfig
 from scoring import Version
 from trainer.config import OptimiserConfig
@@ -97,7 +97,7 @@ class GRPOConfig(BaseModel):
 
     policy: LocalText
     data: Place
-    out: LocalText
+    out: OutText
     seed: int = 0
     steps: int = Field(ge=1)
     stream: StreamConfig = StreamConfig()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.stores.places import LocalPath, Place
+from pipeline.stores.places import OutPath, Place
 from scoring import Version
 from scoring.scorer import DEFAULT_MAX_BYTES
 
@@ -57,7 +57,7 @@ class EvaluateConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: Place
-    out: LocalPath
+    out: OutPath
     policy: tuple[Path, ...] = ()
     baselines: tuple[Baseline, ...] = ("human", "constant_velocity")
     version: Literal["v1", "v2", "both"] = "v1"

@@ -59,6 +59,14 @@ def test_refusals_name_the_key(arguments: list[str], said: str) -> None:
     assert said in str(error.value)
 
 
+def test_an_empty_variable_is_refused_as_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``out: ${ROOT}/x`` would lie at the top of the disk, and ``out: ${ROOT}`` would be the working directory."""
+    monkeypatch.setenv("SHARDS_TEST_EMPTY", "")
+    for text in ("${SHARDS_TEST_EMPTY}", "${SHARDS_TEST_EMPTY}/x"):
+        with pytest.raises(ConfigError, match="SHARDS_TEST_EMPTY}, which is empty in the environment"):
+            load(Outer, [f"out={text}"])
+
+
 def test_the_recipes_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from jobs.teachers import TeachersConfig
 

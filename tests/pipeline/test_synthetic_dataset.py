@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from jobs.data import DataConfig, main
 from pipeline.sources.synthetic import MARKER, SyntheticConfig, generate, is_synthetic
 from pipeline.sources.synthetic.lidar import RECORD
 from pipeline.sources.synthetic.world import LOCATIONS, town
-from shards_schema.errors import ConfigError, MismatchError
+from shards_schema.errors import ConfigError, HeldError, MismatchError
 from shards_schema.records import CHANNELS
 
 TINY = SyntheticConfig(
@@ -139,6 +140,25 @@ def test_nothing_is_written_among_other_data(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="not empty"):
         generate(TINY, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["navsim_logs"]
+
+
+def test_a_second_command_does_not_mix_its_world_into_one_under_way(tmp_path: Path) -> None:
+    """Whether it wants the same world or another one; what is finished is everybody's."""
+    root = tmp_path / "data"
+    said: list[str] = []
+
+    def during(line: str) -> None:
+        said.append(line)
+        before = digest(root)
+        for config in (TINY, TINY.model_copy(update={"seed": 5})):
+            with pytest.raises(HeldError, match=rf"pid {os.getpid()}.*or give another source\.root="):
+                generate(config, root, key="source.root")
+        assert digest(root) == before
+
+    generate(TINY, root, during)
+    assert len(said) == 2
+    assert not list(root.glob(".*"))
+    assert generate(TINY, root) == root
 
 
 def test_a_killed_run_is_finished_and_another_config_starts_over(made: Path, tmp_path: Path) -> None:

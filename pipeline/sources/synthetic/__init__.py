@@ -18,11 +18,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from pipeline.lease import hold
 from pipeline.sources.synthetic.config import GENERATOR, SyntheticConfig
 from pipeline.sources.synthetic.logs import LogSpec, drive_of, log_specs, write_log
 from pipeline.sources.synthetic.maps import write_maps
 from pipeline.sources.synthetic.second_stage import follow_ups, write_filters, write_second_stage
-from shards_schema import documents
+from pipeline.stores.volume import Volume
+from shards_schema import documents, layout
 from shards_schema.errors import MismatchError
 
 __all__ = ["MARKER", "SyntheticConfig", "drive_of", "generate", "is_synthetic", "log_specs"]
@@ -59,11 +61,20 @@ def generate(
 
     Raises:
         MismatchError: the folder holds a finished dataset of another config, or something that is not ours.
+        HeldError: another command is making a dataset there.
     """
-    if _finished(config, root, key):
-        progress(f"{root}: complete, nothing to do")
-        return root
-    staging = _begin(config, root, key)
+    if not _finished(config, root, key):
+        _refuse_strangers(root, key)
+        with hold(Volume(str(root)), key=key):
+            if not _finished(config, root, key):  # by another command, a moment ago
+                _make(config, root, progress)
+                return root
+    progress(f"{root}: complete, nothing to do")
+    return root
+
+
+def _make(config: SyntheticConfig, root: Path, progress: Callable[[str], None]) -> None:
+    staging = _begin(config, root)
     if not (root / "maps").exists():
         draft = staging / "maps"
         shutil.rmtree(draft, ignore_errors=True)
@@ -88,7 +99,6 @@ def generate(
     if config.second_stage:
         write_filters(config, [spec for spec in specs if _has_second_stage(config, spec)], root)
     _finish(config, specs, root, staging)
-    return root
 
 
 def _whole(config: SyntheticConfig, spec: LogSpec, root: Path) -> bool:
@@ -138,18 +148,23 @@ def _finished(config: SyntheticConfig, root: Path, key: str) -> bool:
     return True
 
 
-def _begin(config: SyntheticConfig, root: Path, key: str) -> Path:
+def _refuse_strangers(root: Path, key: str) -> None:
+    if (root / _STAGING / "config.json").exists() or not root.exists():
+        return
+    if left := sorted(p.name for p in root.iterdir() if p.name not in (_STAGING, layout.LOCK)):
+        raise MismatchError(
+            f"{root} is not empty ({', '.join(left[:5])}) and has no {MARKER}: expected an empty folder or a synthetic "
+            f"dataset, and nothing is written among other data. Give another folder ({key}=DIR)."
+        )
+
+
+def _begin(config: SyntheticConfig, root: Path) -> Path:
     """The staging folder of this config; leftovers of an unfinished run of another config are removed."""
     staging = root / _STAGING
     note = staging / "config.json"
     if note.exists() and _identity(note) != config.identity():
         for name in _OURS:
             shutil.rmtree(root / name, ignore_errors=True)
-    elif not note.exists() and root.exists() and (left := sorted(p.name for p in root.iterdir() if p.name != _STAGING)):
-        raise MismatchError(
-            f"{root} is not empty ({', '.join(left[:5])}) and has no {MARKER}: expected an empty folder or a synthetic "
-            f"dataset, and nothing is written among other data. Give another folder ({key}=DIR)."
-        )
     staging.mkdir(parents=True, exist_ok=True)
     _write_json(note, {"config": config.identity()})
     return staging

@@ -15,12 +15,15 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from pipeline.lease import hold
 from pipeline.sources.synthetic import MARKER, NOTICE, SyntheticConfig, generate, log_specs
 from pipeline.sources.synthetic.logs import LogSpec
 from pipeline.sources.synthetic.nuplan_logs import write_nuplan_log
+from pipeline.stores.volume import Volume
 from shards_schema import documents
 from shards_schema.errors import ConfigError, MismatchError
 from shards_schema.records import CHANNELS
@@ -50,10 +53,19 @@ def generate_nuplan(
     Raises:
         ConfigError: a camera that there is not.
         MismatchError: the folder holds something else.
+        HeldError: another command is making a dataset there.
     """
     if unknown := [channel for channel in between if channel not in CHANNELS]:
         raise ConfigError(f"images at 10 Hz: no cameras {', '.join(unknown)}; there are {', '.join(CHANNELS)}")
     generate(config, root, progress)
+    made = (root / FOLDER / MARKER).exists()  # and then perhaps on a disk that nobody writes to
+    with nullcontext() if made else hold(Volume(str(root))):
+        return _generate_nuplan(config, root, between, progress)
+
+
+def _generate_nuplan(
+    config: SyntheticConfig, root: Path, between: Sequence[str], progress: Callable[[str], None]
+) -> Path:
     nuplan = root / FOLDER
     identity = {**config.identity(), "nuplan": REVISION, "between": sorted(between)}
     note = nuplan / ".generating.json"
