@@ -108,7 +108,8 @@ def _mapped() -> set[str]:
 
 
 def _shared() -> set[str]:
-    return {path.name for path in SHARED.iterdir()} if SHARED.is_dir() else set()
+    """Segments there; folders are other people's temp folders in memory."""
+    return {path.name for path in SHARED.iterdir() if path.is_file()} if SHARED.is_dir() else set()
 
 
 def observe(job: SmallJob, number: signal.Signals | None, at: float, linger: float) -> Outcome:

@@ -85,7 +85,7 @@ class World:
 
             def received(receipt: ShardReceipt) -> None:
                 lease.check()
-                run.volume.put(f"{layout.LOGS}/{receipt.shard:06d}.json", json.dumps(asdict(receipt)).encode())
+                run.volume.put(layout.shard_log(receipt.shard), json.dumps(asdict(receipt)).encode())
 
             with self.worker(run) as worker, ThreadPoolExecutor(threads) as pool:
                 for receipt in pool.map(worker.process, todo):

@@ -38,7 +38,7 @@ class Timings:
         while self._waiting and (self._waiting[0].done() or len(self._waiting) >= _WAITING):
             self._waiting.popleft().result()
         data = json.dumps(asdict(receipt)).encode()
-        self._waiting.append(self._threads.submit(self._volume.put, f"{layout.LOGS}/{receipt.shard:06d}.json", data))
+        self._waiting.append(self._threads.submit(self._volume.put, layout.shard_log(receipt.shard), data))
 
     def __enter__(self) -> Timings:
         return self

@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.careful import CarefulDecoder
 from pipeline.decode import decode_jpeg
 from pipeline.sources import files
+from pipeline.stores.checksum import crc32c
 from pipeline.stores.remote import is_local
 from pipeline.stores.retry import store_config
 from shards_schema.errors import SampleError, StoreError
@@ -36,6 +37,9 @@ _NO_SUCH_FILE = ": no such file"
 Make = Callable[[bytes, Image], Any]
 """What a consumer makes of a file's bytes and its pixels; pure, called from many threads."""
 
+Seen = tuple[int, int]
+"""Bytes of a file, and their CRC-32C."""
+
 
 class ShardImages:
     """Images by path and consumer. First `want` everything, then `start`, then `take` in any order.
@@ -46,6 +50,9 @@ class ShardImages:
         careful: decode where a crash of libjpeg ends no more than its image (`pipeline.careful`).
         decode: by what else than `decode_jpeg`. Where `careful` too, after libjpeg has survived the image: what uses a
             GPU cannot run in a process that was forked, so an image that crashes it alone is not found.
+
+    Attributes:
+        seen: path -> what was read of an image that is one.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class ShardImages:
         self._decoded: Counter[str] = Counter()
         self._fetchers: ThreadPoolExecutor | None = None
         self._dropped = False
+        self.seen: dict[str, Seen] = {}
 
     @property
     def decodes(self) -> int:
@@ -112,6 +120,7 @@ class ShardImages:
         del fetched  # the bytes go with this task
         image = self._pixels(data, path)
         self._decoded[path] += 1
+        self.seen[path] = len(data), crc32c(data)
         made: dict[str, Any] = {}
         for name in consumers:
             try:
@@ -140,6 +149,19 @@ class ShardImages:
         if isinstance(value, SampleError):
             raise value
         return value
+
+    def take_all(self, consumer: str, paths: Sequence[str]) -> list[Any]:
+        """Take every image, also after one failed, so that each is freed; then raise the first failure."""
+        taken: list[Any] = []
+        first: SampleError | None = None
+        for path in paths:
+            try:
+                taken.append(self.take(consumer, path))
+            except SampleError as error:
+                first = first or error
+        if first is not None:
+            raise first
+        return taken
 
     def drop(self) -> None:
         """Forget what was not taken and cancel what has not begun."""

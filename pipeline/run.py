@@ -21,7 +21,7 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from pipeline import generations, ground, growth, index, statistics
+from pipeline import generations, ground, growth, index, statistics, witness
 from pipeline.again import Again, choose
 from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
 from pipeline.records import columns_of, committed, read_manifest, read_records
@@ -161,7 +161,7 @@ def begin(
             larger than memory.
         MismatchError: the dataset there was planned otherwise (but for scenes that the source has more by now: they
             become a generation of their own, see `pipeline.growth`), a column was made otherwise, or the folder is
-            somebody else's.
+            somebody else's, or images were exchanged since shards of their logs were committed.
         DatasetError: a document there is damaged.
     """
     for column in columns if with_zarr else ():
@@ -208,6 +208,9 @@ def begin(
     begun = [_begin_column(volume, dataset, column, plan, with_zarr) for column in columns]
     done = frozenset((shard, c.column) for c in columns for shard in committed(volume, c.column))
     tried = choose(volume, scan, done, retry, complete=len(done) >= plan.shards * len(columns))
+    done -= tried.pairs
+    if len(done) < plan.shards * len(columns):
+        witness.refuse_exchanged(volume, {shard for shard, _ in done})
     return Run(
         volume=volume,
         plan=plan,
@@ -215,7 +218,7 @@ def begin(
         manifest=manifest,
         dataset=dataset,
         columns={c.column: c for c in begun},
-        done=done - tried.pairs,
+        done=done,
         again=tried,
         grown=grown,
     )

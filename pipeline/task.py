@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.plan import PlannedScene
 
@@ -58,6 +59,7 @@ class ShardReceipt:
         seconds: wall time of the task, waiting included.
         host: name of the machine.
         device: what the teachers ran on, by its maker's name; two kinds of GPU differ in last bits.
+        read: one image a log of those that were read, see `pipeline.witness`.
     """
 
     shard: int
@@ -67,3 +69,4 @@ class ShardReceipt:
     seconds: float
     host: str
     device: str
+    read: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

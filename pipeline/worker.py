@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline import ground
+from pipeline import ground, witness
 from pipeline.device import device_name, refuse_absent, resolved
 from pipeline.images import ShardImages, read_image
 from pipeline.plan import PlannedScene
@@ -170,6 +170,7 @@ class ShardWorker:
             seconds=time.perf_counter() - began,
             host=socket.gethostname(),
             device=device_name(resolved(self._config.device)),
+            read=witness.of_shard(task, shard.paths, images.seen),
         )
 
     def _load_scenes(self, scenes: Sequence[PlannedScene]) -> list[Scene | SampleError]:
@@ -227,7 +228,7 @@ class ShardWorker:
             with _quarantine(writer, planned):
                 paths = shard.paths[layout.SAMPLES, planned.row]
                 stored: dict[str, StoredImage] = dict(
-                    zip(self._samples.config.views, _take_all(images, layout.SAMPLES, paths), strict=True)
+                    zip(self._samples.config.views, images.take_all(layout.SAMPLES, paths), strict=True)
                 )
                 members, arrays = self._samples.members(scene, stored), self._samples.arrays(scene)
                 writer.add(scene.token, planned.row, members, arrays)
@@ -258,7 +259,7 @@ class ShardWorker:
         inputs: list[TeacherInput] = []
         for planned, scene in shard.rows(teacher.name, writer, rows):
             with _quarantine(writer, planned):
-                taken = _take_all(images, teacher.name, shard.paths[teacher.name, planned.row])
+                taken = images.take_all(teacher.name, shard.paths[teacher.name, planned.row])
                 inputs.append(TeacherInput(scene, np.stack(taken) if taken else np.zeros((0,), np.uint8)))
                 scenes.append(planned)
         if not inputs:
@@ -364,20 +365,6 @@ class _OpenShard:
 
 def _preprocess(teacher: Teacher) -> Any:
     return lambda data, image: teacher.preprocess(image)
-
-
-def _take_all(images: ShardImages, column: str, paths: Sequence[str]) -> list[Any]:
-    """Take every image, also after one failed, so that each is freed; then raise the first failure."""
-    taken: list[Any] = []
-    first: SampleError | None = None
-    for path in paths:
-        try:
-            taken.append(images.take(column, path))
-        except SampleError as error:
-            first = first or error
-    if first is not None:
-        raise first
-    return taken
 
 
 @contextmanager

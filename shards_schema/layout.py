@@ -5,7 +5,7 @@ plan.1.json  plan.1.parquet  ...      (of a dataset that grew: a generation of t
 <column>/column.json  <column>/000000.tar  <column>/000000.json  <column>/000000.stats.parquet
 <column>/statistics.parquet
 targets.zarr/zarr.json  targets.zarr/<column>/zarr.json  targets.zarr/<column>/<target>/{zarr.json, c/0/0/...}
-logs/...   (timings: the only files that two equal runs do not write alike)
+logs/...   (timings, witnesses of the images that were read: the only files that two equal runs do not write alike)
 .tmp/...   (files under way; swept when a run starts)
 .lock      (who is writing, while it is written)
 """
@@ -80,6 +80,11 @@ def withdrawn(column: str, shard: int, number: int | None = None) -> str:
     `number` counts those of a shard from 1 on; without one it is that of the run which is not closed yet.
     """
     return f"{LOGS}/withdrawn/{column}/{shard:06d}{'' if number is None else f'.{number}'}.json"
+
+
+def shard_log(shard: int) -> str:
+    """The receipt of a shard that was made last: its timings, and one image a log of those that were read."""
+    return f"{LOGS}/{shard:06d}.json"
 
 
 def shard_statistics(column: str, shard: int) -> str:
