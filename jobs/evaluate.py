@@ -32,8 +32,9 @@ from jobs.progress import bar
 from jobs.report import bytes_text
 from pipeline.reader import Dataset
 from pipeline.stores.volume import Volume
-from scoring import Version
+from scoring import Version, complete
 from scoring.columns import REACTIVE_ARRAY
+from scoring.idm import react
 from shards_schema import layout
 from shards_schema.errors import AbsentError, ConfigError
 from trainer.baselines import Scenes
@@ -275,6 +276,9 @@ def _leave(
     if config.worst:
         places = page.worst(evaluated, config.worst)
         contexts = reward.contexts([tokens[i] for i in places])
+        if reward.reactive:  # the page then draws, and explains, the traffic that answered to the candidate
+            states = evaluated.results[0].states.numpy()
+            contexts = complete([react(context, states[i]) for context, i in zip(contexts, places, strict=True)])
         html = page.render(evaluated, places, dataset, contexts).encode("utf-8")
         write_bytes(folder / "worst.html", html)
         print(f"\nthe worst {len(places)} scenes ({bytes_text(len(html))}): {(folder / 'worst.html').resolve()}")

@@ -137,6 +137,8 @@ def messages(record: Mapping[str, Any], config: ExportConfig, images: int) -> li
         ConfigError: the record has fewer future poses than are asked for.
     """
     future: Sequence[Sequence[float]] = record["future"]["trajectory"]
+    if "original" in record and not future:
+        raise ConfigError(f"sample {record['token']} is a synthetic scene in which nobody drove on: it has no answer")
     steps = len(future) if config.steps is None else config.steps
     if steps > len(future):
         raise ConfigError(f"steps is {steps}, sample {record['token']} has {len(future)} future poses")

@@ -285,6 +285,11 @@ def main(arguments: list[str]) -> int:
         if between
         else None
     )
+    if scored.synthetic:
+        print(
+            f"NOTE: {len(scored.synthetic)} scenes are follow-ups. Traffic is replayed from the log here; NAVSIM's "
+            "two-stage run has reactive traffic, and so has jobs.evaluate (traffic=reactive)"
+        )
     if comfort is not None and (lone := scored.synthetic - {*mapped, *mapped.values()}):
         print(f"NOTE: {len(lone)} follow-ups have no extended comfort: --mapping FILE says which frame is before which")
     groups = columns(scored, version, comfort)

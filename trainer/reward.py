@@ -74,7 +74,7 @@ class Reward:
         self.dataset = dataset if isinstance(dataset, Dataset) else _opened(dataset, column)
         self.version: Version = version
         self.column, self.device = column, torch.device(device)
-        self._reactive = reactive
+        self.reactive = reactive
         self._names = context_names(version, reactive=reactive)
         self._options: dict[str, Any] = {
             "use_human_filter": use_human_filter,
@@ -128,7 +128,7 @@ class Reward:
         parts = []
         for i in range(0, len(tokens), SCENES_AT_ONCE):
             contexts, some = self.contexts(tokens[i : i + SCENES_AT_ONCE]), poses[i : i + SCENES_AT_ONCE]
-            if self._reactive:
+            if self.reactive:
                 from scoring.reactive import score_reactive  # wants shapely, which rewards of the log's traffic do not
 
                 parts.append(score_reactive(contexts, some, **self._options))

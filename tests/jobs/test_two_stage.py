@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import evaluate, teachers
+from jobs import evaluate, export, teachers
 from jobs.score import main as score
 from pipeline.reader import Dataset
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
@@ -50,8 +50,9 @@ def data(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(out)
 
 
-def run(data: str, out: Path, split: Path, *more: str) -> int:
-    return evaluate.main([f"data={data}", f"out={out}", f"split={split}", "version=v2", "worst=0", "device=cpu", *more])
+def run(data: str, out: Path, split: Path, *more: str, worst: int = 0) -> int:
+    keys = [f"data={data}", f"out={out}", f"split={split}", f"worst={worst}", "version=v2", "device=cpu"]
+    return evaluate.main([*keys, *more])
 
 
 def cells(path: Path) -> dict[tuple[str, str], str]:
@@ -64,7 +65,7 @@ def cells(path: Path) -> dict[tuple[str, str], str]:
 def test_each_cell_is_the_devkits(
     root: Path, data: str, driver: str, traffic: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(data, tmp_path, split_yaml(root), f"baselines=[{driver}]", f"traffic={traffic}") == 0
+    assert run(data, tmp_path, split_yaml(root), f"baselines=[{driver}]", f"traffic={traffic}", worst=1) == 0
     golden = GOLDEN / f"{'replay' if traffic == 'replay' else 'reactive'}_{driver}.csv"
     ours, theirs = cells(tmp_path / f"{driver}.two_stage.{name}.csv"), cells(golden)
     assert ours.keys() == theirs.keys()
@@ -124,7 +125,9 @@ def test_follow_ups_are_paired_by_the_mapping_alone(
         return {t: rows[t]["straight"]["filtered"]["two_frame_extended_comfort"] for t in rows}
 
     assert score(arguments) == 0
-    assert "8 follow-ups have no extended comfort" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "8 follow-ups have no extended comfort" in text
+    assert "Traffic is replayed from the log here" in text
     alone = comfort()
     follow_ups = {t for t in alone if len(t) == 17}
     assert {t for t, value in alone.items() if value is None} >= follow_ups
@@ -148,6 +151,8 @@ def test_where_nobody_drove_on_the_human_has_no_score(
     document = Dataset(data, columns=["samples"]).read(token, {"samples": ["json"]})["samples"]["json"]
     assert document["future"]["trajectory"] == []
     assert document["original"]
+    with pytest.raises(ConfigError, match=f"{token} is a synthetic scene in which nobody drove on"):
+        export.messages(document, export.ExportConfig(out=data, to=tmp_path / "x.jsonl"), 0)
     assert run(data, tmp_path / "evaluation", split_yaml(root)) == 0
     text = capsys.readouterr().out
     assert "human: no two-stage score: in 1 synthetic scenes nobody drove on" in text
