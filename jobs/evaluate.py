@@ -161,6 +161,12 @@ def _comments(
             f"best_of_n: the best by the score itself of {config.samples} answers drawn at temperature "
             f"{config.temperature:g}: an upper bound of choosing among them, not a policy."
         )
+    wanted = dataset.manifest.source.get("filter") or {}
+    if wanted.get("include_synthetic_scenes") and Path(config.split).suffix not in (".yaml", ".yml"):
+        out.append(
+            "NOTE: the dataset is of a two-stage split of NAVSIM, and this is no score of that: give its "
+            "train_test_split file as split (docs/evaluation.md)."
+        )
     if "human" in config.baselines:
         out.append("human: what was driven; a reference that sees the future, not a policy.")
     return tuple(out)

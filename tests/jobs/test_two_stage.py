@@ -100,6 +100,10 @@ def test_a_part_and_a_filter_without_mapping_have_none_either(
     assert "5 of 12 scenes of the mappings are not scored" in capsys.readouterr().out
     assert run(data, tmp_path, split_yaml(root).parent / "scene_filter" / f"{FOLDER}.yaml", "traffic=replay") == 1
     assert "no reactive_all_mapping" in capsys.readouterr().out
+    assert run(data, tmp_path, Path("all")) == 0
+    text = capsys.readouterr().out
+    assert "of a two-stage split of NAVSIM, and this is no score of that" in text
+    assert "extended comfort is in the score of 2 of 12 scenes" in text  # no follow-up is a frame of its log
 
 
 def test_a_mapping_of_another_form_is_refused(root: Path, data: str, tmp_path: Path) -> None:
