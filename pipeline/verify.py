@@ -31,7 +31,7 @@ from pipeline.verify_shard import Fault as Fault  # part of what `verify` gives
 from pipeline.verify_shard import ShardCheck
 from shards_schema import documents, layout
 from shards_schema.commit import CommitRecord
-from shards_schema.errors import ShardsError
+from shards_schema.errors import MissingFileError, ShardsError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.statistics import measured
 
@@ -61,7 +61,8 @@ def verify(url: str, *, threads: int = 2) -> Report:
     """Check the dataset at `url` completely; reads every byte of it.
 
     Raises:
-        DatasetError: `dataset.json` or `plan.parquet` is missing or damaged, so that nothing else can be judged.
+        DatasetError: `dataset.json`, or `plan.parquet` of a column that was begun, is missing or damaged, so that
+            nothing else can be judged.
         StoreError: one of the two cannot be read.
     """
     return _Verifier(Volume(url), threads).run()
@@ -99,19 +100,22 @@ class _Verifier:
 
     def run(self) -> Report:
         manifest, _ = self._dataset
-        plan = self._plan
-        if manifest.zarr:
+        begun = [name for name in self._volume.folders("") if self._begun(name)]
+        try:
+            plan = self._plan
+        except MissingFileError:
+            if begun:
+                raise
+            return self._hardly_begun(manifest)
+        if manifest.zarr and begun:
             attributes = {"format": "last-shards", "synthetic": manifest.synthetic, "notices": list(manifest.notices)}
             self._expect(root_document(attributes))
         columns: dict[str, ColumnManifest] = {}
         records: list[CommitRecord] = []
         incomplete: dict[str, int] = {}
-        for column in self._volume.folders(""):
-            path = layout.column_json(column)
+        for column in begun:
+            self._known.add(path := layout.column_json(column))
             try:
-                if not self._volume.exists(path):
-                    continue
-                self._known.add(path)
                 columns[column] = ColumnManifest.from_bytes(self._volume.read(path), self._volume.path(path))
                 own, missing = self._column(columns[column])
             except ShardsError as error:
@@ -137,6 +141,27 @@ class _Verifier:
             faults=tuple(self._faults),
             incomplete=incomplete,
             unfinished=tuple(unfinished),
+        )
+
+    def _begun(self, column: str) -> bool:
+        try:
+            return self._volume.exists(layout.column_json(column))
+        except ShardsError:
+            return True  # and told as a fault where it is read
+
+    def _hardly_begun(self, manifest: DatasetManifest) -> Report:
+        """Of a run that ended between its first two documents, `dataset.json` and the plan."""
+        self._strangers({layout.ZARR})
+        return Report(
+            columns={},
+            planned=int(manifest.plan["samples"]),
+            written={},
+            quarantined={},
+            files=self._files,
+            size=self._size,
+            faults=tuple(self._faults),
+            incomplete={},
+            unfinished=("the plan is not written, and no column is begun",),
         )
 
     def _expect(self, documents_: Mapping[str, bytes]) -> None:

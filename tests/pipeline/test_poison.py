@@ -274,12 +274,12 @@ LOGS: dict[str, tuple[Callable[[Frames], Any], int, str]] = {
     "a name with half a surrogate": (lambda f: f[7]["roadblock_ids"].append("\udc80"), 4, "bad_frame"),
     "a path with a NUL": (lambda f: f[3]["cams"]["CAM_F0"].update(data_path="a\0.jpg"), 1, "bad_frame"),
     "a list of 2^60 numbers": (lambda f: f[3].update(ego2global_translation=_laughs()), 1, "bad_pose"),
-    "a token of 2^60": (lambda f: f[3].update(token=_laughs()), 0, ""),
+    "a token of 2^60": (lambda f: f[3].update(token=_laughs()), 1, "bad_frame"),
     "lights of 2^60": (lambda f: f[3].update(traffic_lights=_laughs()), 1, "bad_frame"),
     "a route of 2^60": (lambda f: f[7].update(roadblock_ids=[_laughs()]), 4, "bad_frame"),
     "boxes of 2^60": (lambda f: f[3]["anns"].update(gt_boxes=_laughs()), 1, "bad_annotations"),
     "deeper than Python": (lambda f: f[3].update(driving_command=_deep()), 1, "bad_frame"),
-    "a token deeper than Python": (lambda f: f[3].update(token=_deep()), 0, ""),
+    "a token deeper than Python": (lambda f: f[3].update(token=_deep()), 1, "bad_frame"),
 }  # fmt: skip
 
 

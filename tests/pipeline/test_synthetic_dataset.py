@@ -197,7 +197,7 @@ def test_command_line(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (["logs"], ["logs=0"], ["nonsense=1"], ["manoeuvres=fly"]):
         with pytest.raises(ConfigError):
             load(DataConfig, wrong)
-    arguments = [f"{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in TINY.model_dump().items()]
+    arguments = [f"{k}={','.join(v) if isinstance(v, tuple) else v}" for k, v in TINY.model_dump().items() if v != ""]
     main([f"out={made}", *arguments])
     assert "SYNTHETIC" in capsys.readouterr().out
     with pytest.raises(MismatchError, match="seed is 0 there, 9 here"):
