@@ -10,7 +10,7 @@ from tests.trainer.trainer_toys import STEPS, motion_answers, status_of, traject
 from trainer.answers.geometry import compose, motions_of, wrap
 from trainer.answers.kmeans import kmeans
 from trainer.answers.motion import HEADING_METRES, MotionAnswers, MotionConfig
-from trainer.answers.text import TextAnswers
+from trainer.answers.text import TextAnswers, parse_waypoints
 from trainer.build import restore_answers
 from trainer.students.tiny import TinyConfig
 
@@ -117,6 +117,42 @@ def test_text_that_is_not_the_waypoints_does_not_parse(text: str) -> None:
     decoded, parsed = answers.decode(torch.cat((good, bad, endless)), status_of(3))
     assert parsed.tolist() == [True, False, False]
     assert (decoded[1:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(1.0,2.0,0.1) (3.0,-4.0,0.0)", "  (1.0, 2.0, 0.1) (3.0, -4.0, 0)\n", "(+1.0,+2.0,+0.1)\n( 3.0 , -4.0 , -0.0 )",
+     "(1.0,2.0,0.1), (3.0,-4.0,0.00)", "(1.0,2.0,0.1),(3,-4,0)", "(1.0,2.0,0.1) (3.0,-4.0,0)<|im_end|>",
+     "(1.0,2.0,0.1) (3.0,-4.0,0)</s> <|endoftext|><|endoftext|>\n",
+     "<think>\nA car, at (9,9,9).\n</think>\n\n(1.0,2.0,0.1) (3.0,-4.0,0)", "It is red.</think>(1,2,0.1) (3,-4,0)"],
+)  # fmt: skip
+def test_the_usual_ways_to_write_the_same_answer(text: str) -> None:
+    assert parse_waypoints(text, 2) == [[1, 2, 0.1], [3, -4, 0]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Answer: (1,2,0) (3,4,0)", "(1,2,0) (3,4,0).", "(1,2,0) (3,4,0),", "(1,2,0) and (3,4,0)", "[(1,2,0), (3,4,0)]",
+     "(1,2,0),,(3,4,0)", "(1,2,0)(3,4,0)", "(1;2;0) (3;4;0)", "(1,2) (3,4)", "(1,2,0,0) (3,4,0,0)", "(1e3,2,0) (3,4,0)",
+     "(- 1,2,0) (3,4,0)", "(1,2,0) (3,4,0) (5,6,0)", "(1,2,0) (3,4,0)<|im_end|>more", "(nan,2,0) (3,4,0)",
+     "(١,2,0) (3,4,0)", "<think>(1,2,0) (3,4,0)", "(1,2,0) (3,4,0)</think>", "(1,2,0)</think> (3,4,0)"],
+)  # fmt: skip
+def test_what_is_beside_the_answer_makes_it_none(text: str) -> None:
+    assert parse_waypoints(text, 2) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 200_000,
+        "(1,2,0) " * 2 + " " * 200_000 + "x",
+        "(1,2,0) (3,4,0)" + "<|a" * 100_000,
+        "(1,2,0" + " " * 200_000,
+    ],
+)
+def test_a_long_answer_costs_its_length(text: str) -> None:
+    """A model that says nonsense may say much of it; a pattern that backtracks would stand still here."""
+    assert parse_waypoints(text, 2) is None
 
 
 def test_a_trajectory_out_of_range_is_refused() -> None:

@@ -22,16 +22,28 @@ from trainer.answers.base import Expectation
 CHARACTERS = "0123456789.-,() "
 """What text waypoints are written with."""
 
-_WAYPOINT = re.compile(r"\((-?\d+(?:\.\d+)?),(-?\d+(?:\.\d+)?),(-?\d+(?:\.\d+)?)\)")
+_NUMBER = r"\s*([+-]?[0-9]+(?:\.[0-9]+)?)\s*"
+_WAYPOINT = re.compile(rf"\({_NUMBER},{_NUMBER},{_NUMBER}\)")
+_BETWEEN = re.compile(r"\s*,\s*|\s+")
+_END = re.compile(r"(?:\s*(?:<\|[a-z_]+\|>|</s>|<eos>|<end_of_turn>))*")
 
 
 def parse_waypoints(text: str, steps: int) -> list[list[float]] | None:
-    """The poses (x, y in metres, heading in radians) of a text, or None where it is not exactly `steps` of them."""
-    parts = text.strip().split(" ")
-    found = [_WAYPOINT.fullmatch(part) for part in parts]
-    if len(parts) != steps or not all(found):
-        return None
-    return [[float(v) for v in m.groups()] for m in found if m]
+    """The poses (x, y in metres, heading in radians) of a text, or None where it is not exactly `steps` of them.
+
+    ``(1.52,0.03,0.011) (3.04,...``, and what models write for the same: signs, blanks within a point, a comma between
+    points, thoughts before (up to ``</think>``), end tokens behind. Nothing else: what else is there is no answer.
+    """
+    said, place = text.rpartition("</think>")[2].strip(), 0
+    poses: list[list[float]] = []
+    while (point := _WAYPOINT.match(said, place)) is not None and len(poses) < steps:
+        poses.append([float(number) for number in point.groups()])
+        place = point.end()
+        between = _BETWEEN.match(said, place)
+        if len(poses) == steps or between is None:
+            break
+        place = between.end()
+    return poses if len(poses) == steps and _END.fullmatch(said, place) else None
 
 
 class Written(float):
