@@ -1,19 +1,19 @@
-"""`python -m jobs.export out=DIR to=FILE.jsonl [images=DIR] [columns=[vggt]]`: a dataset as JSONL for other trainers.
+"""`python -m jobs.export out=DIR to=FILE [format=ms-swift|trl-sft|trl-grpo|llama-factory|verl] [columns=[vggt]]`.
 
-One line a sample, as ms-swift, TRL and LLaMA-Factory read it; images lie beside it as files, byte for byte those of
-the tars. Latents are not copied: a collate function fetches them by `token` (`pipeline.stream.LatentCollator`), so a
-line is written only for samples that every column of `columns` has.
+A dataset as a file of another trainer's: JSON lines, or Parquet for verl (`jobs.export_rows` shows a row of each).
+Images lie beside it as files, byte for byte those of the tars. Latents are not copied: a collate function fetches them
+by `token` (`pipeline.stream.LatentCollator`), so a row is written only for samples that every column of `columns` has.
 
     {"messages": [{"role": "user", "content": "<image>\nYou drive the ego vehicle. Speed 4.0 m/s, ..."},
-                  {"role": "assistant", "content": "(2.00, 0.01), (4.02, 0.05), ..."}],
+                  {"role": "assistant", "content": "(2.00,0.01,0.002) (4.02,0.05,0.004) ..."}],
      "images": ["/data/train_images/0a1b2c3d4e5f6071.cam_f0.jpg"], "token": "0a1b2c3d4e5f6071"}
 
-docs/streaming.md shows each trainer. The file is in place when it is whole; exit code 0, 1 (a fault), 2 (config).
+Answers are written as the reward reads them. docs/streaming.md and docs/grpo.md show each trainer. The file is in place
+when it is whole; exit code 0, 1 (a fault), 2 (config).
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from math import hypot
@@ -23,19 +23,22 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from jobs import config as job_config
+from jobs.export_rows import Format, Row, row, write
 from jobs.progress import bar
 from pipeline.reader import Dataset
 from pipeline.stores.places import OutPath, Place
 from pipeline.stream import SampleTable
 from shards_schema import layout
 from shards_schema.errors import ConfigError
-from trainer.answers.text import Written
+from trainer.answers.text import Written, parse_waypoints
 from trainer.data import refuse_other_rate
+from trainer.reward import POSES
 
 PROMPT = (
     "You drive the ego vehicle. Speed {speed:.1f} m/s, acceleration ({ax:.1f}, {ay:.1f}) m/s^2, command: {command}. "
-    "Positions of the last {past:.1f} s, 0.5 s apart: {history}. "
-    "Give the positions (x, y) in metres of the next {seconds:.1f} s, 0.5 s apart; x is forward, y is left."
+    "Poses (x,y,heading) of the last {past:.1f} s, 0.5 s apart: {history}. "
+    "Give the {steps} poses of the next {seconds:.1f} s, 0.5 s apart, in the same way; x is forward and y is left in "
+    "metres, heading is to the left in radians."
 )
 STEP = 0.5
 """Seconds from one pose to the next."""
@@ -46,14 +49,16 @@ class ExportConfig(BaseModel):
 
     Attributes:
         out: the dataset: a path or an fsspec URL.
-        to: the JSONL file.
+        to: the file: JSON lines, or Parquet for verl.
+        format: whose file: ms-swift, trl-sft, trl-grpo, llama-factory or verl.
         images: folder for the images; None is the file's name with ``_images``.
         views: image members of `samples` that are shown, in order; None is all of them, () none.
         columns: teacher columns whose latents will be fetched; samples that one of them lacks are left out.
-        steps: future poses of the answer; None is all.
-        placeholder: stands before the prompt, once an image, as ms-swift and LLaMA-Factory want it. None is nothing,
-            for TRL, which puts in its own.
-        prompt: of the user. Fields: speed [m/s], ax, ay [m/s^2], command, history (points), past [s], seconds [s].
+        steps: future poses of the answer; None is the 8 that the reward reads, or all where the samples have fewer.
+        placeholder: stands before the prompt, once an image; None is nothing. TRL puts in its own, so its formats have
+            none unless it is given.
+        prompt: of the user. Fields: speed [m/s], ax, ay [m/s^2], command, history (points), past [s], steps,
+            seconds [s].
         point: one position of the answer and of the history. Fields: x, y [m], heading [rad].
         separator: between points.
         relative: write image paths relative to the folder of the JSONL file.
@@ -63,14 +68,15 @@ class ExportConfig(BaseModel):
 
     out: Place
     to: OutPath
+    format: Format = "ms-swift"
     images: OutPath | None = None
     views: tuple[str, ...] | None = None
     columns: tuple[str, ...] = ()
     steps: int | None = Field(default=None, ge=1)
     placeholder: str | None = "<image>\n"
     prompt: str = PROMPT
-    point: str = "({x:.2f}, {y:.2f})"
-    separator: str = ", "
+    point: str = "({x:.2f},{y:.2f},{heading:.3f})"
+    separator: str = " "
     relative: bool = False
 
     @field_validator("point")
@@ -82,7 +88,13 @@ class ExportConfig(BaseModel):
     @classmethod
     def _prompt(cls, value: str) -> str:
         numbers = dict.fromkeys(("speed", "ax", "ay", "past", "seconds"), 0.0)
-        return _formats(value, {**numbers, "command": "", "history": ""})
+        return _formats(value, {**numbers, "command": "", "history": "", "steps": 0})
+
+    @property
+    def stands_for_image(self) -> str:
+        """What the user's text has for each image."""
+        given = "placeholder" in self.model_fields_set or not self.format.startswith("trl")
+        return (self.placeholder or "") if given else ""
 
     @property
     def image_folder(self) -> Path:
@@ -111,22 +123,23 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
     folder = config.image_folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     config.to.parent.mkdir(parents=True, exist_ok=True)
-    temp = config.to.with_name(f".{config.to.name}.partial")
-    try:
-        with open(temp, "w", encoding="utf-8") as file:
-            for token in bar(table.tokens, unit="sample"):
-                members = dataset.read(token, {layout.SAMPLES: ["json", *views]})[layout.SAMPLES]
-                paths = [folder / f"{token}.{view}" for view in views]
-                for view, path in zip(views, paths, strict=True):
-                    path.write_bytes(members[view])
-                names = [os.path.relpath(path, config.to.parent) if config.relative else str(path) for path in paths]
-                line = {"messages": messages(members["json"], config, len(views)), "images": names, "token": token}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, config.to)
-    finally:
-        temp.unlink(missing_ok=True)
+
+    def rows() -> Iterator[Row]:
+        for index, token in enumerate(bar(table.tokens, unit="sample")):
+            members = dataset.read(token, {layout.SAMPLES: ["json", *views]})[layout.SAMPLES]
+            paths = [folder / f"{token}.{view}" for view in views]
+            for view, path in zip(views, paths, strict=True):
+                path.write_bytes(members[view])
+            names = [os.path.relpath(path, config.to.parent) if config.relative else str(path) for path in paths]
+            said = messages(members["json"], config, len(views))
+            if index == 0 and parse_waypoints(said[-1]["content"], POSES) is None:
+                print(
+                    f"NOTE the reward does not read such an answer: {said[-1]['content']}. It reads {POSES} poses as "
+                    "(x,y,heading); see steps=, point= and separator="
+                )
+            yield row(config.format, said, names, token, index)
+
+    write(config.format, config.to, rows())
     return len(table), table.left_out
 
 
@@ -139,7 +152,7 @@ def messages(record: Mapping[str, Any], config: ExportConfig, images: int) -> li
     future: Sequence[Sequence[float]] = record["future"]["trajectory"]
     if "original" in record and not future:
         raise ConfigError(f"sample {record['token']} is a synthetic scene in which nobody drove on: it has no answer")
-    steps = len(future) if config.steps is None else config.steps
+    steps = min(POSES, len(future)) if config.steps is None else config.steps
     if steps > len(future):
         raise ConfigError(f"steps is {steps}, sample {record['token']} has {len(future)} future poses")
     ego, past = record["ego"], record["history"]["trajectory"]
@@ -150,11 +163,12 @@ def messages(record: Mapping[str, Any], config: ExportConfig, images: int) -> li
         command=ego["command"],
         history=config.separator.join(_points(past, config)),
         past=STEP * (len(past) - 1),
+        steps=steps,
         seconds=STEP * steps,
     )
     answer = config.separator.join(_points(future[:steps], config))
     return [
-        {"role": "user", "content": (config.placeholder or "") * images + prompt},
+        {"role": "user", "content": config.stands_for_image * images + prompt},
         {"role": "assistant", "content": answer},
     ]
 

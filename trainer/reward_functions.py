@@ -1,13 +1,15 @@
 """The reward for other trainers, which have text: TRL, ms-swift and verl, each as it calls a reward function.
 
-A completion is parsed as `TextAnswers` writes it, ``(x,y,heading)`` 8 times; one that does not parse, or leaves
-1 km, scores 0 and is counted (`TextReward.unparsed`). A row without its token, and all that `reward.Reward` refuses, is
-an error: nothing else is ever 0 but by the score. docs/grpo.md shows each in use and names the versions that were read.
+A completion is parsed as `TextAnswers` writes it, ``(x,y,heading)`` 8 times (`parse_waypoints`); one that does not
+parse, or leaves 1 km, scores 0 and is counted (`TextReward.unparsed`), and where none has parsed yet a warning says so.
+A row without its token, and all that `reward.Reward` refuses, is an error: nothing else is ever 0 but by the score.
+docs/grpo.md shows each in use and names the versions that it was run with.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -22,6 +24,8 @@ from trainer.scored import scored
 
 DATA, VERSION, COLUMN = "LAST_SHARDS_DATA", "LAST_SHARDS_REWARD", "LAST_SHARDS_REWARD_COLUMN"
 """Environment of `SwiftReward`: the dataset (needed), v1 or v2, the column."""
+WARN_AFTER = 8
+"""Texts of which none has parsed."""
 
 
 class TextReward:
@@ -34,6 +38,7 @@ class TextReward:
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
         self.answered = self.unparsed = 0
+        self._warned = False
 
     def rows(self, texts: Sequence[str], tokens: Sequence[str]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """``score`` and every sub-score, float64 [n], of one text a token; and which texts parsed, bool [n].
@@ -50,6 +55,14 @@ class TextReward:
         rows, parsed = scored(self.reward, tokens, poses, torch.tensor([[p is not None] for p in found]))
         self.answered += len(texts)
         self.unparsed += int((~parsed).sum())
+        if not self._warned and self.unparsed == self.answered >= WARN_AFTER:
+            self._warned = True
+            warnings.warn(
+                f"reward: none of {self.answered} answers could be read, so all score 0. The last: {texts[-1]!r:.300}. "
+                f"What is read: {POSES} poses, (x,y,heading) (x,y,heading) ..., after </think> if there are thoughts",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return {name: value[:, 0] for name, value in rows.items()}, parsed[:, 0]
 
     def __call__(self, texts: Sequence[str], tokens: Sequence[str]) -> list[float]:
@@ -93,7 +106,7 @@ class SwiftReward:
     def __init__(self, args: Any = None, **kwargs: Any) -> None:
         if not os.environ.get(DATA):
             raise ConfigError(f"reward: set {DATA} to the dataset that has the reward column")
-        self.text = TextReward(_reward(os.environ[DATA], *_from_environment()))
+        self.text = _text_reward(os.environ[DATA], *_from_environment())
 
     def __call__(self, completions: Sequence[str], **columns: Any) -> list[float]:
         """ms-swift gives each column of the data as a list."""
@@ -120,13 +133,13 @@ def compute_score(
     token = (extra_info or {}).get("token")
     if not isinstance(token, str):
         raise ConfigError(f"reward: {data_source}: extra_info has no 'token': {extra_info!r:.200}")
-    rows, parsed = TextReward(_reward(dataset, version, column)).rows([solution_str], [token])
+    rows, parsed = _text_reward(dataset, version, column).rows([solution_str], [token])
     return {**{name: value.item() for name, value in rows.items()}, "parsed": float(parsed)}
 
 
 @lru_cache(maxsize=4)
-def _reward(dataset: str, version: Version, column: str) -> Reward:
-    return Reward(dataset, version=version, column=column)
+def _text_reward(dataset: str, version: Version, column: str) -> TextReward:
+    return TextReward(Reward(dataset, version=version, column=column))
 
 
 def _from_environment() -> tuple[Version, str]:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from jobs import config as job_config
 from jobs.export import ExportConfig, export, main, messages
+from jobs.export_rows import Format
 from pipeline.reader import Dataset
 from pipeline.stream import LatentCollator
 from shards_schema.errors import ConfigError, DatasetError, QuarantinedError
 from tests.pipeline.stream_toys import make
+from trainer.answers.text import parse_waypoints
+from trainer.reward import POSES
 
 BAD = "0000000100000003"
 
@@ -51,7 +55,7 @@ def test_every_readable_sample_becomes_a_line(out: str, tmp_path: Path, capsys: 
         assert "Speed 4.0 m/s, acceleration (0.0, 0.0) m/s^2, command: straight." in user["content"]
         assert "next 1.5 s" in user["content"]
         points = [float(n) for n in re.findall(r"-?\d+\.\d+", assistant["content"])]
-        wanted = [n for x, y, _ in sample["json"]["future"]["trajectory"] for n in (x, y)]
+        wanted = [n for pose in sample["json"]["future"]["trajectory"] for n in pose]
         assert points == pytest.approx(wanted, abs=0.0051)
     assert sorted(p.name for p in to.parent.iterdir()) == ["train.jsonl", "train_images"]
     assert len(list((tmp_path / "a/train_images").iterdir())) == 14
@@ -81,6 +85,68 @@ def test_impossible_wishes(out: str, tmp_path: Path, argument: str, message: str
     with pytest.raises((ConfigError, DatasetError), match=message):
         main([f"out={out}", f"to={to}", argument])
     assert not list(tmp_path.glob("*.jsonl*"))
+
+
+DRIVE = [[4.0 * k, 0.0, 0.0] for k in range(1, 11)]  # what navtrain and the demo store: 10 poses, 5 s
+
+
+def test_the_answer_is_what_the_reward_reads(tmp_path: Path) -> None:
+    """The reward gives 0 to what it cannot read, so a policy that learns other words never gets a point."""
+    record = {
+        "token": "0", "ego": {"velocity": [8.0, 0.0], "acceleration": [0.0, 0.0], "command": "straight"},
+        "history": {"trajectory": [[-4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]}, "future": {"trajectory": DRIVE},
+    }  # fmt: skip
+    for kind in get_args(Format):
+        user, assistant = messages(record, job_config.load(ExportConfig, ["out=a", "to=b", f"format={kind}"]), 1)
+        assert parse_waypoints(assistant["content"], POSES) == DRIVE[:POSES]
+        assert "Give the 8 poses of the next 4.0 s" in user["content"]
+        assert user["content"].count("<image>") == (not kind.startswith("trl"))
+    config = job_config.load(ExportConfig, ["out=a", "to=b", "steps=10", "format=trl-sft", "placeholder=<image>"])
+    user, assistant = messages(record, config, 2)
+    assert len(assistant["content"].split()) == 10
+    assert user["content"].startswith("<image><image>You")
+
+
+def test_a_row_is_what_each_library_reads(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def exported(kind: str, name: str) -> list[dict[str, Any]]:
+        assert main([f"out={out}", f"to={tmp_path / name}", f"format={kind}"]) == 0
+        if name.endswith("parquet"):
+            rows: list[dict[str, Any]] = pq.read_table(tmp_path / name).to_pylist()
+            return rows
+        return lines(tmp_path / name)
+
+    swift = exported("ms-swift", "a.jsonl")
+    user, assistant = swift[3]["messages"]
+    bare = {"role": "user", "content": user["content"].removeprefix("<image>\n")}
+    assert exported("llama-factory", "b.jsonl")[3]["messages"] == [user, assistant]
+    sft, grpo = exported("trl-sft", "c.jsonl")[3], exported("trl-grpo", "d.jsonl")[3]
+    assert (sft["prompt"], sft["completion"], sft["token"]) == ([bare], [assistant], swift[3]["token"])
+    assert grpo.keys() == {"prompt", "images", "token"}
+    assert grpo["prompt"] == [bare]
+    verl = exported("verl", "e.parquet")
+    assert len(verl) == len(swift)
+    assert verl[3]["prompt"] == [user]
+    assert verl[3]["extra_info"] == {"token": swift[3]["token"], "index": 3}
+    assert verl[3]["reward_model"] == {"style": "rule", "ground_truth": assistant["content"]}
+    assert [Path(image["image"]).read_bytes() for image in verl[3]["images"]] == [
+        Path(image).read_bytes() for image in swift[3]["images"]
+    ]
+    assert "NOTE the reward does not read such an answer" in capsys.readouterr().out  # 3 poses, of a toy
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_llama_factorys_list_keeps_its_other_entries(out: str, tmp_path: Path) -> None:
+    info = tmp_path / "dataset_info.json"
+    info.write_text('{"other": {"file_name": "other.json"}}')
+    arguments = [f"out={out}", f"to={tmp_path / 'drive.jsonl'}", "format=llama-factory"]
+    main(arguments)
+    found = json.loads(info.read_text())
+    assert found["other"] == {"file_name": "other.json"}
+    assert found["drive"]["file_name"] == "drive.jsonl"
+    for damaged in ("[]", "{"):
+        info.write_text(damaged)
+        with pytest.raises(ConfigError, match=r"dataset_info.json.*move it"):
+            main(arguments)
 
 
 def test_latents_are_fetched_by_token(out: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,23 @@ def test_texts_are_scored_and_those_that_do_not_parse_are_counted(reward: Reward
         text([STRAIGHT], token)
     with pytest.raises(AbsentError, match="token nobody"):
         text([STRAIGHT], ["nobody"])
+
+
+def test_nothing_that_parses_is_warned_of_once(reward: Reward) -> None:
+    """A run whose answers are written in another way goes on for days with a reward of 0."""
+    text, token = TextReward(reward), reward.tokens[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text(["The light is red."] * 7, [token] * 7)
+    with pytest.warns(RuntimeWarning, match=r"none of 8 answers could be read.*'Stop!'.*\(x,y,heading\)"):
+        text(["Stop!"], [token])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text(["Stop!"] * 9, [token] * 9)
+        other = TextReward(reward)
+        other(["Stop!"] * 7, [token] * 7)
+        other([STRAIGHT], [token])
+        other(["Stop!"] * 9, [token] * 9)
 
 
 def test_ms_swift_makes_the_object_and_gives_columns_as_lists(
