@@ -25,7 +25,7 @@ from shards_schema.manifests import ColumnManifest
 from shards_schema.records import CHANNELS, COMMANDS, Camera, Frame, Image, Scene
 from shards_schema.specs import TEXT, TargetSpec
 
-REVISION = 2
+REVISION = 3
 """Raised when the same config gives other bytes."""
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -192,7 +192,7 @@ def scene_document(scene: Scene, images: dict[str, StoredImage]) -> dict[str, An
         "future": {"trajectory": scene.future_trajectory().tolist() if scene.driven else []},
         **({} if scene.original is None else {"original": scene.original}),
         "roadblock_ids": list(now.roadblock_ids),
-        "traffic_lights": [list(light) for light in now.traffic_lights],
+        "traffic_lights": [{"lane_connector": number, "red": red} for number, red in now.traffic_lights],
         "cameras": {c.lower(): _camera(now.cameras[c], image) for c, image in images.items()},
         "annotations": _annotations(now),
     }
