@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow test-machines lint bench bench-gpu chaos clean
+.PHONY: help setup data teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint bench bench-gpu chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -96,6 +96,9 @@ test-machines: $(READY) ## run the tests of numbers with the kernels of three ki
 	OMP_NUM_THREADS=2 $(avx2) $(numbers)
 	OMP_NUM_THREADS=1 $(numbers)
 	OMP_NUM_THREADS=2 $(numbers)
+
+test-trainers: $(READY) ## run the pages' blocks with the real ms-swift, TRL, LLaMA-Factory, verl, Lightning (venvs in .venv-trainers)
+	$(PY) -m pytest -q -s -m trainers tests/trainers
 
 lint: $(READY) ## ruff and mypy --strict
 	$(PY) -m ruff check .

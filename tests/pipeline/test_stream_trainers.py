@@ -1,4 +1,4 @@
-"""The stream in the loops that people have, as docs/streaming.md shows: Accelerate, Hugging Face, Lightning."""
+"""The stream in Accelerate and in Hugging Face's Trainer; docs/streaming.md's own blocks are in test_stream_blocks."""
 
 from __future__ import annotations
 
@@ -96,40 +96,3 @@ def test_hugging_faces_trainer_with_a_table(dataset: Dataset, tmp_path: Path) ->
     model = Probe()
     _trainer(tmp_path, model, table, table.collate, num_train_epochs=1).train()
     assert sorted(t for batch in model.seen for t in batch) == sorted(int(t, 16) for t in table.tokens)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_lightning(dataset: Dataset, workers: int, tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning")
-    stream = ShardStream(dataset, SMALL, CONFIG, transform=flat)
-
-    class Module(lightning.LightningModule):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.probe = Probe()
-
-        def train_dataloader(self) -> Any:
-            stream.set_epoch(self.current_epoch)
-            return DataLoader(stream.batches(), batch_size=None, num_workers=workers)
-
-        def training_step(self, batch: Any, index: int) -> Any:
-            return self.probe(**batch)["loss"]
-
-        def on_train_batch_end(self, outputs: Any, batch: Any, index: int) -> None:
-            stream.advance(4 * self.trainer.world_size)
-
-        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            checkpoint["stream"] = stream.state_dict()
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    module = Module()
-    trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=str(tmp_path), reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False,
-    )  # fmt: skip
-    trainer.fit(module)
-    assert module.probe.seen == batches(dataset, 0) + batches(dataset, 1)
-    kept = torch.load(next(tmp_path.rglob("*.ckpt")), weights_only=False)["stream"]
-    assert (kept["epoch"], kept["position"]) == (1, 15)
