@@ -224,7 +224,7 @@ class RangeReader:
         out: list[bytes] = []
         for data, range_ in zip(found, ranges, strict=True):
             if isinstance(data, Exception) or len(data) != range_.size:
-                raise self._remote_fault(range_.file, data)
+                raise self._remote_fault(range_.file, data, range_.size)
             out.append(data)
         return out
 
@@ -237,7 +237,7 @@ class RangeReader:
         def fetch(start: int, end: int) -> bytes:
             (data,) = self._volume.read_ranges([(file.path, start, end)])
             if isinstance(data, Exception) or len(data) != end - start:
-                raise self._remote_fault(file, data)
+                raise self._remote_fault(file, data, end - start)
             return data
 
         return Wanted(file.digest, self._where(file), fetch)
@@ -311,8 +311,11 @@ class RangeReader:
             _check_size(self._where(file), size, file.digest.size)
             self._check_digest(file, digest.hexdigest())
 
-    def _remote_fault(self, file: CommittedFile, got: bytes | Exception) -> Exception:
-        """What a failed request means: the file is gone, it was cut, or the store failed us (with its own error)."""
+    def _remote_fault(self, file: CommittedFile, got: bytes | Exception, size: int) -> Exception:
+        """What a failed request means: the file is gone, it was cut, or the store failed us (with its own error).
+
+        A server that knows no ranges (``python -m http.server``) sends the file from its beginning.
+        """
         try:
             _check_size(self._where(file), self._volume.size(file.path), file.digest.size)
         except FileNotFoundError:
@@ -321,7 +324,12 @@ class RangeReader:
             return error
         if isinstance(got, Exception):
             return got
-        return DatasetError(f"{self._where(file)}: the store sent {len(got)} bytes of a longer range; try again")
+        if len(got) > size:
+            return DatasetError(
+                f"{self._where(file)}: asked for {size} bytes, the server sent {len(got)}: it does not know byte "
+                "ranges; copy the dataset to a local disk, or serve it by something that does (nginx, an object store)"
+            )
+        return DatasetError(f"{self._where(file)}: the store sent {len(got)} bytes of a range of {size}; try again")
 
     def _check_digest(self, file: CommittedFile, found: str) -> None:
         if found != file.digest.sha256:
