@@ -126,7 +126,9 @@ def test_ms_swift_grpo(folder: Path) -> None:
 
 
 def test_trl_sft_with_latents(folder: Path) -> None:
-    text = told(block("streaming", "trl-sft")).replace("SFTConfig(", f"SFTConfig({STEPS}")
+    text = told(block("streaming", "trl-sft")).replace(
+        "SFTConfig(", f"SFTConfig({STEPS}per_device_train_batch_size=2, "
+    )
     look = (
         "\nbatch = trainer.data_collator([dict(rows[0])])\n"
         "print('TRAINED', trainer.processing_class.tokenizer.decode(batch['labels'][0][batch['labels'][0] != -100]))\n"
