@@ -48,16 +48,19 @@ def break_between(before: Any, after: Any) -> tuple[str, str] | None:
         return None
     times = before.get("timestamp"), after.get("timestamp")
     logs, scenes = ((before.get(key), after.get(key)) for key in ("log_name", "scene_token"))
-    told = f"between frames {shown(before.get('token'), 24)} and {shown(after.get('token'), 24)}"
+
+    def told() -> str:
+        return f"between frames {shown(before.get('token'), 24)} and {shown(after.get('token'), 24)}"
+
     if all(isinstance(log, str) for log in logs) and logs[0] != logs[1]:
-        return "other_log", f"{told} log {shown(logs[0])} ends and log {shown(logs[1])} begins"
+        return "other_log", f"{told()} log {shown(logs[0])} ends and log {shown(logs[1])} begins"
     try:
         first, then = (int(time) for time in times)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return None
     if follows(first, then):
         return None
-    seconds = f"{told} are {(then - first) * 1e-6:.1f} s"
+    seconds = f"{told()} are {(then - first) * 1e-6:.1f} s"
     if all(isinstance(scene, str) for scene in scenes) and scenes[0] == scenes[1]:
         return "time_gap", seconds
     return "other_scene", f"{seconds}, and another scene begins"

@@ -228,7 +228,7 @@ def test_windows_lost_to_bad_frames_count_against_the_limit(tmp_path: Path) -> N
     del content[10]["roadblock_ids"]
     source = NavsimSource(write(tmp_path, "log", content))
     begun = run.begin(source, str(tmp_path / "out"), [], plan_config=PlanConfig())
-    config = TeachersConfig(out="", source={}, teachers={}, max_quarantined=0.03)
+    config = TeachersConfig(out=str(tmp_path), source={}, teachers={}, max_quarantined=0.03)
     with pytest.raises(IncompleteError, match=r"1 windows have no current frame that can be used.*lacks roadblock_ids"):
         _check_quarantine(config, begun, [])
     _check_quarantine(config.model_copy(update={"max_quarantined": 0.04}), begun, [])
