@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,12 @@ def test_images_that_arrive(
         teachers.main([a for a in args if "max_quarantined" not in a])
     count = len(made)
     teachers.main([*args, "retry=[image_mising]"])
+    (typed,) = re.findall(r'make teachers SET="(retry=[^"]+)"', (ROOT / "docs" / "recipe.md").read_text())
+    teachers.main([*args, typed])
     assert len(made) == count
-    assert (
-        "nothing that is committed was left out as image_mising; there is image_missing (4)" in capsys.readouterr().out
-    )
+    told = capsys.readouterr().out
+    for codes in ("image_mising", "image_damaged, image_unreadable"):
+        assert f"nothing that is committed was left out as {codes}; there is image_missing (4)" in told
     navsim_logs.write_images(tmp_path / "data", missing)
     teachers.main(args)
     assert "made again: " in (told := capsys.readouterr().out)
