@@ -4,6 +4,7 @@ A part is a module of this folder with a pydantic `Config` and `run(config) -> i
 
 faults   every call of the write path fails in turn, or is where the process dies; then resume, verify, compare
 jobs     the real job on a real local Ray: kill -9, SIGTERM, hangs, poison, full disks, clocks, a second driver
+leavings 50 runs of the real job, half of them interrupted: processes, memory and temp files that they leave
 soak     half an hour of small shards in one process
 report   docs/reliability.md from what the others wrote into out/chaos/
 

@@ -65,4 +65,19 @@ BUGS = (
         "the second attempt decodes each image in a process of its own, and the one at fault is quarantined",
         (f"{DRIVER}::test_an_image_that_ends_its_decoder_costs_one_attempt_and_is_quarantined",),
     ),
+    Bug(
+        "A worker outlived its driver and its raylet: 650 MB, deaf to SIGINT, 40 minutes later still there",
+        "the kernel ends a worker with its raylet, and the driver looks for each by its pid on every node",
+        ("tests/jobs/test_ends.py::test_a_worker_ends_with_the_process_that_started_it",),
+    ),
+    Bug(
+        "`out` was moved or unmounted while a run worked; it was made anew, and the run ended well",
+        "a volume makes its root once; `dataset.json` and `column.json` are looked at before each record and at the end",
+        ("tests/pipeline/test_ground.py::test_a_folder_that_goes_ends_the_run_and_nothing_is_made_in_its_place",),
+    ),
+    Bug(
+        "A `.lock` that somebody removed let a second driver in, and the first one's end removed the second's",
+        "the claim is the file under its name: it is made again, or this run is told and ends",
+        ("tests/pipeline/test_lease.py::test_of_two_that_a_removed_lock_let_in_one_is_told_and_no_third_comes",),
+    ),
 )

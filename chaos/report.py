@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from chaos import corruption, shim
+from chaos import corruption, leavings, shim
 from chaos.found import BUGS, Bug
 from chaos.results import FOLDER, load
 from shards_schema.errors import MissingFileError
@@ -53,6 +53,10 @@ def page(faults: dict[str, Any] | None, jobs: dict[str, Any] | None, soak: dict[
             "## The real job on a real Ray",
             "",
             *(_jobs(jobs) if jobs else _not_run("jobs")),
+            "",
+            "## What runs leave behind",
+            "",
+            *_leavings(load("leavings")),
             "",
             "## Half an hour of small shards",
             "",
@@ -157,6 +161,23 @@ def _jobs(found: dict[str, Any]) -> list[str]:
         f"{sum(o['begun'] for o in done)} (column, shard) begun and done again.",
         f"`python -m chaos jobs`, seed {found['config']['seed']}, {sum(o['seconds'] for o in done):.0f} s;",
         f"{_where(found)}.",
+    ]
+
+
+def _leavings(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return _not_run("leavings")
+    heads, rows = leavings.summary(found["outcomes"])
+    return [
+        f"{len(found['outcomes'])} runs of the same small job; every second one is ended by a signal to its driver, at",
+        "a random time between its first import and its last line. Processes are found by a mark in their environment,",
+        "so that one without a parent is found too. *Left* are processes a minute after the driver's end, temp files,",
+        "and segments of shared memory that nobody has mapped.",
+        "",
+        *_table(heads, rows),
+        "",
+        "(What is there a second after a SIGKILL are Ray's two agents, which look for their raylet now and then.)",
+        f"`python -m chaos leavings`; {_where(found)}.",
     ]
 
 

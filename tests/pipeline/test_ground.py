@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -195,3 +196,10 @@ def test_a_target_may_not_take_the_place_of_another_array(taken: str) -> None:
 
     with pytest.raises(ConfigError, match="names that differ from each other and from 'valid'"):
         column_manifest(Clash())
+
+
+def test_the_page_names_the_reserved_names() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    names = re.search(r"No teacher's column may be called (.*?)\.", page, re.DOTALL)
+    assert names is not None
+    assert set(re.findall(r"`(\w+)`", names[1])) == layout.RESERVED
