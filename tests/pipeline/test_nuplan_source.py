@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import shutil
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -230,3 +231,25 @@ def test_asking_again_costs_nothing(world: Path, capsys: pytest.CaptureFixture[s
     make_data([f"out={world}", *MADE])
     assert log.stat().st_mtime_ns == before
     assert "NUPLAN_DATA_ROOT" in capsys.readouterr().out
+
+
+def test_which_images_there_are_is_known_by_the_scan(world: Path, tmp_path: Path) -> None:
+    """Of a window that is made all are there; before it, as far back as `scenes` then has them."""
+    blobs = tmp_path / "sensor_blobs"
+    shutil.copytree(world / "sensor_blobs" / "mini", blobs)
+    made = nuplan(world, sensor_root=blobs, context_frames=2)
+    refs = made.scan().refs
+    images = [scene.at(0).cameras["CAM_F0"].image for scene in scenes(made, refs)]
+    Path(images[1]).unlink()  # the windows that hold it are not made, and no scene has it before its own
+    wanted = {"past": frozenset({(-2, "CAM_F0"), (-3, "CAM_L0")}), "now": frozenset({(0, "CAM_F0"), (4, "CAM_B0")})}
+    scan = made.look(wanted)
+    assert 0 < len(scan.refs) < len(refs)
+    assert "now" not in scan.missing
+    lacks = scan.missing.get("past", {})
+    for scene in scenes(made, scan.refs):
+        there = [scene.has_step(step) for step in (-2, -3)]
+        assert len(lacks.get(scene.token, ())) == there.count(False)
+    assert len(lacks) > 0
+    assert nuplan(world, channels=("CAM_F0",)).look({"left": frozenset({(0, "CAM_L0")})}).missing["left"].keys() == {
+        ref.token for ref in nuplan(world, channels=("CAM_F0",)).scan().refs
+    }
