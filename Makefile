@@ -105,7 +105,7 @@ lint: $(READY) ## ruff and mypy --strict
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(READY) ## measure job, decode, writer, memory, reading, scoring, scale against their ceilings
+bench: $(READY) ## measure job, decode, writer, memory, reading, scoring, scale, coverage against their ceilings
 	$(PY) -m benchmarks $(SET)
 
 bench-gpu: $(READY) ## the networks against the matrix rate of the device at hand, and hours for navtrain (CPU: small ones)
