@@ -5,7 +5,7 @@ They are generated ones, with few agents and plain polygons, so a second line sc
 real one may be: every map edge cut into four, every agent five times over. Where several devices are there, CUDA is
 measured too. A context is what has to be had once a scene: built from log and map by the teacher `pdm` (route, map,
 agents, PDM-Closed, and its and the human's scores), or read from the devkit's cache and completed (scores alone).
-The devkit's figures are from spec/navsim.md, section 6, on a machine of two cores; they were not measured here, and are
+The devkit's figures are of an earlier run, on a machine of two cores; they were not measured here, and are
 the ceiling that is quoted: 30 to 270 ms a trajectory, 0.3 to 1 s for a metric cache.
 """
 

@@ -1,4 +1,4 @@
-"""Layers of a nuPlan map (a GeoPackage), read without GeoPandas (spec/navsim.md 5).
+"""Layers of a nuPlan map (a GeoPackage), read without GeoPandas.
 
 Shapes are moved to the metre grid of ``meta.projectedCoordSystem``, the frame of the logs' poses, without heights. A
 feature's FID is its id. Rows keep the order of the file, which decides ties. Only what is asked for is read: of a file

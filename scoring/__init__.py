@@ -1,8 +1,8 @@
 """NAVSIM's PDM score as batched tensor operations: arrays in, sub-scores out. Knows no dataset and no policy.
 
 `context.RewardContext` is one scene (`columns` reads it from a dataset's arrays), `references.complete` adds what its
-scores are relative to, `context.collate` makes a batch, `scorer.score` scores. See `spec/navsim.md`, section 4, for
-every formula.
+scores are relative to, `context.collate` makes a batch, `scorer.score` scores. docs/reward.md names the
+sub-scores, and each file of `metrics` has its formula.
 """
 
 from scoring.columns import context_from_targets, context_names

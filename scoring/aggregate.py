@@ -1,4 +1,4 @@
-"""From sub-scores to scores: PDMS (v1), EPDMS (v2), the human filter, two-stage weights; spec section 4.7."""
+"""From sub-scores to scores: PDMS (v1), EPDMS (v2), the human filter, two-stage weights."""
 
 from __future__ import annotations
 

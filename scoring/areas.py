@@ -1,4 +1,4 @@
-"""Which part of the map the ego is on, for each step of each path; spec section 4.5."""
+"""Which part of the map the ego is on, for each step of each path."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ def collate(contexts: Sequence[RewardContext], device: torch.device | str = "cpu
 
 
 def _overlap_at_start(pose: Tensor, size: Tensor, valid: Tensor) -> Tensor:
-    """bool [S, N]: the agent's box at t0 meets the ego's. v2 drops such a track from all steps (spec 4.4)."""
+    """bool [S, N]: the agent's box at t0 meets the ego's. v2 drops such a track from all steps."""
     centre, heading = pose[:, :, 0, :2].reshape(-1, 2), pose[:, :, 0, 2].reshape(-1)
     axis = torch.stack((heading.cos(), heading.sin()), dim=-1)
     ego = torch.tensor([[REAR_AXLE_TO_CENTRE, 0.0], [1.0, 0.0], [HALF_LENGTH, HALF_WIDTH]], dtype=pose.dtype)

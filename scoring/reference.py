@@ -1,4 +1,4 @@
-"""A trajectory as the 41 reference poses that the simulator tracks; spec section 4.2.
+"""A trajectory as the 41 reference poses that the simulator tracks.
 
 The devkit interpolates between the current pose and the given ones, at times that it truncates to whole microseconds
 after a round trip through float seconds. A microsecond is up to 3e-5 m, which a threshold can notice, so the same

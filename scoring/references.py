@@ -1,7 +1,7 @@
 """What a scene's scores are relative to: PDM-Closed's progress and the human's failures. Computed once, then stored.
 
 Both are paths through the scorer itself: the reference of PDM-Closed is simulated and scored like a candidate
-(spec sections 4.6 EP and 4.9), and so is what the human drove (section 4.7), whose history comfort is 1 by definition.
+and so is what the human drove, whose history comfort is 1 by definition.
 """
 
 from __future__ import annotations

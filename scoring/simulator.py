@@ -1,4 +1,4 @@
-"""The LQR tracker and the kinematic bicycle that turn a reference into what the vehicle would do; spec section 4.3.
+"""The LQR tracker and the kinematic bicycle that turn a reference into what the vehicle would do.
 
 Batched over rows in float64: 40 sequential steps, each a few dozen small tensor operations. Two least-squares fits
 come first, and neither needs a pseudo-inverse per row:

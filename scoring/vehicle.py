@@ -1,4 +1,4 @@
-"""The ego vehicle (nuPlan's Pacifica), its state vector and its outline; spec section 4.1.
+"""The ego vehicle (nuPlan's Pacifica), its state vector and its outline.
 
 A state is float64 [..., 11] at the rear axle: x, y, heading, vx, vy, ax, ay, steering angle, steering rate, yaw rate,
 yaw acceleration (metres, radians, seconds). A path is a batch of rows, each 41 states at 10 Hz.

@@ -5,7 +5,7 @@
   teacher's features, standardised a channel with the training split's statistics; means over latents, then samples.
 
 Every mean is taken over samples last, so that equal parts of a batch on several ranks average to the whole batch.
-The weights of the stages (1/1/0.1 and 0.1/0.1/1) are ours: the paper's are not known (spec/training.md, section 5).
+The weights of the stages (1/1/0.1 and 0.1/0.1/1) are ours: the paper's are not known.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Rows are queries, columns are keys. The order of a sequence is image, text, wm, geo, answer; padding stands anywhere.
 `wm` are the dynamics latents (aligned to Cosmos), `geo` the 3D ones (aligned to VGGT). In stage 1 the answer never
 sees the image: what it knows of the scene comes through the latents. The diagonal is always on, so that no row of the
-softmax is empty. Source: the method figure of LaST-VLA, read cell by cell (spec/training.md, section 1).
+softmax is empty. Source: the method figure of LaST-VLA, read cell by cell.
 """
 
 from __future__ import annotations

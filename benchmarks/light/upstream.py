@@ -1,4 +1,4 @@
-"""VGGT as an upstream-style loop runs it: the baseline, written from the description in spec/vggt.md section 1.
+"""VGGT as an upstream-style loop runs it: the baseline, written from a description of it.
 
 One scene a batch; float32 weights under autocast to bfloat16; a float32 residual stream; the tokens of all layers,
 frame half and global half side by side, kept in a list to the end (154 MB a frame at the published size) though one

@@ -1,4 +1,4 @@
-"""NAVSIM's two-stage score: each scene's plan, and what became of it where the plan leads (spec/navsim.md 4.7).
+"""NAVSIM's two-stage score: each scene's plan, and what became of it where the plan leads.
 
 A split such as navhard lists mappings: a first-stage scene and the frame 0.5 s before it, and the pairs of follow-ups
 that begin 4 s later. The score of a frame's group is that of its first stage times the mean of its follow-ups, weighed

@@ -12,7 +12,7 @@ from jobs.inspection.projection import Ground, Pinhole, beside, dense_path
 from shards_schema.poses import Float64
 
 FRONT, REAR, WIDTH = 4.049, 1.127, 2.297
-"""The ego's outline from its rear axle [m] (spec/navsim.md section 4.1): 5.176 long, 2.297 wide."""
+"""The ego's outline from its rear axle [m]: 5.176 long, 2.297 wide."""
 
 CLASSES = {
     "vehicle": "#4c8dff",

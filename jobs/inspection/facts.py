@@ -22,7 +22,7 @@ from shards_schema.errors import ShardsError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 
 NAVTRAIN_SCENES = 103_288
-"""Scenes of NAVSIM's training split (spec/navsim.md), for the extrapolated size."""
+"""Scenes of NAVSIM's training split, for the extrapolated size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

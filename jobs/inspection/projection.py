@@ -4,7 +4,7 @@ Trajectories are planar; the ground under them is not z = 0. The ego frame's ori
 above the road in nuPlan's logs and on it in others, and the frame pitches with the car. So the ground is a plane
 z = h + a x + b y, fitted to what stands on it: the undersides of the annotated road users near the car, with a prior
 on the axle height and the slopes, and little trust in outliers. Cameras are the undistorted pinhole of the records:
-p_cam = R^T (p - t), uv = K p_cam / z (spec/navsim.md section 1.2); distortion is left aside, as the devkit does.
+p_cam = R^T (p - t), uv = K p_cam / z; distortion is left aside, as the devkit does.
 """
 
 from __future__ import annotations

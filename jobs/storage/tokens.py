@@ -1,6 +1,6 @@
 """Tokens to measure storage on where there is no dataset: heavy-tailed synthetic ones, and VGGT's with random weights.
 
-The synthetic kinds are what is known to break small formats (spec/vggt.md, section 6; Sun et al., "Massive Activations
+The synthetic kinds are what is known to break small formats (Sun et al., "Massive Activations
 in Large Language Models", 2024, section 5, on vision transformers): heavy tails, tokens of very different norms, and a
 few channels that dwarf the others, in every token or in a few. They are float32, as a teacher computes them.
 """

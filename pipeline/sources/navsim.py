@@ -1,4 +1,4 @@
-"""NAVSIM / OpenScene: log pickles of 2 Hz frames, windowed as NAVSIM's devkit does it (spec/navsim.md 1 and 2).
+"""NAVSIM / OpenScene: log pickles of 2 Hz frames, windowed as NAVSIM's devkit does it.
 
 Layout, under any URL that fsspec opens::
 

@@ -1,4 +1,4 @@
-"""One frame of a NAVSIM log (a dict of the pickle, spec/navsim.md 1.5) turned into a checked `Frame`.
+"""One frame of a NAVSIM log (a dict of the pickle) turned into a checked `Frame`.
 
 Every value that a `Frame` holds has been checked for type, shape and finiteness, so that nothing behind the source
 asks again. `FrameReader` parses a frame at most once and shares its record, or its error, between all windows that

@@ -1,4 +1,4 @@
-"""The windows of a NAVSIM log that a scene filter wants, and why the others are not made (spec/navsim.md 2.2 and 10).
+"""The windows of a NAVSIM log that a scene filter wants, and why the others are not made.
 
 Windows are the devkit's: starts 0, s, 2s, ...; H + F frames; a scene is that of the current frame. Two rules are
 our own:

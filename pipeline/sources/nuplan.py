@@ -1,6 +1,6 @@
 """nuPlan: ``.db`` logs with their sensor blobs, as the scenes that the NAVSIM source makes of OpenScene's pickles.
 
-Layout, under any URL that fsspec opens (spec/navsim.md 3)::
+Layout, under any URL that fsspec opens::
 
     <root>/splits/<split>/<log>.db                      SQLite; other files in the folder are passed over
     <root>/sensor_blobs/<log>/CAM_F0/<token>.jpg        images and point clouds, named by the logs

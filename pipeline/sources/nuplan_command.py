@@ -1,4 +1,4 @@
-"""The driving command as OpenScene made it of a log: left, straight, right or unknown (spec/navsim.md 3).
+"""The driving command as OpenScene made it of a log: left, straight, right or unknown.
 
     route, made whole -> the lane one is in -> the lanes ahead -> 20 m on along their middle: how far to the side?
 

@@ -1,4 +1,4 @@
-"""Frames of a nuPlan log in the form of OpenScene's pickles (spec/navsim.md 1.5), made when asked for.
+"""Frames of a nuPlan log in the form of OpenScene's pickles, made when asked for.
 
 `navsim_frame.FrameReader` then checks and shares them as it does those of a pickle. Poses, boxes and lights are fetched
 for the sweeps asked for alone, one query each. Matrices come of the same sums in the same order as OpenScene's, so that

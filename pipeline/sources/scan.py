@@ -1,7 +1,7 @@
 """What the sources of driving logs have in common: their config, which logs they read, and one pass over them.
 
 A source is a folder of log files under a scene filter. It brings a function that reads one log; here are the rules of
-NAVSIM's devkit for all of them together (spec/navsim.md 1 and 2), and where it is loose:
+NAVSIM's devkit for all of them together, and where it is loose:
 
 - Logs are read in the order of their names (the devkit: directory order), so `max_scenes` always means the same
   scenes; the log in which the limit falls is counted as a whole in `Scan.skipped`, later ones not at all.

@@ -2,7 +2,7 @@
 
 `SceneFilter.load` takes an inline mapping, a ``scene_filter/<name>.yaml``, or a ``train_test_split/<name>.yaml``,
 which names a scene filter beside it (``scene_filter/<name>.yaml``) and the folder of the logs (``data_split``).
-Fields, defaults and limits are those of the devkit's `SceneFilter` (spec/navsim.md 2.1). What a two-stage split says
+Fields, defaults and limits are those of the devkit's `SceneFilter`. What a two-stage split says
 of synthetic scenes is kept, for those who aggregate; no source here reads such scenes (`NavsimSource` counts them).
 
 Unknown keys are refused, also in the YAML files: a misspelt ``frame_intervall`` would change the dataset in silence.

@@ -1,1 +1,1 @@
-"""One file a metric, each a pure function of the batch and the paths; spec section 4.6."""
+"""One file a metric, each a pure function of the batch and the paths."""

@@ -1,4 +1,4 @@
-"""NC, no at-fault collision: 1, 0.5 (a static object was hit) or 0 (an agent was); spec section 4.6."""
+"""NC, no at-fault collision: 1, 0.5 (a static object was hit) or 0 (an agent was)."""
 
 from __future__ import annotations
 

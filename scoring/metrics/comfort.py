@@ -1,4 +1,4 @@
-"""C, comfort (v1), and HC, history comfort (v2): 1 or 0; spec section 4.6."""
+"""C, comfort (v1), and HC, history comfort (v2): 1 or 0."""
 
 from __future__ import annotations
 

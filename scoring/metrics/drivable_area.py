@@ -1,4 +1,4 @@
-"""DAC, drivable area compliance: 1 or 0; spec section 4.6."""
+"""DAC, drivable area compliance: 1 or 0."""
 
 from __future__ import annotations
 

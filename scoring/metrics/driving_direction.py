@@ -1,4 +1,4 @@
-"""DDC, driving direction compliance: 1, 0.5 or 0; spec section 4.6."""
+"""DDC, driving direction compliance: 1, 0.5 or 0."""
 
 from __future__ import annotations
 

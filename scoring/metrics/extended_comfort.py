@@ -1,4 +1,4 @@
-"""EC, two-frame extended comfort: 1 or 0; spec section 4.6, v2 only.
+"""EC, two-frame extended comfort: 1 or 0, v2 only.
 
 The same driver, asked half a second apart: where the two simulated paths overlap, they must agree.
 """

@@ -1,4 +1,4 @@
-"""EP, ego progress, in [0, 1]; spec section 4.6."""
+"""EP, ego progress, in [0, 1]."""
 
 from __future__ import annotations
 

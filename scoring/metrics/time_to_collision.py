@@ -1,4 +1,4 @@
-"""TTC, time to collision within bound: 1 or 0; spec section 4.6."""
+"""TTC, time to collision within bound: 1 or 0."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLC, traffic light compliance: 1 or 0; spec section 4.6, v2 only."""
+"""TLC, traffic light compliance: 1 or 0, v2 only."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ VAES: Mapping[str, Vae] = MappingProxyType(
             },
             scalable=_COSMOS,
         ),
-        # The released file sizes fit [2, 4] multipliers, not the class's defaults (spec/cosmos.md section 1). It has no
+        # The released file sizes fit [2, 4] multipliers, not the class's defaults. It has no
         # statistics of its own; a config.json may still carry the class's defaults, which are those of CV8x8x8-1.0.
         "cv4x8x8": Vae(
             class_name="AutoencoderKLCosmos",

@@ -1,7 +1,7 @@
 """What a frozen Video2World transformer expects to see: its hidden states, from the past alone.
 
 It is given the latents up to now, clean, and noise for those to come, as at the first step of generating a video, and
-block k's tokens are read (spec/cosmos.md section 2). One forward, no text encoder, no scheduler, nothing generated.
+block k's tokens are read. One forward, no text encoder, no scheduler, nothing generated.
 
     x[:, :, :given] = latents           mask 1   clock 1e-4
     x[:, :, given:] = t * noise         mask 0   clock t = sigma / (1 + sigma)

@@ -2,7 +2,7 @@
 
 The VAEs are causal in time: with temporal factor k, latent 0 sees frame 0 alone, and latent i >= 1 closes the group of
 frames 1 + k(i-1) .. ki (and sees all before). So only clips of 1 + kn frames are whole; diffusers drops the tail of
-any other without a word, which is why every length is checked here (spec/cosmos.md sections 0, 2, 6).
+any other without a word, which is why every length is checked here.
 
     layout  steps of 0.5 s from now      T  factor 8                    factor 4
     A       0 .. +8                      9  [0] [1..8]                  [0] [1..4] [5..8]
@@ -57,7 +57,7 @@ LAYOUTS = {
     "C": Layout(PAST_OF_C + tuple(range(1, 9))),
     "D": Layout(tuple(range(-4, 1)), optional_first=True),
 }
-"""The layouts of spec/cosmos.md section 6 for 2 Hz logs with four history frames."""
+"""The layouts for 2 Hz logs with four history frames."""
 
 
 @dataclass(frozen=True, slots=True)

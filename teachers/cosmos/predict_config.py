@@ -23,10 +23,10 @@ TOKEN = 2 * SPATIAL
 """Pixels a token, on each side: one VAE cell is 8, one patch is 2 x 2 cells (and one latent frame)."""
 
 GIVEN_SIGMA = 1e-4
-"""Noise level that the transformer is told for the latents it is given; they are in fact clean (spec section 2)."""
+"""Noise level that the transformer is told for the latents it is given; they are in fact clean."""
 
 TRAINED_SIGMAS = (0.002, 80.0)
-"""The range in which Predict2 was trained (spec section 2)."""
+"""The range in which Predict2 was trained."""
 
 _SIDE_LIMIT = 1920  # max_size of every release: 240 latent cells a side
 _TRAINED_LATENTS = 24  # 93 frames; the 10 fps checkpoint of Predict2 was trained on 16
@@ -64,7 +64,7 @@ class Architecture:
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        # Block 19 of 28 is where the published users of Predict2-2B start (spec section 2); 24 of 36 is as deep.
+        # Block 19 of 28 is where the published users of Predict2-2B start; 24 of 36 is as deep.
         "2b": Architecture(heads=16, blocks=28, block=19),
         "14b": Architecture(heads=40, blocks=36, block=24, rope=(20 / 24, 2.0, 2.0)),
         "tiny": Architecture(

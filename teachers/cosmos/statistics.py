@@ -2,8 +2,8 @@
 
 Targets are stored as (z - mean) / std, so that a consumer needs no statistics and float16 is safe. A list of C values
 is one for each channel. A list of C * N values (Cosmos CV8x8x8-1.0: 16 * 16) is one for each channel and latent time,
-**channel-major**: ``view(C, N)``. Its first C values are the times of channel 0, not the channels
-(spec/cosmos.md section 2). The 1.0 diffusion model also multiplies by sigma_data = 0.5; targets do not.
+**channel-major**: ``view(C, N)``. Its first C values are the times of channel 0, not the channels.
+The 1.0 diffusion model also multiplies by sigma_data = 0.5; targets do not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Cosmos teacher: one camera's clip around now, encoded once by a frozen video VAE.
 
 The latents of the true future are the dynamics target; those of the history come with them at no price, because the
-VAE is causal in time: history latents are the same with or without the future behind them (spec/cosmos.md section 1).
+VAE is causal in time: history latents are the same with or without the future behind them.
 `latent_role` says which is which: future latents supervise, and are never an input.
 """
 

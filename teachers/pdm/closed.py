@@ -1,4 +1,4 @@
-"""PDM-Closed, the rule-based planner whose progress NAVSIM measures others by; spec section 4.9, points 4 and 5.
+"""PDM-Closed, the rule-based planner whose progress NAVSIM measures others by.
 
 Three paths (the centerline, and 1 m to its right and left) times five target speeds make 15 proposals. Each follows its
 path by the intelligent driver model (IDM) behind whatever stands in its corridor. All are simulated and scored against

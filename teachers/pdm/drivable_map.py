@@ -1,4 +1,4 @@
-"""The map polygons that the score of a scene needs, in the devkit's order; spec section 4.4.
+"""The map polygons that the score of a scene needs, in the devkit's order.
 
 What meets the square of 100 m around the ego's centre: roadblocks, the lanes of these, the connectors of roadblock
 connectors (which do not count themselves), intersections, car parks. A lane comes with its block, near or not.

@@ -1,4 +1,4 @@
-"""The ego now, before and after: states and poses relative to the rear axle at t0; spec section 4.4."""
+"""The ego now, before and after: states and poses relative to the rear axle at t0."""
 
 from __future__ import annotations
 

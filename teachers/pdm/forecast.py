@@ -1,4 +1,4 @@
-"""What PDM-Closed expects of the traffic: everyone goes on at the velocity of now; spec section 4.9, point 4.
+"""What PDM-Closed expects of the traffic: everyone goes on at the velocity of now.
 
 It looks no farther than the map's radius, and at no more than the nearest so many of each class. What touches the ego
 at t0 is ignored, as is a red light whose area holds the whole ego. Agents are moved along their *boxes*, forwards or

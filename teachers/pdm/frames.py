@@ -42,7 +42,7 @@ def local_polygons(geometries: Sequence[shapely.Geometry], origin: Float64) -> P
 
 
 def past_at_10_hz(times_us: NDArray[np.int64], states: Float64) -> Float64:
-    """The human's past as the devkit resamples it: from the first state on, less the last sample (spec section 4.6 HC).
+    """The human's past as the devkit resamples it: from the first state on, less the last sample.
 
     Args:
         times_us: int64 [K] microseconds, increasing.

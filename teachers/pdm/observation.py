@@ -1,4 +1,4 @@
-"""Agents at 10 Hz and red lights, as the devkit's metric caching makes them of 2 Hz frames; spec section 4.4.
+"""Agents at 10 Hz and red lights, as the devkit's metric caching makes them of 2 Hz frames.
 
 Linear between a track's own observations, headings unwrapped. Three quirks decide scores and are kept: gaps are
 bridged; a track that was seen once stands there at all steps; class, size and "stopped" are those of its first step.

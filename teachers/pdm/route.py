@@ -1,4 +1,4 @@
-"""The way ahead: the log's route made whole, the lane one is in, and the centerline; spec section 4.9, points 1 to 3.
+"""The way ahead: the log's route made whole, the lane one is in, and the centerline.
 
 A log's route may begin elsewhere than the ego, have gaps, or cross itself. The corrected one decides which lanes count
 as on route and where the centerline runs. Where candidates are equal the first one wins, in the order of the map file.

@@ -1,4 +1,4 @@
-"""Scene records and a map in, the reward context of each version out, without PDM-Closed's path; spec section 4.4.
+"""Scene records and a map in, the reward context of each version out, without PDM-Closed's path.
 
 What the versions share (route, lanes, polygons, centerline) is found once. Everything here can fail on a scene, which
 is then quarantined; what comes after (`closed`) cannot.

@@ -1,4 +1,4 @@
-"""From a network's output to a scene's target arrays (spec section 6): pooled tokens, special tokens, pose, depth.
+"""From a network's output to a scene's target arrays: pooled tokens, special tokens, pose, depth.
 
 Tokens are stored raw: un-normalised, both halves of the channels in order (frame block, then global block). Pooling is
 an adaptive average in float32 straight from the patch grid, given as float16 or as it is (`pool_dtype`). Special tokens

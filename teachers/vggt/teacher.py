@@ -1,7 +1,7 @@
 """The VGGT teacher: views of a scene in, pooled tokens, pose encodings and depth cells out.
 
 One scene is one window: len(window) x len(views) frames that attend to each other, the first of them the reference.
-Membership, order and reference are part of a target's identity (spec section 1.1), so they are in the config, in every
+Membership, order and reference are part of a target's identity, so they are in the config, in every
 spec's meaning and in the fingerprint. Scenes of a batch do not see each other.
 """
 

@@ -1,6 +1,6 @@
 """Meta's own implementation behind our network's interface, where the package ``vggt`` is installed.
 
-It is not a dependency: its licence is not ours (spec section 1.3), and it is not on a package index. It is here to be
+It is not a dependency: its licence is not ours, and it is not on a package index. It is here to be
 compared against. Its parts are assembled by hand, because its public constructor only takes the published geometry.
 """
 

@@ -52,7 +52,7 @@ def to_global(frame: dict[str, Any], points: np.ndarray) -> np.ndarray:
 
 
 def project(frame: dict[str, Any], channel: str, point: np.ndarray) -> np.ndarray:
-    """Pixel of a global point, by the record's own calibration (spec 1.5)."""
+    """Pixel of a global point, by the record's own calibration."""
     cam = frame["cams"][channel]
     ego = (point - frame["ego2global"][:3, 3]) @ frame["ego2global"][:3, :3]
     p = (ego - cam["sensor2lidar_translation"]) @ cam["sensor2lidar_rotation"]

@@ -1,6 +1,6 @@
 """Every sub-score against a plain scorer: loops over shapely geometry and scipy filters, on scenes made to be awkward.
 
-`Plain` is spec section 4.5 to 4.7 written out for one trajectory at a time, from the simulated states (which
+`Plain` is the score written out for one trajectory at a time, from the simulated states (which
 `test_simulator` checks). The scenes have polygons with holes and of several parts, agents that come and go, no agents,
 no lights, no map, an ego that stands, centerlines with points given twice, agents upon the ego at the start.
 """

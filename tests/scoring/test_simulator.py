@@ -1,4 +1,4 @@
-"""The simulator against the same text (spec 4.2, 4.3) written out plainly: one trajectory, numpy, pseudo-inverses."""
+"""The simulator against the same text written out plainly: one trajectory, numpy, pseudo-inverses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips: the mapping tables of spec/cosmos.md section 6, lengths, padding, roles."""
+"""Clips: the mapping tables, lengths, padding, roles."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def whole_forward(
     text_tokens: int = 1,
     padding_batch: int = 1,
 ) -> dict[int, torch.Tensor]:
-    """The output of each block in diffusers' own forward, its inputs built as spec/cosmos.md section 2 says."""
+    """The output of each block in diffusers' own forward, its inputs built as in the published pipeline."""
     batch, count = latents.shape[0], latents.shape[2]
     sigma = given.sigma
     indicator = torch.zeros(1, 1, count + drawn.shape[2], 1, 1)
@@ -403,7 +403,7 @@ def test_the_defaults_are_the_classes_own() -> None:
     ],
 )
 def test_full_networks_have_the_sizes_of_the_release(model: str, network: str, parameters: float) -> None:
-    """As in spec/cosmos.md section 1, counted without memory for them."""
+    """As published, counted without memory for them."""
     given = CosmosPredictConfig(weights={"random": 0}, model=model, network=network)
     whole = make_transformer(describe_transformer(given), None)
     assert sum(p.numel() for p in whole.parameters()) == pytest.approx(parameters, rel=5e-4)

@@ -305,7 +305,7 @@ def test_the_arguments_that_may_be_scaled_are_diffusers_own(model: str) -> None:
 
 
 def test_full_networks_have_the_sizes_of_the_release() -> None:
-    """Encoder parameters as in spec/cosmos.md section 1, counted without memory for them."""
+    """Encoder parameters as published, counted without memory for them."""
     for model, want in (("cv8x8x8", 42.91e6), ("cv4x8x8", 30.1e6), ("wan", 53.60e6)):
         arguments = config(model=model, network="full").random_network()
         with torch.device("meta"):

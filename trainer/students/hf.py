@@ -1,6 +1,6 @@
 """Any vision-language model of three families (InternVL3, Qwen2.5-VL, Qwen3-VL) as a student, through transformers.
 
-What was measured and is kept here (spec/training.md, section 4.1): the mask is bool [B, 1, L, L] and needs sdpa (eager
+What was measured and is kept here: the mask is bool [B, 1, L, L] and needs sdpa (eager
 adds it as 0 and 1 and is silently wrong, so it is refused); Qwen-VL needs position ids beside a 4D mask, from
 `get_rope_index` over the 2D padding mask; `generate` takes no 4D mask, so sampling is prefill and decode with a cache.
 Latents (and motion tokens) are injected by a hook on the input embedding: no vocabulary is resized. Works without

@@ -23,7 +23,7 @@ Manoeuvre = Literal[
 ]
 
 EGO_FRONT, EGO_REAR, EGO_WIDTH, EGO_HEIGHT = 4.049, 1.127, 2.297, 1.777
-"""NAVSIM's Pacifica (spec/navsim.md 4.1): rear axle to front and to rear bumper, width, height [m]."""
+"""NAVSIM's Pacifica: rear axle to front and to rear bumper, width, height [m]."""
 EGO_SIZE = (EGO_FRONT + EGO_REAR, EGO_WIDTH, EGO_HEIGHT)
 EGO_SPEED = 9.8
 LOOK_AHEAD, SIDEWAYS = 20.0, 2.0
@@ -135,7 +135,7 @@ class Drive:
         return moving + [walk.at(t) for walk in self.walks] + fixtures(self.town)
 
     def command(self, t: float) -> int:
-        """Place in (left, straight, right, unknown): OpenScene's rule (spec/navsim.md 3): 20 m on along the route."""
+        """Place in (left, straight, right, unknown): OpenScene's rule: 20 m on along the route."""
         if not self.roadblock_ids:
             return 3
         s = self.motions[0].at(t)

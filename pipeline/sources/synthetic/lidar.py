@@ -1,6 +1,6 @@
 """A sweep of the merged point cloud, by casting rays at the ground, the houses and the annotated boxes.
 
-NAVSIM's file (spec/navsim.md 1.6), a text header and little-endian records of 18 bytes:
+NAVSIM's file, a text header and little-endian records of 18 bytes:
 
     x y z  float32 (ego frame, m) | intensity uint8 | ring uint8 | lidar_info int32 (which of the lidars, here always 0)
 """

@@ -1,4 +1,4 @@
-"""One log in OpenScene's layout: eight JPEGs and a sweep a frame, and the pickled list of frame records (spec 1.5).
+"""One log in OpenScene's layout: eight JPEGs and a sweep a frame, and the pickled list of frame records.
 
 Everything of a log is written into a staging folder first; its sensor folder is moved into place, and its pickle
 last. A log exists when, and only when, its pickle does. The pickle holds builtins and numpy arrays only.

@@ -1,4 +1,4 @@
-"""The towns as nuPlan maps: one GeoPackage a location, with the layers and columns that the devkit reads (spec 5).
+"""The towns as nuPlan maps: one GeoPackage a location, with the layers and columns that the devkit reads.
 
 Geometry is stored in EPSG:4326 and projected back by the reader to `meta.projectedCoordSystem`. The feature id of a
 row *is* its map id; pyogrio numbers rows from 1, so ids are set afterwards through sqlite3 (there is no spatial index
