@@ -176,7 +176,8 @@ def _leavings(found: dict[str, Any] | None) -> list[str]:
         "",
         *_table(heads, rows),
         "",
-        "(What is there a second after a SIGKILL are Ray's two agents, which look for their raylet now and then.)",
+        "Ray's own two agents may outlive a SIGKILL of the driver, for a minute or more on a busy machine; no worker",
+        "did. A SIGTERM while Ray starts may be answered by Ray itself, with -6, which is counted as left too.",
         f"`python -m chaos leavings`; {_where(found)}.",
     ]
 
