@@ -280,7 +280,7 @@ def _states(run: runs.Run) -> str:
 
     def told(column: str) -> str:
         done, todo = committed[column], run.plan.shards - committed[column]
-        parts = [f"{done} shard{'s' * (done != 1)} committed"] * bool(done) + [f"{todo} to do"] * bool(todo)
+        parts = [f"{done} shard{'s' * (done != 1)} committed"] * bool(done) + [f"{todo} to do"]
         return f"{column}: {', '.join(parts)}"
 
     return "; ".join(map(told, run.columns))

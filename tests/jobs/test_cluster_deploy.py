@@ -166,7 +166,7 @@ def test_the_slurm_script_runs_is_preempted_requeued_and_ends() -> None:
         job = submit()
         output, _ = job.communicate(timeout=900)
         assert job.returncode == 0, output
-        assert re.search(r"are committed, \d+ to do", output), output
+        assert re.search(r"committed, \d+ to do", output), output
         assert "planned = written + quarantined" in output
         assert len((folder / "requeued").read_text().split()) == 1
     finally:
