@@ -80,7 +80,7 @@ class Shell:
 
     def module(self, name: str, *arguments: str) -> tuple[Any, str]:
         """`python -m name`."""
-        return self._left(name, arguments, lambda: runpy.run_module(name, run_name="__main__"))
+        return self._left(name, arguments, lambda: runpy.run_module(name, run_name="__main__", alter_sys=True))
 
     def _left(self, name: str, arguments: Sequence[str], run: Callable[[], object]) -> tuple[Any, str]:
         self._monkeypatch.setattr(sys, "argv", [name, *arguments])
