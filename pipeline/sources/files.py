@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from pipeline.stores.remote import is_local, store_of
 from pipeline.stores.retry import store_config
-from shards_schema.errors import StoreError
+from shards_schema.documents import LOG_BYTES
+from shards_schema.errors import SampleError, StoreError
 from shards_schema.reading import judged, read_local
 
 _Result = TypeVar("_Result")
@@ -49,6 +50,23 @@ def read(url: str, *, most: int | None = None, absent: Container[str] = ()) -> b
             raise
 
     return again(look)
+
+
+def read_log(url: str, where: str) -> bytes:
+    """All bytes of a log, or of another pickle of records, that messages call `where`.
+
+    Raises:
+        SampleError: code ``log_unreadable``: it is not there, or can never be read.
+        StoreError: the disk or the store refused, or failed too often.
+    """
+    try:
+        return read(url, most=LOG_BYTES)
+    except StoreError:
+        raise
+    except FileNotFoundError:
+        raise SampleError("log_unreadable", f"{where}: FileNotFoundError: no such file") from None
+    except OSError as error:
+        raise SampleError("log_unreadable", f"{where}: {type(error).__name__}: {error.strerror}") from None
 
 
 def exists(url: str) -> bool:

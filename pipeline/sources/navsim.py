@@ -33,8 +33,7 @@ from pipeline.sources.second_stage import START, SecondStage, add_second_stage
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
-from shards_schema.documents import LOG_BYTES
-from shards_schema.errors import ConfigError, SampleError, StoreError
+from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import CHANNELS, Frame, Scene
 
 MAP_NAMES: Final = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")
@@ -258,14 +257,7 @@ class NavsimSource:
 
     def _read_log(self, log: str) -> list[dict[str, Any]]:
         where = f"{self.config.shown_folder}/{log}.pkl"
-        try:
-            data = files.read(f"{self._folder}/{log}.pkl", most=LOG_BYTES)
-        except StoreError:
-            raise
-        except FileNotFoundError:
-            raise SampleError("log_unreadable", f"{where}: FileNotFoundError: no such file") from None
-        except OSError as error:
-            raise SampleError("log_unreadable", f"{where}: {type(error).__name__}: {error.strerror}") from None
+        data = files.read_log(f"{self._folder}/{log}.pkl", where)
         frames = load_pickle(data, where)
         if not isinstance(frames, list) or (frames and not any(isinstance(frame, dict) for frame in frames)):
             raise SampleError("log_unreadable", f"{where} should hold a list of frames (dicts), got {shown(frames)}")

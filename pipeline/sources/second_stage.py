@@ -35,8 +35,7 @@ from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import floats, integer, items, shown, text
 from shards_schema import inert
-from shards_schema.documents import LOG_BYTES
-from shards_schema.errors import ConfigError, SampleError, StoreError, UnsafePickleError
+from shards_schema.errors import ConfigError, SampleError, UnsafePickleError
 from shards_schema.poses import Float64, to_local
 from shards_schema.records import Frame, Scene
 
@@ -180,14 +179,7 @@ class SecondStage:
 
     def _read(self, name: str) -> dict[str, Any]:
         where = f"{self.pickles}/{name}"
-        try:
-            data = files.read(f"{self._home}/{name}", most=LOG_BYTES)
-        except StoreError:
-            raise
-        except FileNotFoundError:
-            raise SampleError("log_unreadable", f"{where}: FileNotFoundError: no such file") from None
-        except OSError as error:
-            raise SampleError("log_unreadable", f"{where}: {type(error).__name__}: {error.strerror}") from None
+        data = files.read_log(f"{self._home}/{name}", where)
         raw = _loaded(data, where)
         if not isinstance(raw, dict) or not all(isinstance(raw.get(key), kind) for key, kind in _FORM):
             raise SampleError(
