@@ -18,7 +18,7 @@ from benchmarks.measure import temporary
 from benchmarks.workload import CLIP, FUTURE, HISTORY, FixedTeacher, WindowSource, begin, write_logs
 from jobs.report import table
 from pipeline import images
-from pipeline.decode import decode_jpeg
+from pipeline.stores.decode import decode_jpeg
 from pipeline.worker import WorkerConfig
 from shards_schema.records import Image
 

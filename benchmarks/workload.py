@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import run as runs
-from pipeline.decode import encode_jpeg
 from pipeline.plan import PlanConfig
 from pipeline.run import Run
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources.base import Scan, SceneRef
+from pipeline.stores.decode import encode_jpeg
 from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema.errors import SampleError
 from shards_schema.records import Camera, Frame, Image, Scene

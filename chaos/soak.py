@@ -38,7 +38,7 @@ from benchmarks.curves import Lines, svg
 from chaos.results import save
 from chaos.world import World
 from pipeline import run as runs
-from pipeline.lease import hold
+from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from pipeline.task import ShardTask
 from shards_schema import layout

@@ -4,7 +4,7 @@
     cache     `teachers.pdm.metric_cache.context_from_cache` the pickle within the lzma
     log       the NAVSIM source, from file to JSON and Zarr  values of a log's frames exchanged
     db        the nuPlan source, scan and scenes             bytes of the SQLite file
-    jpeg      `pipeline.decode.decode_jpeg`
+    jpeg      `pipeline.stores.decode.decode_jpeg`
     npy       `shards_schema.codecs.load_npy`
     document  dataset.json, column.json, commit records
     record    `pipeline.reader.Dataset` and `verify`         a commit record with a valid seal and anything in it
@@ -35,7 +35,6 @@ from PIL import Image
 
 from chaos import evil
 from chaos.world import World
-from pipeline.decode import decode_jpeg, encode_jpeg
 from pipeline.reader import Dataset
 from pipeline.samples import SamplesColumn, SamplesConfig, StoredImage
 from pipeline.sources.base import SceneRef
@@ -44,6 +43,7 @@ from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.sources.synthetic import SyntheticConfig
 from pipeline.sources.synthetic.nuplan_dataset import generate_nuplan
 from pipeline.sources.unpickle import load_pickle
+from pipeline.stores.decode import decode_jpeg, encode_jpeg
 from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.codecs import canonical_json, load_npy, npy_bytes, seal
@@ -192,7 +192,7 @@ class _Database(Target):
 class _Jpeg(Target):
     """Images."""
 
-    modules = ("pipeline.decode",)
+    modules = ("pipeline.stores.decode",)
 
     def prepare(self) -> None:
         rng = np.random.default_rng(0)
@@ -258,7 +258,7 @@ class _Record(Target):
     modules = (
         "pipeline.members",
         "pipeline.reader",
-        "pipeline.records",
+        "pipeline.stores.records",
         "pipeline.values",
         "pipeline.verify",
         "shards_schema.commit",

@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import run as runs
-from pipeline.lease import hold
 from pipeline.plan import PlanConfig
 from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from pipeline.task import ShardReceipt
 from pipeline.worker import ShardWorker, WorkerConfig

@@ -27,8 +27,8 @@ from jobs.report import table
 from jobs.storage.figures import Figures, Samples, Spread, measure
 from jobs.storage.restored import restore
 from jobs.storage.tokens import KINDS, random_vggt, synthetic
-from pipeline.fidelity import COSINE
 from pipeline.reader import Dataset
+from pipeline.stores.fidelity import COSINE
 from pipeline.stores.places import OutText, Place
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SpecError

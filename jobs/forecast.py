@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 
 from jobs import batch_sizes
 from jobs.report import bytes_text, table
-from pipeline import coverage, forecast, generations
-from pipeline.records import committed, read_manifest
+from pipeline import coverage, forecast
 from pipeline.samples import SamplesColumn
 from pipeline.sources.base import Scan, Source
+from pipeline.stores import generations
+from pipeline.stores.records import committed, read_manifest
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from teachers.base import Needs, Teacher

@@ -32,11 +32,11 @@ from jobs.timings import Timings
 from pipeline import ground
 from pipeline import run as runs
 from pipeline.device import refuse_absent
-from pipeline.lease import Lease, hold
 from pipeline.plan import PlanConfig
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
+from pipeline.stores.lease import Lease, hold
 from pipeline.stores.places import Place
 from pipeline.stores.volume import Volume
 from pipeline.task import ShardReceipt

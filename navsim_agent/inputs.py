@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode import decode_jpeg
 from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import ConfigError, SampleError
 from trainer.batch import Batch, Example, collate
 from trainer.data import DataConfig, as_seen

@@ -16,15 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipeline.images import missing_image
-from pipeline.records import read_record
 from pipeline.sources.base import Scan
 from pipeline.sources.files import Listing
+from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import latest, open_withdrawals, settle
-from pipeline.tables import from_parquet
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, Quarantined
 from shards_schema.errors import DatasetError
+from shards_schema.tables import from_parquet
 
 MISSING, UNREADABLE = "image_missing", "log_unreadable"
 """The codes that a file's arrival changes."""

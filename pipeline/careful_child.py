@@ -19,7 +19,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from pipeline.decode import decode_jpeg
+from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import SampleError
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from pipeline import calibration
-from pipeline.decode import JpegHeader, read_header
 from pipeline.images import read_image
 from pipeline.samples import SamplesColumn, StoredImage
 from pipeline.sources.base import Scan, SceneRef, Source
+from pipeline.stores.decode import JpegHeader, read_header
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import Scene

@@ -15,9 +15,9 @@ import re
 from collections.abc import Callable, Mapping
 
 from pipeline.plan import Plan
-from pipeline.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.disk import gone
 from pipeline.stores.places import dataset_around
+from pipeline.stores.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.volume import UNDER_WAY, Volume
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError, ShardsError

@@ -1,7 +1,7 @@
 """A dataset grows: what its source has more when the command is given again is a generation of the plan.
 
 Only more scenes are a growth. Scenes that are gone or stand elsewhere, or a source that makes others of the same logs,
-are refused, and what differs is named. `pipeline.generations` says what is written, and reads it.
+are refused, and what differs is named. `pipeline.stores.generations` says what is written, and reads it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.generations import Generations
 from pipeline.plan import Plan, compared, extended, joined
-from pipeline.records import columns_of
 from pipeline.sources.base import Scan
 from pipeline.stores import zarr
 from pipeline.stores.column import zarr_specs
+from pipeline.stores.generations import Generations
+from pipeline.stores.records import columns_of
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.errors import MismatchError

@@ -21,9 +21,9 @@ from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecu
 from typing import Any
 
 from pipeline.careful import CarefulDecoder
-from pipeline.decode import decode_jpeg
 from pipeline.sources import files
 from pipeline.stores.checksum import crc32c
+from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.remote import is_local
 from pipeline.stores.retry import store_config
 from shards_schema.errors import SampleError, StoreError

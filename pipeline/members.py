@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import columns_of, committed, read_record
 from pipeline.stores.ranges import ByteRange, CommittedFile
+from pipeline.stores.records import columns_of, committed, read_record
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, Quarantined

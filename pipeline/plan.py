@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.sources.base import SceneRef
-from pipeline.tables import from_parquet, to_parquet
 from shards_schema.errors import ConfigError, DatasetError
+from shards_schema.tables import from_parquet, to_parquet
 
 SCHEMA = pa.schema(
     [

@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, cast
 
-from pipeline import generations, statistics
 from pipeline.members import Column, Value, nearest, open_column, several
 from pipeline.plan import Plan
-from pipeline.records import columns_of, read_manifest
+from pipeline.stores import generations, statistics
 from pipeline.stores.cache import CacheConfig
 from pipeline.stores.ranges import RangeReader, Span
+from pipeline.stores.records import columns_of, read_manifest
 from pipeline.stores.volume import Volume
 from pipeline.values import Values
 from shards_schema import layout

@@ -2,7 +2,7 @@
 
     begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared; what
                               follows from others and is gone is made anew, see `pipeline.ground`; what the source has
-                              more since then: plan.1.json, plan.1.parquet, see `pipeline.generations`)
+                              more since then: plan.1.json, plan.1.parquet, see `pipeline.stores.generations`)
               todo = plan minus commit records, and what is made again (`pipeline.again`)
     close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet,
               and each column's statistics.parquet
@@ -21,13 +21,13 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from pipeline import generations, ground, growth, index, statistics, witness
+from pipeline import ground, growth, witness
 from pipeline.again import Again, choose
 from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
-from pipeline.records import columns_of, committed, read_manifest, read_records
 from pipeline.sources.base import Scan, Source
-from pipeline.stores import zarr
+from pipeline.stores import generations, index, statistics, zarr
 from pipeline.stores.column import zarr_specs
+from pipeline.stores.records import columns_of, committed, read_manifest, read_records
 from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import settle
 from pipeline.task import ShardTask

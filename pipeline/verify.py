@@ -20,13 +20,12 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from pipeline import generations, index, statistics
 from pipeline.plan import Plan
-from pipeline.records import committed, read_manifest
+from pipeline.stores import generations, index, statistics
 from pipeline.stores.column import zarr_specs
+from pipeline.stores.records import committed, read_manifest
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import array_documents, root_document
-from pipeline.tables import from_parquet
 from pipeline.verify_shard import Fault as Fault  # part of what `verify` gives
 from pipeline.verify_shard import ShardCheck
 from shards_schema import documents, layout
@@ -34,6 +33,7 @@ from shards_schema.commit import CommitRecord
 from shards_schema.errors import MissingFileError, ShardsError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.statistics import measured
+from shards_schema.tables import from_parquet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from pipeline.decode import decode_jpeg
 from pipeline.reader import Dataset
 from pipeline.samples import Side
+from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import ConfigError
 from shards_schema.records import COMMANDS
 from trainer.batch import Example

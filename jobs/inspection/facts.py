@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import generations
-from pipeline.records import columns_of, committed, read_manifest, read_record
+from pipeline.stores import generations
+from pipeline.stores.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, Quarantined

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.fidelity import COSINE, cosines, standardised, vectors
+from pipeline.stores.fidelity import COSINE, cosines, standardised, vectors
 from shards_schema.codecs import npy_bytes
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics

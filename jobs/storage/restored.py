@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline import index, statistics
 from pipeline.reader import Dataset
-from pipeline.records import committed, read_record, read_records
+from pipeline.stores import index, statistics
 from pipeline.stores.column import ColumnShardWriter, zarr_specs
+from pipeline.stores.records import committed, read_record, read_records
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import array_documents
 from shards_schema import layout

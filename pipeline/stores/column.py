@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import statistics
-from pipeline.fidelity import Int8Gate
+from pipeline.stores import statistics
+from pipeline.stores.fidelity import Int8Gate
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import Buffer, FileWriter, Volume
 from pipeline.stores.withdrawn import withdraw

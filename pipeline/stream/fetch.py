@@ -23,9 +23,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from pipeline.decode import decode_jpeg
 from pipeline.members import several
 from pipeline.reader import Dataset, Found, Wanted
+from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import AbsentError, DatasetError, SampleError
 
 Ask = TypeVar("Ask")

@@ -17,8 +17,8 @@ import pytest
 from chaos.faults import Strikes, summary
 from chaos.shim import CALLS, KINDS, Fault, Point, Shim
 from chaos.world import World
-from pipeline.lease import hold
 from pipeline.stores.column import ColumnShardWriter
+from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.errors import StoreError

@@ -11,8 +11,8 @@ import pytest
 
 from chaos import fuzz
 from chaos.targets import TARGETS, Target
-from pipeline.decode import decode_jpeg
 from pipeline.sources.unpickle import load_pickle
+from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import SampleError
 
 INPUTS = {

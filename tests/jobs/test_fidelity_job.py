@@ -14,8 +14,8 @@ from jobs import fidelity
 from jobs.storage.figures import Figures, measure
 from jobs.storage.restored import restore
 from jobs.storage.tokens import KINDS, random_vggt, synthetic
-from pipeline.fidelity import COSINE
 from pipeline.reader import Dataset
+from pipeline.stores.fidelity import COSINE
 from pipeline.verify import verify
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec

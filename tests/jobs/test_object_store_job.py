@@ -86,7 +86,7 @@ def test_the_job_on_a_failing_store(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         fs.mkdir("bucket")
         for path in (p for p in logs.rglob("*") if p.is_file()):
             fs.pipe_file(f"bucket/data/{path.relative_to(logs).as_posix()}", path.read_bytes())
-        # the lease (pipeline.lease) asks without our retries, so it is left out of the faults
+        # the lease (pipeline.stores.lease) asks without our retries, so it is left out of the faults
         s3.reset(Faults(RATES, seed=2, but=layout.LOCK))
         told = run(tmp_path, **{"out": "s3://bucket/out", "source.root": "s3://bucket/data"})
         assert set(s3.met()) == set(RATES), s3.met()

@@ -23,8 +23,8 @@ from chaos.small import SmallJob
 from chaos.world import digests
 from jobs import config as job_config
 from jobs import teachers as teachers_job
-from pipeline.lease import hold
 from pipeline.sources import registry as sources
+from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from pipeline.verify import verify
 from shards_schema.errors import ConfigError, HeldError

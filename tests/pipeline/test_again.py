@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import run as runs
 from pipeline.again import choose
-from pipeline.records import committed, read_record
+from pipeline.stores.records import committed, read_record
 from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import latest, settle, withdraw
 from pipeline.verify import verify

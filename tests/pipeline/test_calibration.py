@@ -10,8 +10,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from pipeline import forecast
 from pipeline.calibration import calibrated_size, note, scaled_intrinsics
-from pipeline.decode import JpegHeader
 from pipeline.samples import SamplesColumn, SamplesConfig, StoredImage
+from pipeline.stores.decode import JpegHeader
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import Camera
 from teachers.testing.scenes import synthetic_scene

@@ -24,8 +24,8 @@ from chaos.processes import alive, descendants
 from chaos.world import World, compare, digests
 from pipeline import run as runs
 from pipeline.careful import CarefulDecoder, DecoderError
-from pipeline.decode import decode_jpeg, encode_jpeg
 from pipeline.images import ShardImages
+from pipeline.stores.decode import decode_jpeg, encode_jpeg
 from shards_schema.errors import SampleError
 
 SHIM = str(Path(__file__).parents[2] / "chaos" / "crash")

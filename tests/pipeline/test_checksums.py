@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.reader import Dataset
-from pipeline.records import read_record
 from pipeline.stores.cache import CacheConfig
+from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
 from pipeline.verify import verify

@@ -35,9 +35,9 @@ from chaos.world import World
 from jobs import config as job_config
 from jobs import inspect
 from pipeline.reader import Dataset
-from pipeline.records import read_record
 from pipeline.sources.files import names
 from pipeline.sources.unpickle import load_pickle
+from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
 from pipeline.verify import verify
 from shards_schema import layout

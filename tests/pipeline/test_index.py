@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import index, tables
 from pipeline.plan import Plan, PlanConfig, make_plan
-from pipeline.records import read_records
 from pipeline.sources.base import SceneRef
+from pipeline.stores import index
+from pipeline.stores.records import read_records
 from pipeline.stores.volume import Volume
-from shards_schema import layout
+from shards_schema import layout, tables
 from shards_schema.commit import CommitRecord, Member, Quarantined
 from shards_schema.errors import DatasetError, MissingFileError
 

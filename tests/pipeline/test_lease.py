@@ -15,7 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.lease import Lease, hold
+from pipeline.stores.lease import Lease, hold
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.errors import HeldError, StoreError
@@ -59,7 +59,7 @@ def test_the_claim_goes_when_the_run_fails(volume: Volume) -> None:
 
 def test_a_killed_run_does_not_block_the_next(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom pipeline.lease import hold\nfrom pipeline.stores.volume import Volume\n"
+        "import sys, time\nfrom pipeline.stores.lease import hold\nfrom pipeline.stores.volume import Volume\n"
         "with hold(Volume(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     out = str(tmp_path / "out")
@@ -152,7 +152,7 @@ def test_a_removed_claim_on_a_store_is_made_again() -> None:
 @pytest.mark.parametrize("locks", [True, False])
 def test_a_folder_that_goes_is_told(tmp_path: Path, locks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not locks:
-        monkeypatch.setattr("pipeline.lease._file_lock", lambda *_: None)
+        monkeypatch.setattr("pipeline.stores.lease._file_lock", lambda *_: None)
     out = tmp_path / "out"
     with hold(Volume(str(out)), **FAST) as lease:
         os.rename(out, tmp_path / "moved")
@@ -172,7 +172,7 @@ def as_nobody(out: Path) -> str:
     """What a run of another user says that takes the lease and lets go of it."""
     code = (
         "import encodings.utf_8_sig, os, sys\n"
-        "from pipeline.lease import hold\nfrom pipeline.stores.volume import Volume\n"
+        "from pipeline.stores.lease import hold\nfrom pipeline.stores.volume import Volume\n"
         "try:\n    os.setgid(65534); os.setuid(65534)\n"
         "except PermissionError:\n    print('root of a container that may not become another user'); sys.exit()\n"
         "try:\n    with hold(Volume(sys.argv[1])) as lease:\n        lease.check(); print('held')\n"

@@ -20,11 +20,11 @@ import pytest
 from pipeline import run as runs
 from pipeline.plan import PlanConfig
 from pipeline.reader import Dataset
-from pipeline.records import committed
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.stores.cache import CacheConfig
+from pipeline.stores.records import committed
 from pipeline.stores.remote import store_of
 from pipeline.stores.retry import ENVIRONMENT, StoreConfig
 from pipeline.stores.volume import Volume

@@ -21,11 +21,11 @@ import pytest
 from PIL import Image
 
 from pipeline import run as runs
-from pipeline.decode import MAX_PIXELS, decode_jpeg
 from pipeline.images import MAX_BYTES, read_image
 from pipeline.reader import Dataset
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.unpickle import load_pickle
+from pipeline.stores.decode import MAX_PIXELS, decode_jpeg
 from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.errors import SampleError

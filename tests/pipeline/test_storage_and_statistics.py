@@ -16,9 +16,9 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.fidelity import Int8Gate
 from pipeline.reader import Dataset
-from pipeline.records import committed
+from pipeline.stores.fidelity import Int8Gate
+from pipeline.stores.records import committed
 from pipeline.stream import ShardStream, StreamConfig
 from pipeline.verify import verify
 from shards_schema import layout

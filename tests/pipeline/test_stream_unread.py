@@ -18,9 +18,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from pipeline.reader import Dataset
-from pipeline.records import read_record
 from pipeline.stores import ranges
 from pipeline.stores.checksum import crc32c
+from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
 from pipeline.stream import LatentCollator, Mixture, SampleTable, ShardStream, StreamConfig
 from pipeline.stream.collate import Collate

@@ -18,11 +18,11 @@ import webdataset
 import zarr
 
 from pipeline import run as runs
-from pipeline.decode import decode_jpeg
 from pipeline.plan import PlanConfig
-from pipeline.records import committed
 from pipeline.run import Run
 from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.stores.decode import decode_jpeg
+from pipeline.stores.records import committed
 from pipeline.task import ShardReceipt
 from pipeline.verify import verify
 from pipeline.worker import ShardWorker, WorkerConfig

@@ -17,9 +17,9 @@ import pytest
 
 from pipeline import run as runs
 from pipeline.plan import PlanConfig
-from pipeline.records import committed
 from pipeline.run import Run
 from pipeline.samples import SamplesColumn, SamplesConfig
+from pipeline.stores.records import committed
 from pipeline.task import ShardReceipt
 from pipeline.verify import verify
 from pipeline.worker import ShardWorker, WorkerConfig

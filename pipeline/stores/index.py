@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from pipeline.plan import Plan
 from pipeline.stores.volume import Volume
-from pipeline.tables import encoded, parquet_parts, to_parquet
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
+from shards_schema.tables import encoded, parquet_parts, to_parquet
 
 INDEX_SCHEMA = pa.schema(
     [

@@ -19,7 +19,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.stores.volume import Volume
-from pipeline.tables import encoded, from_parquet, to_parquet
 from shards_schema import layout
 from shards_schema.codecs import load_npy
 from shards_schema.commit import CommitRecord
@@ -27,6 +26,7 @@ from shards_schema.errors import DatasetError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.statistics import ChannelStatistics, measured
 from shards_schema.storage import decode, parts
+from shards_schema.tables import encoded, from_parquet, to_parquet
 
 _THREADS = 16
 
