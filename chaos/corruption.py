@@ -30,8 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from chaos import results
 from chaos.world import World
 from jobs import config as job_config
-from pipeline.reader import Dataset
-from pipeline.verify import verify
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from shards_schema.codecs import TAR_END
 from shards_schema.errors import ShardsError
 

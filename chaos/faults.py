@@ -29,7 +29,7 @@ from chaos.results import save
 from chaos.shim import DIED, KINDS, Fault, Point, Shim
 from chaos.world import World, compare, digests, facts
 from jobs.report import table
-from pipeline.verify import verify
+from pipeline.reading.verify import verify
 from shards_schema import layout
 from shards_schema.codecs import unseal
 from shards_schema.errors import ShardsError

@@ -36,7 +36,7 @@ from chaos.results import load, save
 from chaos.room import Room
 from chaos.world import compare, digests
 from jobs.report import table
-from pipeline.verify import verify
+from pipeline.reading.verify import verify
 from shards_schema.codecs import unseal
 
 

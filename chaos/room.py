@@ -10,8 +10,8 @@ from typing import Any
 from chaos.processes import ROOT, Job, records
 from chaos.small import SmallJob, settings
 from chaos.world import facts
+from pipeline.reading.verify import verify
 from pipeline.sources import registry as sources
-from pipeline.verify import verify
 from shards_schema.records import Scene
 
 

@@ -7,8 +7,8 @@
     jpeg      `pipeline.stores.decode.decode_jpeg`
     npy       `shards_schema.codecs.load_npy`
     document  dataset.json, column.json, commit records
-    record    `pipeline.reader.Dataset` and `verify`         a commit record with a valid seal and anything in it
-    tar       `pipeline.verify`                              a tar whose commit record vouches for it
+    record    `pipeline.reading.reader.Dataset` and `verify`         a commit record with a valid seal and anything in it
+    tar       `pipeline.reading.verify`                              a tar whose commit record vouches for it
 
 Where bytes alone would not get past the first check (a seal, a pickle), the input is the seed of a generator that makes
 damage behind that check.
@@ -35,7 +35,8 @@ from PIL import Image
 
 from chaos import evil
 from chaos.world import World
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from pipeline.samples import SamplesColumn, SamplesConfig, StoredImage
 from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
@@ -44,7 +45,6 @@ from pipeline.sources.synthetic import SyntheticConfig
 from pipeline.sources.synthetic.nuplan_dataset import generate_nuplan
 from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
-from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.codecs import canonical_json, load_npy, npy_bytes, seal
 from shards_schema.commit import CommitRecord
@@ -256,11 +256,11 @@ class _Record(Target):
 
     expected = (ShardsError,)
     modules = (
-        "pipeline.members",
-        "pipeline.reader",
+        "pipeline.reading.members",
+        "pipeline.reading.reader",
         "pipeline.stores.records",
-        "pipeline.values",
-        "pipeline.verify",
+        "pipeline.reading.values",
+        "pipeline.reading.verify",
         "shards_schema.commit",
     )
 
@@ -286,7 +286,7 @@ class _Tar(Target):
     """A tar that was changed, and a commit record that vouches for it: `verify` reads it with a tar reader."""
 
     expected = (ShardsError,)
-    modules = ("pipeline.verify", "shards_schema.codecs")
+    modules = ("pipeline.reading.verify", "shards_schema.codecs")
 
     def prepare(self) -> None:
         self._out = _dataset(self._folder)

@@ -30,7 +30,7 @@ from jobs.evaluation.two_stage import TwoStage, aggregate
 from jobs.outputs import write_bytes, write_text
 from jobs.progress import bar
 from jobs.report import bytes_text
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stores.volume import Volume
 from scoring import Version, complete
 from scoring.columns import REACTIVE_ARRAY

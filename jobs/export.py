@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from jobs import config as job_config
 from jobs.export_rows import Format, Row, row, write
 from jobs.progress import bar
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stores.places import OutPath, Place
 from pipeline.stream import SampleTable
 from shards_schema import layout

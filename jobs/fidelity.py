@@ -27,7 +27,7 @@ from jobs.report import table
 from jobs.storage.figures import Figures, Samples, Spread, measure
 from jobs.storage.restored import restore
 from jobs.storage.tokens import KINDS, random_vggt, synthetic
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stores.fidelity import COSINE
 from pipeline.stores.places import OutText, Place
 from shards_schema import layout

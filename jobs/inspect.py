@@ -15,7 +15,7 @@ from jobs.inspection import page, text
 from jobs.inspection.facts import Facts, gather
 from jobs.outputs import write_bytes
 from jobs.report import bytes_text
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stores.places import OutPath, Place
 from pipeline.stores.volume import Volume
 from shards_schema.errors import ShardsError

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
 from jobs.report import bytes_text, table
+from pipeline.reading.verify import verify
 from pipeline.stores.places import Place
-from pipeline.verify import verify
 
 UNFINISHED = 3
 

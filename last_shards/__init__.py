@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.reader import Dataset
+    from pipeline.reading.reader import Dataset
+    from pipeline.reading.verify import verify
     from pipeline.stores.cache import CacheConfig
     from pipeline.stream.collate import LatentCollator
     from pipeline.stream.config import StreamConfig
     from pipeline.stream.mixture import Mixture
     from pipeline.stream.shards import SampleTable, ShardStream
     from pipeline.stream.webdataset import webdataset
-    from pipeline.verify import verify
     from scoring.scorer import score
     from shards_schema.errors import (
         AbsentError,
@@ -86,14 +86,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "pipeline.reader": ["Dataset"],
+    "pipeline.reading.reader": ["Dataset"],
     "pipeline.stores.cache": ["CacheConfig"],
     "pipeline.stream.collate": ["LatentCollator"],
     "pipeline.stream.config": ["StreamConfig"],
     "pipeline.stream.mixture": ["Mixture"],
     "pipeline.stream.shards": ["SampleTable", "ShardStream"],
     "pipeline.stream.webdataset": ["webdataset"],
-    "pipeline.verify": ["verify"],
+    "pipeline.reading.verify": ["verify"],
     "scoring.scorer": ["score"],
     "shards_schema.errors": [name for name in __all__ if name.endswith("Error")],
     "shards_schema.specs": ["TargetSpec"],
@@ -106,7 +106,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 _EXTRAS = {
     "pipeline.stream.webdataset": "webdataset",
     "pipeline.stream": "stream",
-    "pipeline.verify": "verify",
+    "pipeline.reading.verify": "verify",
     "scoring": "stream",
     "trainer": "stream",
 }

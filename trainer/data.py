@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.samples import Side
 from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import ConfigError

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema.errors import AbsentError, ConfigError, MismatchError, MissingFileError
 from trainer import build, checkpoint, distributed, seeds
 from trainer.batch import Batch

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from scoring import RewardContext, ScoreResult, Version, collate, context_from_targets, context_names, score
 from scoring.scorer import DEFAULT_MAX_BYTES
 from shards_schema.errors import AbsentError, MissingFileError, SampleError

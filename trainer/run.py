@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream import ShardStream
 from trainer import checkpoint, distributed, seeds
 from trainer.answers.base import Answers

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema.errors import AbsentError, ConfigError
 from trainer import build, distributed, seeds
 from trainer.baselines import scores

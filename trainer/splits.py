@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence, Set
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema.errors import ConfigError, DatasetError
 from trainer import distributed
 from trainer.data import DataConfig

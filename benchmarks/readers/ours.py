@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.readers.base import IMAGE, SPEC, Bytes, Reader, Shape, json_of
 from pipeline.plan import PlanConfig, make_plan
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.sources.base import SceneRef
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import Volume

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.evaluation.two_stage import TwoStage
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.sources.scene_filter import SceneFilter
 from shards_schema import layout
 from shards_schema.errors import AbsentError, ConfigError, QuarantinedError

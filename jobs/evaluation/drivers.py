@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jobs.evaluation.config import EvaluateConfig
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SampleError
 from trainer import baselines

@@ -23,7 +23,7 @@ from jobs.evaluation.results import DriverResult, interval
 from jobs.inspection import drive
 from jobs.inspection.colours import jpeg_uri
 from jobs.inspection.projection import fit_ground
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from scoring import RewardContext, Version
 from shards_schema import layout
 from shards_schema.errors import ShardsError

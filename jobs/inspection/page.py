@@ -22,7 +22,7 @@ from jobs.inspection.facts import NAVTRAIN_SCENES, ColumnFacts, Facts, settings,
 from jobs.inspection.features import figures
 from jobs.inspection.projection import fit_ground
 from jobs.report import bytes_text
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema import layout
 from shards_schema.errors import AbsentError, QuarantinedError, ShardsError
 

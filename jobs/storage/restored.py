@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stores import index, statistics
 from pipeline.stores.column import ColumnShardWriter, zarr_specs
 from pipeline.stores.records import committed, read_record, read_records

@@ -2,7 +2,7 @@
 
 It stands in commit records for each member of a tar, and behind each chunk of a Zarr array. It finds every flipped bit
 and every burst of up to 32 of them, and a random change but for one in 2^32; it is no defence against somebody who
-means harm, who can write a new one. The sha256 of the whole file is (`pipeline.verify`).
+means harm, who can write a new one. The sha256 of the whole file is (`pipeline.reading.verify`).
 """
 
 from __future__ import annotations

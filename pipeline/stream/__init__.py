@@ -12,7 +12,7 @@
 to the batches of somebody else's trainer. docs/streaming.md shows each in the trainers that people use.
 """
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream.base import Stream
 from pipeline.stream.collate import Collate, LatentCollator
 from pipeline.stream.config import StreamConfig

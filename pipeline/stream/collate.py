@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.reader import Dataset, Wanted
+from pipeline.reading.reader import Dataset, Wanted
+from pipeline.reading.values import Unread
 from pipeline.stream.fetch import Fetcher
 from pipeline.stream.memory import Empty, fresh
-from pipeline.values import Unread
 from shards_schema.errors import DatasetError
 
 Path = tuple[str, ...]

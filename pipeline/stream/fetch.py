@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from pipeline.members import several
-from pipeline.reader import Dataset, Found, Wanted
+from pipeline.reading.members import several
+from pipeline.reading.reader import Dataset, Found, Wanted
 from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import AbsentError, DatasetError, SampleError
 

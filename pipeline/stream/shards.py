@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import get_worker_info
 
-from pipeline.reader import Dataset, Wanted
+from pipeline.reading.reader import Dataset, Wanted
 from pipeline.stream import order
 from pipeline.stream.base import Place, Stream
 from pipeline.stream.collate import Collate, collate_of

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import webdataset as wds
 
-from pipeline.reader import Dataset, Sample
+from pipeline.reading.reader import Dataset, Sample
 from pipeline.stores.cache import CacheConfig
 from pipeline.stream.shards import SampleTable
 from shards_schema import layout

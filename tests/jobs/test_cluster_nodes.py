@@ -20,7 +20,7 @@ from chaos import small
 from chaos.processes import Job, records
 from chaos.small import SmallJob
 from chaos.world import digests
-from pipeline.verify import verify
+from pipeline.reading.verify import verify
 from shards_schema import layout
 from tests import made_once
 

@@ -26,7 +26,7 @@ from jobs.export import ExportConfig
 from jobs.outputs import replace_file, write_bytes
 from jobs.verify import VerifyConfig
 from pipeline.device import refuse_absent
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
 from pipeline.sources.synthetic import MARKER, SyntheticConfig
 from pipeline.stores.retry import store_config

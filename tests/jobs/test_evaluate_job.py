@@ -15,7 +15,7 @@ from jobs import evaluate
 from jobs.evaluate import named
 from jobs.evaluation.drivers import Answers, checked
 from jobs.evaluation.results import interval
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from scoring import extended_comfort
 from scoring.aggregate import epdms
 from shards_schema.errors import AbsentError, ConfigError, SampleError

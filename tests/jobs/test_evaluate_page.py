@@ -18,7 +18,7 @@ from jobs.evaluation import page
 from jobs.evaluation.failures import Failure, failures
 from jobs.evaluation.page import Evaluated, worst
 from jobs.evaluation.results import DriverResult
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from scoring import Layer, RewardContext, Version, collate, complete, score
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, HEADING, REAR_AXLE_TO_CENTRE
 from teachers.pdm import context_from_cache, find_caches

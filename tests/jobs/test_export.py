@@ -14,7 +14,7 @@ import torch
 from jobs import config as job_config
 from jobs.export import ExportConfig, export, main, messages
 from jobs.export_rows import Format
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream import LatentCollator
 from shards_schema.errors import ConfigError, DatasetError, QuarantinedError
 from tests.pipeline.stream_toys import make

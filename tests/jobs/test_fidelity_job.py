@@ -14,9 +14,9 @@ from jobs import fidelity
 from jobs.storage.figures import Figures, measure
 from jobs.storage.restored import restore
 from jobs.storage.tokens import KINDS, random_vggt, synthetic
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from pipeline.stores.fidelity import COSINE
-from pipeline.verify import verify
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
 from tests.trainer.shard_toys import recipe_values, write_dataset

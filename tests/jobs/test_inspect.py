@@ -16,8 +16,8 @@ from jobs import inspect as job
 from jobs.inspection import colours, drive, features, page, projection
 from jobs.inspection.facts import gather, weights_line
 from jobs.inspection.text import WIDTH, report
-from pipeline.reader import Dataset
-from pipeline.verify import verify
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from shards_schema.errors import ConfigError, MissingFileError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Annotations, Frame

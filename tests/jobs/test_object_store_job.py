@@ -17,11 +17,11 @@ import yaml
 
 from chaos import small
 from chaos.processes import ROOT
+from pipeline.reading.verify import verify
 from pipeline.sources import registry
 from pipeline.stores.remote import store_of
 from pipeline.stores.retry import ENVIRONMENT
 from pipeline.stores.volume import Volume
-from pipeline.verify import verify
 from shards_schema import layout
 from tests.s3_server import Faults, s3_server
 

@@ -14,9 +14,9 @@ from jobs import batch_sizes
 from jobs import plan as plan_job
 from jobs import teachers as teachers_job
 from jobs.hopeless import Hopeless
+from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
 from pipeline.task import ColumnReceipt, ShardReceipt
-from pipeline.verify import verify
 from shards_schema.errors import ConfigError, IncompleteError
 from tests import navsim_root
 from tests.inline_job import run_inline

@@ -16,9 +16,9 @@ from jobs import batch_sizes, probe
 from jobs import teachers as teachers_job
 from jobs.probe import Figure, chosen, search
 from pipeline.plan import PlanConfig
+from pipeline.reading.verify import verify
 from pipeline.run import begin
 from pipeline.stores.volume import Volume
-from pipeline.verify import verify
 from shards_schema.errors import ConfigError
 from shards_schema.manifests import ColumnManifest
 from teachers.base import column_manifest

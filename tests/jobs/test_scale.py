@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.scale.driver import measured
 from benchmarks.scale.scenes import MEMBERS, ListSource
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 
 SCENES = 600
 

@@ -15,7 +15,7 @@ import torch
 
 from jobs.evaluation.frames import comfort_between_frames
 from jobs.score import main
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema.errors import AbsentError, ConfigError, MissingFileError, SampleError
 from tests.trainer.reward_toys import write_reward_dataset
 

@@ -9,8 +9,8 @@ import yaml
 
 from chaos import small
 from jobs import teachers as teachers_job
-from pipeline.reader import Dataset
-from pipeline.verify import verify
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from shards_schema.errors import ConfigError, MismatchError
 from tests.inline_job import run_inline
 from tests.made_once import drive

@@ -23,10 +23,10 @@ from chaos.small import SmallJob
 from chaos.world import digests
 from jobs import config as job_config
 from jobs import teachers as teachers_job
+from pipeline.reading.verify import verify
 from pipeline.sources import registry as sources
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
-from pipeline.verify import verify
 from shards_schema.errors import ConfigError, HeldError
 from shards_schema.records import Scene
 from shards_schema.specs import TargetSpec

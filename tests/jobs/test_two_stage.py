@@ -13,7 +13,7 @@ import torch
 
 from jobs import evaluate, export, teachers
 from jobs.score import main as score
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from shards_schema.errors import AbsentError, ConfigError
 from teachers.pdm import build

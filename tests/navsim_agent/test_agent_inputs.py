@@ -25,7 +25,7 @@ from PIL import Image
 from navsim_agent.inputs import InputMaker
 from pipeline import run as runs
 from pipeline.plan import PlanConfig
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.worker import ShardWorker, WorkerConfig

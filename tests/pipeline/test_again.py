@@ -14,10 +14,10 @@ import pytest
 
 from pipeline import run as runs
 from pipeline.again import choose
+from pipeline.reading.verify import verify
 from pipeline.stores.records import committed, read_record
 from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import latest, settle, withdraw
-from pipeline.verify import verify
 from pipeline.worker import ShardWorker
 from shards_schema import layout
 from shards_schema.errors import ShardsError, StoreError

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from pipeline.stores.cache import CacheConfig
 from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
-from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.codecs import seal, seal_of, unseal
 from shards_schema.commit import Member

@@ -18,10 +18,10 @@ import zarr
 
 from jobs import export, inspect
 from pipeline import run as runs
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
-from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.errors import DatasetError, MismatchError
 from tests.committed import begin, commit

@@ -34,12 +34,12 @@ from pydantic import BaseModel
 from chaos.world import World
 from jobs import config as job_config
 from jobs import inspect
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from pipeline.sources.files import names
 from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
-from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.codecs import seal
 from shards_schema.errors import ConfigError, DatasetError, SampleError, ShardsError

@@ -19,7 +19,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from jobs.data import main as make_data
 from pipeline import run as runs
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.sources import registry
 from pipeline.sources.base import SceneRef, Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource

@@ -25,7 +25,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from pipeline.images import ShardImages, read_image
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.stores.cache import CacheConfig, FileCache, Wanted
 from pipeline.stores.retry import (

@@ -19,7 +19,8 @@ import pytest
 
 from pipeline import run as runs
 from pipeline.plan import PlanConfig
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
@@ -29,7 +30,6 @@ from pipeline.stores.remote import store_of
 from pipeline.stores.retry import ENVIRONMENT, StoreConfig
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
-from pipeline.verify import verify
 from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import DatasetError, IncompleteError, MissingFileError, StoreError

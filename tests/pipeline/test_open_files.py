@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.values import Unread
 from pipeline.stream import Collate, LatentCollator, Mixture, ShardStream, StreamConfig
-from pipeline.values import Unread
 from shards_schema.errors import StoreError
 from tests.committed import commit
 from tests.toys import ToySource, ToyTeacher, write_images

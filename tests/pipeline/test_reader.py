@@ -19,7 +19,7 @@ import webdataset
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream import ShardStream
 from shards_schema import layout
 from shards_schema.errors import AbsentError, DatasetError, DigestError, MissingFileError, QuarantinedError

@@ -16,11 +16,11 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from pipeline.stores.fidelity import Int8Gate
 from pipeline.stores.records import committed
 from pipeline.stream import ShardStream, StreamConfig
-from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.codecs import seal, seal_of, unseal
 from shards_schema.errors import AbsentError, ConfigError, DatasetError, MismatchError, SpecError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema.errors import DatasetError
 from tests.pipeline.stream_toys import make
 

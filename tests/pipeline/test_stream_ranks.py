@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream import ShardStream, StreamConfig
 from tests.pipeline.stream_toys import SMALL, make
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream import Mixture, SampleTable, ShardStream, StreamConfig
 from pipeline.stream.collate import pin
 from pipeline.stream.memory import Recycled

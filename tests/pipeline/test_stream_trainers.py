@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream import SampleTable, ShardStream, StreamConfig
 from tests.pipeline.stream_toys import SMALL, make
 

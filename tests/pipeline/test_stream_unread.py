@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.values import Unread
 from pipeline.stores import ranges
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.records import read_record
@@ -25,7 +26,6 @@ from pipeline.stores.volume import Volume
 from pipeline.stream import LatentCollator, Mixture, SampleTable, ShardStream, StreamConfig
 from pipeline.stream.collate import Collate
 from pipeline.stream.fetch import ahead
-from pipeline.values import Unread
 from shards_schema import layout
 from shards_schema.errors import DatasetError, DigestError, StoreError
 from tests.pipeline.stream_toys import TARGETS, make

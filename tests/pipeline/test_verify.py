@@ -15,9 +15,9 @@ import pytest
 
 from jobs import verify as verify_job
 from pipeline import run as runs
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
+from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
-from pipeline.verify import verify
 from shards_schema import layout
 from shards_schema.errors import MissingFileError, StoreError
 from tests.committed import begin, commit

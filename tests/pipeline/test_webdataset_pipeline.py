@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream.webdataset import webdataset
 from shards_schema import layout
 from shards_schema.errors import AbsentError, DatasetError, IncompleteError

@@ -17,11 +17,11 @@ import pytest
 
 from pipeline import run as runs
 from pipeline.plan import PlanConfig
+from pipeline.reading.verify import verify
 from pipeline.run import Run
 from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.stores.records import committed
 from pipeline.task import ShardReceipt
-from pipeline.verify import verify
 from pipeline.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from teachers.base import PhasedTeacher, Targets, TeacherInput, column_manifest

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema.errors import AbsentError, ConfigError, MismatchError
 from tests.trainer.reward_toys import grpo_recipe, sft_policy
 from tests.trainer.shard_toys import recipe as short_recipe

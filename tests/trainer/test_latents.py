@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from scoring import collate, score
 from shards_schema.errors import AbsentError, QuarantinedError, SampleError
 from teachers.pdm import context_from_targets

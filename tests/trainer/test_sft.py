@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError
 from tests.trainer.shard_toys import recipe

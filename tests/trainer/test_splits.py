@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.evaluation import accounting
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from shards_schema.errors import ConfigError, DatasetError
 from tests.trainer.shard_toys import write_dataset
 from trainer.data import DataConfig

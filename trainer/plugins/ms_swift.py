@@ -21,7 +21,7 @@ from swift.rewards import orms
 from swift.trainers import Seq2SeqTrainer, TrainerFactory
 from torch import Tensor, nn
 
-from pipeline.reader import Dataset
+from pipeline.reading.reader import Dataset
 from pipeline.stream import LatentCollator
 from shards_schema.errors import ConfigError, DatasetError
 from trainer.latents import Adapter, Statistics

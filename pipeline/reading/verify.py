@@ -2,7 +2,7 @@
 
 From the top down, each level vouching for the next: `dataset.json` and `plan.parquet`, `column.json`, the commit
 records, then size and sha256 of every file that a record names, every tar member against its checksum and its spec,
-every Zarr row against the tar (`pipeline.verify_shard`), the statistics against the values, and the counts against the
+every Zarr row against the tar (`pipeline.reading.verify_shard`), the statistics against the values, and the counts against the
 plan. A fault never stops the search for the next one; what cannot be read is one.
 
 A dataset that is still being made, or whose run was interrupted, is *unfinished*, which is no fault: shards without a
@@ -21,13 +21,13 @@ from functools import cached_property
 import pyarrow as pa
 
 from pipeline.plan import Plan
+from pipeline.reading.verify_shard import Fault as Fault  # part of what `verify` gives
+from pipeline.reading.verify_shard import ShardCheck
 from pipeline.stores import generations, index, statistics
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.records import committed, read_manifest
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import array_documents, root_document
-from pipeline.verify_shard import Fault as Fault  # part of what `verify` gives
-from pipeline.verify_shard import ShardCheck
 from shards_schema import documents, layout
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import MissingFileError, ShardsError

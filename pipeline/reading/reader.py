@@ -1,7 +1,7 @@
 """Random access to the committed shards of a dataset: a token and the names of what is wanted in, arrays out.
 
 Opening reads `dataset.json`, `column.json` and the commit records of the asked-for columns, and nothing else
-(`pipeline.members`). On a local disk arrays are read-only views of the mapped tar, with no copy, or are read straight
+(`pipeline.reading.members`). On a local disk arrays are read-only views of the mapped tar, with no copy, or are read straight
 into memory of their own or of the caller's (`owned`, `take`); targets that are stored encoded are decoded to float32.
 On any other fsspec store a read is one batch of range requests. Only committed shards exist here, and a fault is an
 error that names shard and file, never a sample less. Every member is held against the CRC-32C in its commit record
@@ -21,14 +21,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, cast
 
-from pipeline.members import Column, Value, nearest, open_column, several
 from pipeline.plan import Plan
+from pipeline.reading.members import Column, Value, nearest, open_column, several
+from pipeline.reading.values import Values
 from pipeline.stores import generations, statistics
 from pipeline.stores.cache import CacheConfig
 from pipeline.stores.ranges import RangeReader, Span
 from pipeline.stores.records import columns_of, read_manifest
 from pipeline.stores.volume import Volume
-from pipeline.values import Values
 from shards_schema import layout
 from shards_schema.commit import Quarantined
 from shards_schema.errors import AbsentError, MissingFileError, QuarantinedError
@@ -44,7 +44,7 @@ Sample = dict[str, dict[str, Any]]
 """Column -> name -> value: an array (targets), parsed JSON (``json``), bytes (any other member)."""
 
 Arrays = Literal["views", "owned", "unread"]
-"""Read-only views of the mapped file; arrays with memory of their own; `pipeline.values.Unread`, to be copied."""
+"""Read-only views of the mapped file; arrays with memory of their own; `pipeline.reading.values.Unread`, to be copied."""
 
 
 class Found(NamedTuple):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.members import Located
+from pipeline.reading.members import Located
 from pipeline.stores.cache import RESTORE, CacheConfig
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.ranges import Span
