@@ -21,9 +21,9 @@ from benchmarks.workload import FUTURE, HISTORY, FixedTeacher, WindowSource, beg
 from jobs.cluster import ClusterConfig, session
 from jobs.driver import drive
 from jobs.report import table
-from pipeline import run as runs
-from pipeline.task import ShardReceipt
-from pipeline.worker import WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.task import ShardReceipt
+from pipeline.writing.worker import WorkerConfig
 from teachers import registry as teachers
 
 

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from benchmarks.measure import temporary
 from benchmarks.workload import CLIP, FUTURE, HISTORY, FixedTeacher, WindowSource, begin, write_logs
 from jobs.report import table
-from pipeline import images
 from pipeline.stores.decode import decode_jpeg
-from pipeline.worker import WorkerConfig
+from pipeline.writing import images
+from pipeline.writing.worker import WorkerConfig
 from shards_schema.records import Image
 
 

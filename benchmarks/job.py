@@ -34,9 +34,9 @@ from benchmarks.workload import (
 )
 from jobs import cluster, driver
 from jobs.report import table
-from pipeline import run as runs
-from pipeline.task import ShardReceipt
-from pipeline.worker import WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.task import ShardReceipt
+from pipeline.writing.worker import WorkerConfig
 from teachers.base import TeacherInput
 
 

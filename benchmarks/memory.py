@@ -35,7 +35,7 @@ from benchmarks.workload import (
     write_logs,
 )
 from jobs.report import table
-from pipeline.worker import WorkerConfig
+from pipeline.writing.worker import WorkerConfig
 
 FIXED_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 WRITE_BUFFERS = 4 << 20

@@ -37,10 +37,10 @@ from scipy import stats
 from benchmarks.curves import Lines, svg
 from chaos.results import save
 from chaos.world import World
-from pipeline import run as runs
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
-from pipeline.task import ShardTask
+from pipeline.writing import run as runs
+from pipeline.writing.task import ShardTask
 from shards_schema import layout
 
 BLOCKS = 20

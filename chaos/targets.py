@@ -37,7 +37,6 @@ from chaos import evil
 from chaos.world import World
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
-from pipeline.samples import SamplesColumn, SamplesConfig, StoredImage
 from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
@@ -45,6 +44,7 @@ from pipeline.sources.synthetic import SyntheticConfig
 from pipeline.sources.synthetic.nuplan_dataset import generate_nuplan
 from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
+from pipeline.writing.samples import SamplesColumn, SamplesConfig, StoredImage
 from shards_schema import layout
 from shards_schema.codecs import canonical_json, load_npy, npy_bytes, seal
 from shards_schema.commit import CommitRecord

@@ -16,13 +16,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
-from pipeline.task import ShardReceipt
-from pipeline.worker import ShardWorker, WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from pipeline.writing.task import ShardReceipt
+from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from teachers.base import column_manifest
 from tests.toys import F, H, ToySource, ToyTeacher, write_images

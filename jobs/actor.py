@@ -10,8 +10,8 @@ import ray
 import torch
 
 from jobs.ends import Process, end_with_parent, this_process
-from pipeline.task import ShardReceipt, ShardTask
-from pipeline.worker import ShardWorker
+from pipeline.writing.task import ShardReceipt, ShardTask
+from pipeline.writing.worker import ShardWorker
 from shards_schema.errors import ConfigError
 
 

@@ -27,8 +27,8 @@ from jobs import ends, shipping
 from jobs.actor import TeacherActor
 from jobs.cluster import ClusterConfig, host, joining, reachable, room, worker_count
 from jobs.dispatch import Dispatcher, Verdict
-from pipeline.task import ShardReceipt, ShardTask
-from pipeline.worker import ShardWorker
+from pipeline.writing.task import ShardReceipt, ShardTask
+from pipeline.writing.worker import ShardWorker
 from shards_schema.errors import IncompleteError, ShardsError
 
 _LOST = (RayActorError, WorkerCrashedError)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-from pipeline.task import ShardReceipt
+from pipeline.writing.task import ShardReceipt
 from shards_schema.errors import IncompleteError
 
 FIRST = 3

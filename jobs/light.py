@@ -1,7 +1,7 @@
 """The light meter of a run: how fast each teacher was while it was at work, and what share of the time that was.
 
 Counted from the receipts alone: scenes that were written, and the seconds that the teacher's device was at work on them
-(`pipeline.task.ColumnReceipt.teacher_seconds`). `python -m benchmarks light` sets the same figures against the device's
+(`pipeline.writing.task.ColumnReceipt.teacher_seconds`). `python -m benchmarks light` sets the same figures against the device's
 own matrix rate.
 """
 
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from jobs.report import table
-from pipeline.task import ShardReceipt
+from pipeline.writing.task import ShardReceipt
 from teachers.base import Teacher
 
 

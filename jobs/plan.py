@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs import batch_sizes, forecast
 from jobs import config as job_config
+from jobs import forecast
 from jobs.progress import lines
 from jobs.teachers import TeachersConfig, build_teacher
-from pipeline.plan import make_plan
-from pipeline.samples import SamplesColumn
 from pipeline.sources import registry as sources
 from pipeline.stores.volume import Volume
+from pipeline.writing import batch_sizes
+from pipeline.writing.plan import make_plan
+from pipeline.writing.samples import SamplesColumn
 from shards_schema.errors import ConfigError
 
 

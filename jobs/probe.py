@@ -2,7 +2,7 @@
 
 Builds the teacher as a worker would, with the others of the recipe on the same GPU, and doubles its batch until the
 rate has stopped growing or the memory is used up. Prints what it found, as a table and as lines for the recipe, and
-leaves it in the recipe's OUT, where `python -m jobs.teachers` finds it (see `jobs.batch_sizes`).
+leaves it in the recipe's OUT, where `python -m jobs.teachers` finds it (see `pipeline.writing.batch_sizes`).
 
 The scenes are synthetic, since a network's speed does not depend on what it sees. The rate is of the device's own clock
 on CUDA, of the wall's on the CPU, where memory is not looked at. What neither sees is the rest of the job: a rate is a
@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs import batch_sizes
 from jobs import config as job_config
 from jobs.report import bytes_text, table
 from jobs.teachers import TeachersConfig
-from pipeline.device import device_name, refuse_absent, resolved
 from pipeline.stores.volume import Volume
+from pipeline.writing import batch_sizes
+from pipeline.writing.device import device_name, refuse_absent, resolved
 from shards_schema.errors import ConfigError, SampleError
 from teachers import registry
 from teachers.base import PhasedTeacher, Teacher, TeacherInput

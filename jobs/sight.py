@@ -15,11 +15,11 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.images import read_image
-from pipeline.plan import PlannedScene
 from pipeline.sources.base import Source
 from pipeline.stores.volume import Volume
-from pipeline.worker import ShardWorker
+from pipeline.writing.images import read_image
+from pipeline.writing.plan import PlannedScene
+from pipeline.writing.worker import ShardWorker
 from shards_schema import layout
 from shards_schema.errors import MismatchError, MissingFileError, SampleError
 

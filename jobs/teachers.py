@@ -19,8 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from tqdm import tqdm
 
-from jobs import batch_sizes, forecast, preemption, sight
 from jobs import config as job_config
+from jobs import forecast, preemption, sight
 from jobs.cluster import ClusterConfig, joining, refuse_silent, session, worker_count
 from jobs.driver import StoppedError, drive
 from jobs.hopeless import Hopeless
@@ -29,18 +29,18 @@ from jobs.preemption import Preemption
 from jobs.progress import bar, lines
 from jobs.report import bytes_text, table
 from jobs.timings import Timings
-from pipeline import ground
-from pipeline import run as runs
-from pipeline.device import refuse_absent
-from pipeline.plan import PlanConfig
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.stores.lease import Lease, hold
 from pipeline.stores.places import Place
 from pipeline.stores.volume import Volume
-from pipeline.task import ShardReceipt
-from pipeline.worker import WorkerConfig
+from pipeline.writing import batch_sizes, ground
+from pipeline.writing import run as runs
+from pipeline.writing.device import refuse_absent
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from pipeline.writing.task import ShardReceipt
+from pipeline.writing.worker import WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import IncompleteError
 from shards_schema.manifests import ColumnManifest
@@ -57,7 +57,7 @@ class TeachersConfig(BaseModel):
         source: `kind` (navsim, nuplan, synthetic) and that source's own config.
         teachers: column name -> that teacher's config; `kind` names the teacher where it is not the column's name, and
             `storage` how a target is kept where not as it is computed ({l23_grid: int8}; `shards_schema.storage`).
-            `batch_size: auto` is the dataset's own, or what `jobs.probe` measured (`jobs.batch_sizes`).
+            `batch_size: auto` is the dataset's own, or what `jobs.probe` measured (`pipeline.writing.batch_sizes`).
         plan: how scenes become shards.
         samples: what the `samples` column carries.
         zarr: whether targets also stand in `targets.zarr`, beside the tars.

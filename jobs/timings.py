@@ -13,7 +13,7 @@ from dataclasses import asdict
 from types import TracebackType
 
 from pipeline.stores.volume import Volume
-from pipeline.task import ShardReceipt
+from pipeline.writing.task import ShardReceipt
 from shards_schema import layout
 from shards_schema.commit import FileDigest
 

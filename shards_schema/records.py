@@ -36,7 +36,7 @@ class Camera:
         sensor2ego_rotation: float64 [3, 3]; p_ego = R p_cam + t, camera frame optical (x right, y down, z forward).
         sensor2ego_translation: float64 [3], metres.
         calibrated: (width, height) of the images that `intrinsics` are for, which those on disk need not be; None where
-            the source does not know (`pipeline.calibration`).
+            the source does not know (`pipeline.writing.calibration`).
     """
 
     channel: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources.base import Source
-from pipeline.worker import ShardWorker, WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from pipeline.writing.worker import ShardWorker, WorkerConfig
 from teachers.base import Teacher, column_manifest
 
 

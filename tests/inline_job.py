@@ -14,8 +14,8 @@ import pytest
 from ray import cloudpickle
 
 from jobs import teachers as teachers_job
-from pipeline.task import ShardReceipt, ShardTask
-from pipeline.worker import ShardWorker
+from pipeline.writing.task import ShardReceipt, ShardTask
+from pipeline.writing.worker import ShardWorker
 
 _Value = TypeVar("_Value")
 

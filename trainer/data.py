@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from pipeline.reading.reader import Dataset
-from pipeline.samples import Side
 from pipeline.stores.decode import decode_jpeg
+from pipeline.writing.samples import Side
 from shards_schema.errors import ConfigError
 from shards_schema.records import COMMANDS
 from trainer.batch import Example

@@ -20,11 +20,11 @@ from benchmarks.light.meter import Device
 from benchmarks.light.networks import VIEWS, loop, ready
 from benchmarks.measure import temporary
 from benchmarks.workload import FUTURE, HISTORY, WindowSource, write_logs
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
-from pipeline.samples import SamplesColumn, SamplesConfig
-from pipeline.task import ShardReceipt
-from pipeline.worker import ShardWorker, WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from pipeline.writing.task import ShardReceipt
+from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema.records import Frame
 from teachers.base import Teacher, column_manifest
 

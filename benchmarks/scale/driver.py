@@ -19,12 +19,12 @@ from jobs.cluster import ClusterConfig, session
 from jobs.dispatch import Dispatcher
 from jobs.driver import drive
 from jobs.report import table
-from pipeline import run as runs
-from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
 from pipeline.stores import index
 from pipeline.stores.records import committed, read_records
 from pipeline.stores.volume import Volume
-from pipeline.task import ShardReceipt, ShardTask
+from pipeline.writing import run as runs
+from pipeline.writing.plan import Plan, PlanConfig, make_plan, refs_table
+from pipeline.writing.task import ShardReceipt, ShardTask
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, FileDigest, Member, Quarantined
 

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, cast
 
-from pipeline.plan import Plan
 from pipeline.reading.members import Column, Value, nearest, open_column, several
 from pipeline.reading.values import Values
 from pipeline.stores import generations, statistics
@@ -29,6 +28,7 @@ from pipeline.stores.cache import CacheConfig
 from pipeline.stores.ranges import RangeReader, Span
 from pipeline.stores.records import columns_of, read_manifest
 from pipeline.stores.volume import Volume
+from pipeline.writing.plan import Plan
 from shards_schema import layout
 from shards_schema.commit import Quarantined
 from shards_schema.errors import AbsentError, MissingFileError, QuarantinedError

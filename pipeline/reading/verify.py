@@ -20,7 +20,6 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from pipeline.plan import Plan
 from pipeline.reading.verify_shard import Fault as Fault  # part of what `verify` gives
 from pipeline.reading.verify_shard import ShardCheck
 from pipeline.stores import generations, index, statistics
@@ -28,6 +27,7 @@ from pipeline.stores.column import zarr_specs
 from pipeline.stores.records import committed, read_manifest
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import array_documents, root_document
+from pipeline.writing.plan import Plan
 from shards_schema import documents, layout
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import MissingFileError, ShardsError

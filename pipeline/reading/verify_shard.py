@@ -14,7 +14,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from pipeline.plan import Plan, ShardPlan
 from pipeline.stores import statistics
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.column import zarr_specs
@@ -22,6 +21,7 @@ from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.disk import told_of_read
 from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
+from pipeline.writing.plan import Plan, ShardPlan
 from shards_schema import layout
 from shards_schema.codecs import TAR_END, load_npy
 from shards_schema.commit import CommitRecord, Member

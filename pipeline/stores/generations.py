@@ -8,15 +8,15 @@ A generation has shards of its own, behind those that are there, and rows of its
 all that changes of what was committed. It is dealt as a plan is, from its own scenes alone. Its table is written before
 its document, and the document makes it: a growth that was interrupted is either there or is planned again.
 
-Here they are read; `pipeline.growth` writes them.
+Here they are read; `pipeline.writing.growth` writes them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pipeline.plan import Plan, PlanConfig, joined
 from pipeline.stores.volume import Volume
+from pipeline.writing.plan import Plan, PlanConfig, joined
 from shards_schema import layout
 from shards_schema.codecs import seal_of
 from shards_schema.errors import DatasetError, MissingFileError

@@ -13,8 +13,8 @@ from operator import attrgetter
 import numpy as np
 import pyarrow as pa
 
-from pipeline.plan import Plan
 from pipeline.stores.volume import Volume
+from pipeline.writing.plan import Plan
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
 from shards_schema.tables import encoded, parquet_parts, to_parquet

@@ -20,9 +20,9 @@ from jobs.actor import refuse_doubt
 from jobs.cluster import ClusterConfig
 from jobs.dispatch import Dispatcher, Verdict
 from jobs.timings import Timings
-from pipeline.plan import PlannedScene
 from pipeline.stores.volume import Volume
-from pipeline.task import ShardReceipt
+from pipeline.writing.plan import PlannedScene
+from pipeline.writing.task import ShardReceipt
 from shards_schema import layout
 from shards_schema.errors import ConfigError, MismatchError, StoreError
 from tests.toys import ToySource, write_images

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipeline.plan import PlanConfig
-from pipeline.samples import SamplesConfig
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.samples import SamplesConfig
 from trainer.students.tiny import TinyConfig
 
 ROOMS = ("pipeline", "teachers", "trainer", "jobs")
@@ -49,7 +49,7 @@ def configs(of: type[BaseModel] = BaseModel) -> Iterator[type[BaseModel]]:
 def test_every_number_has_a_bound() -> None:
     for room in ROOMS:
         for module in pkgutil.walk_packages(importlib.import_module(room).__path__, f"{room}."):
-            if not module.name.startswith(("teachers.testing", "pipeline.careful_child", "trainer.plugins")):
+            if not module.name.startswith(("teachers.testing", "pipeline.writing.sandbox_child", "trainer.plugins")):
                 importlib.import_module(module.name)
     found = {
         f"{model.__module__}.{model.__name__}.{name}"

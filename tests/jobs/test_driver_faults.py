@@ -21,9 +21,9 @@ from chaos.world import World, compare
 from jobs import driver
 from jobs.cluster import ClusterConfig, session
 from jobs.driver import Awake, drive
-from pipeline import run as runs
-from pipeline.task import ShardReceipt
-from pipeline.worker import ShardWorker
+from pipeline.writing import run as runs
+from pipeline.writing.task import ShardReceipt
+from pipeline.writing.worker import ShardWorker
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(300)

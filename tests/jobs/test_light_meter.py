@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.light import LightMeter
-from pipeline.task import ColumnReceipt, ShardReceipt
+from pipeline.writing.task import ColumnReceipt, ShardReceipt
 from teachers import registry
 
 

@@ -14,9 +14,9 @@ from jobs.evaluation.config import EvaluateConfig
 from jobs.export import ExportConfig
 from jobs.fidelity import FidelityConfig
 from jobs.inspect import InspectConfig
-from pipeline.plan import PlanConfig
-from pipeline.run import begin
 from pipeline.stores.places import outside
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.run import begin
 from shards_schema.errors import ConfigError
 from tests.toys import ToySource
 from trainer.config import SFTConfig

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from jobs import batch_sizes
 from jobs import plan as plan_job
 from jobs import teachers as teachers_job
 from jobs.hopeless import Hopeless
 from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
-from pipeline.task import ColumnReceipt, ShardReceipt
+from pipeline.writing import batch_sizes
+from pipeline.writing.task import ColumnReceipt, ShardReceipt
 from shards_schema.errors import ConfigError, IncompleteError
 from tests import navsim_root
 from tests.inline_job import run_inline

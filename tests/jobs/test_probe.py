@@ -12,13 +12,14 @@ import pytest
 import torch
 import yaml
 
-from jobs import batch_sizes, probe
+from jobs import probe
 from jobs import teachers as teachers_job
 from jobs.probe import Figure, chosen, search
-from pipeline.plan import PlanConfig
 from pipeline.reading.verify import verify
-from pipeline.run import begin
 from pipeline.stores.volume import Volume
+from pipeline.writing import batch_sizes
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.run import begin
 from shards_schema.errors import ConfigError
 from shards_schema.manifests import ColumnManifest
 from teachers.base import column_manifest

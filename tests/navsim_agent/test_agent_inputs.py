@@ -23,12 +23,12 @@ import yaml
 from PIL import Image
 
 from navsim_agent.inputs import InputMaker
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
 from pipeline.reading.reader import Dataset
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
-from pipeline.worker import ShardWorker, WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema.errors import ConfigError, SampleError
 from tests.trainer.reward_toys import sft_policy, write_reward_dataset
 from trainer.batch import collate

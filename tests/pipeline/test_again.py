@@ -12,13 +12,13 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline import run as runs
-from pipeline.again import choose
 from pipeline.reading.verify import verify
 from pipeline.stores.records import committed, read_record
 from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import latest, settle, withdraw
-from pipeline.worker import ShardWorker
+from pipeline.writing import run as runs
+from pipeline.writing.again import choose
+from pipeline.writing.worker import ShardWorker
 from shards_schema import layout
 from shards_schema.errors import ShardsError, StoreError
 from tests.committed import begin, commit

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from pipeline import forecast
-from pipeline.calibration import calibrated_size, note, scaled_intrinsics
-from pipeline.samples import SamplesColumn, SamplesConfig, StoredImage
 from pipeline.stores.decode import JpegHeader
+from pipeline.writing import forecast
+from pipeline.writing.calibration import calibrated_size, note, scaled_intrinsics
+from pipeline.writing.samples import SamplesColumn, SamplesConfig, StoredImage
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import Camera
 from teachers.testing.scenes import synthetic_scene

@@ -22,10 +22,10 @@ import pytest
 
 from chaos.processes import alive, descendants
 from chaos.world import World, compare, digests
-from pipeline import run as runs
-from pipeline.careful import CarefulDecoder, DecoderError
-from pipeline.images import ShardImages
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
+from pipeline.writing import run as runs
+from pipeline.writing.images import ShardImages
+from pipeline.writing.sandbox import CarefulDecoder, DecoderError
 from shards_schema.errors import SampleError
 
 SHIM = str(Path(__file__).parents[2] / "chaos" / "crash")
@@ -138,7 +138,7 @@ def test_closing_ends_what_is_being_decoded() -> None:
 def test_the_child_ends_with_its_parent() -> None:
     """Killed, as a worker is: nobody closes anything."""
     code = (
-        "from pipeline.careful import CarefulDecoder\nfrom tests.pipeline.test_careful import jpeg\n"
+        "from pipeline.writing.sandbox import CarefulDecoder\nfrom tests.pipeline.test_careful import jpeg\n"
         "import os, signal\ndecoder = CarefulDecoder()\ndecoder.decode(jpeg(), 'a')\n"
         "print(decoder._child.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )

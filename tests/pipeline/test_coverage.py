@@ -12,11 +12,11 @@ from typing import Any
 import fsspec
 import pytest
 
-from pipeline import coverage
-from pipeline.coverage import Coverage
-from pipeline.samples import SamplesConfig
 from pipeline.sources import files, unmerged
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
+from pipeline.writing import coverage
+from pipeline.writing.coverage import Coverage
+from pipeline.writing.samples import SamplesConfig
 from shards_schema.errors import ConfigError, IncompleteError, SampleError, StoreError
 from shards_schema.records import Scene
 from teachers import registry

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from chaos.world import digests
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
 from pipeline.stores.volume import Volume
+from pipeline.writing import run as runs
+from pipeline.writing.plan import PlanConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, StoreError
 from shards_schema.specs import TargetSpec

@@ -17,11 +17,11 @@ import pytest
 import zarr
 
 from jobs import export, inspect
-from pipeline import run as runs
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
+from pipeline.writing import run as runs
 from shards_schema import layout
 from shards_schema.errors import DatasetError, MismatchError
 from tests.committed import begin, commit

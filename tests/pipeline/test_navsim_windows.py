@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from jobs.teachers import TeachersConfig, _check_quarantine
-from pipeline import run
-from pipeline.plan import PlanConfig
 from pipeline.sources.base import Scan
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.unpickle import load_pickle
+from pipeline.writing import run
+from pipeline.writing.plan import PlanConfig
 from shards_schema.errors import ConfigError, IncompleteError
 from shards_schema.records import Scene
 

@@ -18,13 +18,13 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jobs.data import main as make_data
-from pipeline import run as runs
 from pipeline.reading.reader import Dataset
 from pipeline.sources import registry
 from pipeline.sources.base import SceneRef, Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.sources.nuplan_log import rotation_matrix
+from pipeline.writing import run as runs
 from shards_schema.records import CHANNELS, Scene
 from teachers import registry as teachers
 from tests.committed import commit

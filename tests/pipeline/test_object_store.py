@@ -24,7 +24,6 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from pipeline.images import ShardImages, read_image
 from pipeline.reading.reader import Dataset
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.stores.cache import CacheConfig, FileCache, Wanted
@@ -39,6 +38,7 @@ from pipeline.stores.retry import (
 )
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
+from pipeline.writing.images import ShardImages, read_image
 from shards_schema.commit import FileDigest
 from shards_schema.errors import ConfigError, DigestError, SampleError, StoreError
 from tests.pipeline import stream_toys as toys

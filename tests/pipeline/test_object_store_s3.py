@@ -17,11 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.sources import registry
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.stores.cache import CacheConfig
@@ -30,7 +27,10 @@ from pipeline.stores.remote import store_of
 from pipeline.stores.retry import ENVIRONMENT, StoreConfig
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
-from pipeline.worker import ShardWorker, WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import DatasetError, IncompleteError, MissingFileError, StoreError
 from teachers.base import column_manifest

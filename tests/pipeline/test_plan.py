@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import Plan, PlanConfig, make_plan
 from pipeline.sources.base import SceneRef
+from pipeline.writing.plan import Plan, PlanConfig, make_plan
 from shards_schema.errors import ConfigError, DatasetError
 
 

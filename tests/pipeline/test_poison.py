@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import run as runs
-from pipeline.images import MAX_BYTES, read_image
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.decode import MAX_PIXELS, decode_jpeg
+from pipeline.writing import run as runs
+from pipeline.writing.images import MAX_BYTES, read_image
 from shards_schema import layout
 from shards_schema.errors import SampleError
 from shards_schema.records import Scene

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from pipeline.turns import Turns
+from pipeline.writing.device_queue import Turns
 
 
 def test_the_oldest_goes_first_and_keeps_its_order() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from jobs import verify as verify_job
-from pipeline import run as runs
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
+from pipeline.writing import run as runs
 from shards_schema import layout
 from shards_schema.errors import MissingFileError, StoreError
 from tests.committed import begin, commit

@@ -11,7 +11,7 @@ import pytest
 
 from chaos.world import digests
 from jobs.timings import Timings
-from pipeline import run as runs
+from pipeline.writing import run as runs
 from shards_schema import layout
 from shards_schema.errors import MismatchError
 from tests.committed import begin

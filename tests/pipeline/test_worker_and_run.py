@@ -17,15 +17,15 @@ import pytest
 import webdataset
 import zarr
 
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
 from pipeline.reading.verify import verify
-from pipeline.run import Run
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.records import committed
-from pipeline.task import ShardReceipt
-from pipeline.worker import ShardWorker, WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.run import Run
+from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from pipeline.writing.task import ShardReceipt
+from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, IncompleteError, MismatchError, SampleError, SpecError
 from teachers.base import column_manifest

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from pipeline import run as runs
-from pipeline.plan import PlanConfig
 from pipeline.reading.verify import verify
-from pipeline.run import Run
-from pipeline.samples import SamplesColumn, SamplesConfig
 from pipeline.stores.records import committed
-from pipeline.task import ShardReceipt
-from pipeline.worker import ShardWorker, WorkerConfig
+from pipeline.writing import run as runs
+from pipeline.writing.plan import PlanConfig
+from pipeline.writing.run import Run
+from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from pipeline.writing.task import ShardReceipt
+from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from teachers.base import PhasedTeacher, Targets, TeacherInput, column_manifest
 from tests.toys import F, H, ToySource, ToyTeacher, write_images

@@ -23,7 +23,7 @@ from chaos import small
 from chaos.world import digests
 from jobs import teachers as teachers_job
 from pipeline.reading.verify import verify
-from pipeline.task import ShardReceipt
+from pipeline.writing.task import ShardReceipt
 from shards_schema import layout
 from teachers.cosmos.teacher import CosmosTeacher
 from teachers.vggt.teacher import VGGTTeacher

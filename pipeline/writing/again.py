@@ -15,12 +15,12 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from pipeline.images import missing_image
 from pipeline.sources.base import Scan
 from pipeline.sources.files import Listing
 from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import latest, open_withdrawals, settle
+from pipeline.writing.images import missing_image
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, Quarantined
 from shards_schema.errors import DatasetError

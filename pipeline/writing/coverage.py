@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.samples import SamplesConfig
 from pipeline.sources import unmerged
 from pipeline.sources.base import LookingSource, Scan, Source
+from pipeline.writing.samples import SamplesConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, IncompleteError
 from teachers.base import ImageRequest, Needs, Teacher, needs_of

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipeline.calibration import scaled_intrinsics
-from pipeline.images import Make
 from pipeline.stores.decode import encode_jpeg
+from pipeline.writing.calibration import scaled_intrinsics
+from pipeline.writing.images import Make
 from shards_schema import layout
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import CHANNELS, COMMANDS, Camera, Frame, Image, Scene

@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.plan import Plan, compared, extended, joined
 from pipeline.sources.base import Scan
 from pipeline.stores import zarr
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.generations import Generations
 from pipeline.stores.records import columns_of
 from pipeline.stores.volume import Volume
+from pipeline.writing.plan import Plan, compared, extended, joined
 from shards_schema import layout
 from shards_schema.errors import MismatchError
 from shards_schema.manifests import ABSENT, ColumnManifest, DatasetManifest, GenerationManifest, differing

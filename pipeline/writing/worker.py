@@ -32,16 +32,16 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline import ground, witness
-from pipeline.device import device_name, refuse_absent, resolved
-from pipeline.images import ShardImages, read_image
-from pipeline.plan import PlannedScene
-from pipeline.samples import SamplesColumn, StoredImage
 from pipeline.sources.base import Source
 from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.volume import Volume
-from pipeline.task import ColumnReceipt, ShardReceipt, ShardTask
-from pipeline.turns import Turns
+from pipeline.writing import ground, witness
+from pipeline.writing.device import device_name, refuse_absent, resolved
+from pipeline.writing.device_queue import Turns
+from pipeline.writing.images import ShardImages, read_image
+from pipeline.writing.plan import PlannedScene
+from pipeline.writing.samples import SamplesColumn, StoredImage
+from pipeline.writing.task import ColumnReceipt, ShardReceipt, ShardTask
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import MismatchError, SampleError
@@ -60,7 +60,7 @@ class WorkerConfig(BaseModel):
         shards_in_flight: shards that a worker holds at once; memory grows with it.
         torch_threads: intra-op threads of a teacher on the CPU; None leaves torch's default.
         careful: decode every image in a process of its own, not only those of a shard at which a worker died: slower,
-            and no image can end a worker (see `pipeline.careful`).
+            and no image can end a worker (see `pipeline.writing.sandbox`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -20,12 +20,12 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from typing import Any
 
-from pipeline.careful import CarefulDecoder
 from pipeline.sources import files
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.remote import is_local
 from pipeline.stores.retry import store_config
+from pipeline.writing.sandbox import CarefulDecoder
 from shards_schema.errors import SampleError, StoreError
 from shards_schema.records import Image
 
@@ -47,7 +47,7 @@ class ShardImages:
     Args:
         read: path or URL -> bytes; raises `SampleError`.
         consumers: name -> `Make`.
-        careful: decode where a crash of libjpeg ends no more than its image (`pipeline.careful`).
+        careful: decode where a crash of libjpeg ends no more than its image (`pipeline.writing.sandbox`).
         decode: by what else than `decode_jpeg`. Where `careful` too, after libjpeg has survived the image: what uses a
             GPU cannot run in a process that was forked, so an image that crashes it alone is not found.
 

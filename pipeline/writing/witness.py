@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipeline.images import Seen, read_image
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.volume import Volume
-from pipeline.task import ShardTask
+from pipeline.writing.images import Seen, read_image
+from pipeline.writing.task import ShardTask
 from shards_schema import documents, layout
 from shards_schema.errors import DatasetError, MismatchError, SampleError, StoreError
 

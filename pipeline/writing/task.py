@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.plan import PlannedScene
+from pipeline.writing.plan import PlannedScene
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class ShardTask:
         again: those of them that have a commit record, which goes to the history when its successor is ready.
         absent: (token, step, channel) of images that were looked for when the run began, and were not there: of them
             nothing is said by a folder that is not there.
-        careful: a worker died or hung at it; decode where that cannot happen (`pipeline.careful`). Same output.
+        careful: a worker died or hung at it; decode where that cannot happen (`pipeline.writing.sandbox`). Same output.
     """
 
     shard: int
@@ -59,7 +59,7 @@ class ShardReceipt:
         seconds: wall time of the task, waiting included.
         host: name of the machine.
         device: what the teachers ran on, by its maker's name; two kinds of GPU differ in last bits.
-        read: one image a log of those that were read, see `pipeline.witness`.
+        read: one image a log of those that were read, see `pipeline.writing.witness`.
     """
 
     shard: int

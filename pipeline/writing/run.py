@@ -1,9 +1,9 @@
 """A run, before and after the work: what is planned, what is left to do, and whether the accounting closes.
 
     begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared; what
-                              follows from others and is gone is made anew, see `pipeline.ground`; what the source has
+                              follows from others and is gone is made anew, see `pipeline.writing.ground`; what the source has
                               more since then: plan.1.json, plan.1.parquet, see `pipeline.stores.generations`)
-              todo = plan minus commit records, and what is made again (`pipeline.again`)
+              todo = plan minus commit records, and what is made again (`pipeline.writing.again`)
     close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet,
               and each column's statistics.parquet
 
@@ -21,16 +21,16 @@ from typing import Any, overload
 
 import pyarrow as pa
 
-from pipeline import ground, growth, witness
-from pipeline.again import Again, choose
-from pipeline.plan import Plan, PlanConfig, make_plan, refs_table
 from pipeline.sources.base import Scan, Source
 from pipeline.stores import generations, index, statistics, zarr
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.records import columns_of, committed, read_manifest, read_records
 from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import settle
-from pipeline.task import ShardTask
+from pipeline.writing import ground, growth, witness
+from pipeline.writing.again import Again, choose
+from pipeline.writing.plan import Plan, PlanConfig, make_plan, refs_table
+from pipeline.writing.task import ShardTask
 from shards_schema import layout
 from shards_schema.codecs import seal_of
 from shards_schema.commit import CommitRecord
@@ -54,7 +54,7 @@ class Run:
         dataset: its seal.
         columns: column name -> manifest, in the order of work.
         done: (shard, column) pairs that were committed before and stay.
-        again: those that were committed and are made again, and why (`pipeline.again`).
+        again: those that were committed and are made again, and why (`pipeline.writing.again`).
         grown: scenes that the plan had not before, in a dataset that was begun before.
     """
 
@@ -154,13 +154,13 @@ def begin(
         with_zarr: whether targets stand in `targets.zarr` too.
         processes: that read logs.
         scan: of the source, where it has been made already.
-        retry: codes of quarantined samples that are made again, see `pipeline.again.choose`.
+        retry: codes of quarantined samples that are made again, see `pipeline.writing.again.choose`.
 
     Raises:
         ConfigError: the source has no scenes, a column has a name that is reserved, or a shard's Zarr chunks would be
             larger than memory.
         MismatchError: the dataset there was planned otherwise (but for scenes that the source has more by now: they
-            become a generation of their own, see `pipeline.growth`), a column was made otherwise, or the folder is
+            become a generation of their own, see `pipeline.writing.growth`), a column was made otherwise, or the folder is
             somebody else's, or images were exchanged since shards of their logs were committed.
         DatasetError: a document there is damaged.
     """

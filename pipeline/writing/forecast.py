@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import calibration
-from pipeline.images import read_image
-from pipeline.samples import SamplesColumn, StoredImage
 from pipeline.sources.base import Scan, SceneRef, Source
 from pipeline.stores.decode import JpegHeader, read_header
+from pipeline.writing import calibration
+from pipeline.writing.images import read_image
+from pipeline.writing.samples import SamplesColumn, StoredImage
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import Scene

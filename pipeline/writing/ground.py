@@ -14,11 +14,11 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
-from pipeline.plan import Plan
 from pipeline.stores.disk import gone
 from pipeline.stores.places import dataset_around
 from pipeline.stores.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.volume import UNDER_WAY, Volume
+from pipeline.writing.plan import Plan
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError, ShardsError
 from shards_schema.manifests import ColumnManifest
