@@ -40,8 +40,6 @@ from pipeline.reading.verify import verify
 from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
-from pipeline.sources.synthetic import SyntheticConfig
-from pipeline.sources.synthetic.nuplan_dataset import generate_nuplan
 from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
 from pipeline.writing.samples import SamplesColumn, SamplesConfig, StoredImage
@@ -51,6 +49,8 @@ from shards_schema.commit import CommitRecord
 from shards_schema.errors import ConfigError, DatasetError, SampleError, ShardsError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.records import Scene
+from synthetic import SyntheticConfig
+from synthetic.nuplan_dataset import generate_nuplan
 from teachers.pdm.metric_cache import context_from_cache
 
 DATA = Path(__file__).parents[1] / "tests" / "data"

@@ -15,9 +15,9 @@ from pydantic import field_validator
 
 from jobs import config as job_config
 from jobs.progress import lines
-from pipeline.sources.synthetic import MARKER, SyntheticConfig, generate
-from pipeline.sources.synthetic.nuplan_dataset import FOLDER, generate_nuplan
 from pipeline.stores.places import OutText
+from synthetic import MARKER, SyntheticConfig, generate
+from synthetic.nuplan_dataset import FOLDER, generate_nuplan
 
 
 class DataConfig(SyntheticConfig):

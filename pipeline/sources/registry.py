@@ -11,11 +11,11 @@ from pydantic import BaseModel, ValidationError
 from pipeline.sources.base import Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
-from pipeline.sources.synthetic import SyntheticConfig, generate
 from pipeline.stores.retry import without_credentials
 from shards_schema.errors import ConfigError
 from shards_schema.places import local_place
 from shards_schema.refusals import problems
+from synthetic import SyntheticConfig, generate
 
 Progress = Callable[[str], None]
 Model = TypeVar("Model", bound=BaseModel)

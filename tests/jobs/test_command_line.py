@@ -27,13 +27,13 @@ from jobs.outputs import replace_file, write_bytes
 from jobs.verify import VerifyConfig
 from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
-from pipeline.sources.synthetic import MARKER, SyntheticConfig
 from pipeline.stores.retry import store_config
 from pipeline.stores.volume import Volume
 from pipeline.writing.device import refuse_absent
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError, StoreError
 from shards_schema.refusals import annotations_at, problems
+from synthetic import MARKER, SyntheticConfig
 from teachers import registry as teachers
 
 ROOT = Path(__file__).parents[2]

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from pipeline.sources.base import Scan, SceneRef
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
-from pipeline.sources.synthetic import SyntheticConfig
-from pipeline.sources.synthetic.nuplan_dataset import generate_nuplan
 from shards_schema.errors import ConfigError, MismatchError, SampleError
 from shards_schema.records import CHANNELS, Scene
+from synthetic import SyntheticConfig
+from synthetic.nuplan_dataset import generate_nuplan
 
 MADE = SyntheticConfig(
     logs=1,

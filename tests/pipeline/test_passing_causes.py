@@ -21,14 +21,14 @@ from maps.nuplan_map import load_map
 from pipeline.sources import files
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
-from pipeline.sources.synthetic import SyntheticConfig
-from pipeline.sources.synthetic.nuplan_dataset import generate_nuplan
 from pipeline.stores.remote import store_of
 from pipeline.stores.retry import ENVIRONMENT
 from pipeline.writing import run as runs
 from pipeline.writing.images import read_image
 from shards_schema.errors import MissingFileError, SampleError, StoreError
 from shards_schema.records import Scene
+from synthetic import SyntheticConfig
+from synthetic.nuplan_dataset import generate_nuplan
 from teachers.pdm.metric_cache import find_caches, read_cache
 from tests.committed import begin
 from tests.toys import ToySource, ToyTeacher, write_images

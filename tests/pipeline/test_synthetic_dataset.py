@@ -17,11 +17,11 @@ from pyproj import Transformer
 
 from jobs.config import load
 from jobs.data import DataConfig, main
-from pipeline.sources.synthetic import MARKER, SyntheticConfig, generate, is_synthetic
-from pipeline.sources.synthetic.lidar import RECORD
-from pipeline.sources.synthetic.world import LOCATIONS, town
 from shards_schema.errors import ConfigError, HeldError, MismatchError
 from shards_schema.records import CHANNELS
+from synthetic import MARKER, SyntheticConfig, generate, is_synthetic
+from synthetic.lidar import RECORD
+from synthetic.world import LOCATIONS, town
 
 TINY = SyntheticConfig(
     logs=1, frames=2, width=96, height=54, lidar_points=300, traffic=0.3, manoeuvres=("straight",), processes=1

@@ -7,9 +7,9 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from pipeline.sources.synthetic.drive import EGO_FRONT, EGO_REAR, EGO_SIZE, Drive, Manoeuvre
-from pipeline.sources.synthetic.geometry import Path, overlap, rectangle
-from pipeline.sources.synthetic.world import LOCATIONS, block_ring, town
+from synthetic.drive import EGO_FRONT, EGO_REAR, EGO_SIZE, Drive, Manoeuvre
+from synthetic.geometry import Path, overlap, rectangle
+from synthetic.world import LOCATIONS, block_ring, town
 
 DURATION = 20.5
 TIMES = np.arange(0.0, 20.01, 0.5)

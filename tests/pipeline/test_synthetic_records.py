@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.sources.synthetic.config import SyntheticConfig
-from pipeline.sources.synthetic.drive import Drive
-from pipeline.sources.synthetic.logs import (
+from shards_schema.poses import heading_from_quaternion
+from shards_schema.records import CHANNELS
+from synthetic.config import SyntheticConfig
+from synthetic.drive import Drive
+from synthetic.logs import (
     LogSpec,
     drive_of,
     frame_records,
@@ -20,11 +22,9 @@ from pipeline.sources.synthetic.logs import (
     timestamps,
     track_token,
 )
-from pipeline.sources.synthetic.mesh import signal_head
-from pipeline.sources.synthetic.render import Renderer
-from pipeline.sources.synthetic.scenery import lots
-from shards_schema.poses import heading_from_quaternion
-from shards_schema.records import CHANNELS
+from synthetic.mesh import signal_head
+from synthetic.render import Renderer
+from synthetic.scenery import lots
 
 KEYS = {
     "token", "frame_idx", "timestamp", "log_name", "log_token", "scene_name", "scene_token", "map_location",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sources.synthetic import SyntheticConfig, generate
+from synthetic import SyntheticConfig, generate
 from tests.made_once import made_once
 
 FOLDER = "navhard_two_stage"

@@ -11,12 +11,12 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.sources.synthetic.geometry import Path, joined, overlap, rectangle, rng_of, unit
-from pipeline.sources.synthetic.people import Walk, crossings, cyclists, walkers
-from pipeline.sources.synthetic.scenery import Actor, fixtures
-from pipeline.sources.synthetic.traffic import PHASE, Gate, Lights, Motion, Span, Vehicle, Zebras, simulate
-from pipeline.sources.synthetic.world import LANE_WIDTH, Lane, Town, Turn, town
 from shards_schema.poses import Float64, to_local
+from synthetic.geometry import Path, joined, overlap, rectangle, rng_of, unit
+from synthetic.people import Walk, crossings, cyclists, walkers
+from synthetic.scenery import Actor, fixtures
+from synthetic.traffic import PHASE, Gate, Lights, Motion, Span, Vehicle, Zebras, simulate
+from synthetic.world import LANE_WIDTH, Lane, Town, Turn, town
 
 Manoeuvre = Literal[
     "straight", "left_turn", "right_turn", "red_light", "follow", "pedestrian", "lane_change", "no_route"

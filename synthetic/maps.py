@@ -20,9 +20,10 @@ import shapely
 from numpy.typing import NDArray
 from pyproj import Transformer
 
-from pipeline.sources.synthetic.geometry import Path, strip
-from pipeline.sources.synthetic.scenery import lots
-from pipeline.sources.synthetic.world import (
+from shards_schema.poses import Float64
+from synthetic.geometry import Path, strip
+from synthetic.scenery import lots
+from synthetic.world import (
     GUTTER,
     LANE_WIDTH,
     LOCATIONS,
@@ -35,7 +36,6 @@ from pipeline.sources.synthetic.world import (
     crossing_ring,
     town,
 )  # fmt: skip
-from shards_schema.poses import Float64
 
 MAP_VERSION = "nuplan-maps-v1.0"
 _WHEN = "2021-06-01T00:00:00.000Z"

@@ -10,8 +10,9 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.sources.synthetic.geometry import overlap, rectangle, rng_of
-from pipeline.sources.synthetic.world import (
+from shards_schema.poses import Float64
+from synthetic.geometry import overlap, rectangle, rng_of
+from synthetic.world import (
     GUTTER,
     NODE_REACH,
     SIDEWALK,
@@ -20,7 +21,6 @@ from pipeline.sources.synthetic.world import (
     Road,
     Town,
 )  # fmt: skip
-from shards_schema.poses import Float64
 
 WALLS = (
     (176, 120, 96),

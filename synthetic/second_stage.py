@@ -25,11 +25,11 @@ from typing import Any, Final
 import numpy as np
 import yaml
 
-from pipeline.sources.synthetic.config import SyntheticConfig
-from pipeline.sources.synthetic.drive import Drive, EgoState
-from pipeline.sources.synthetic.logs import LogSpec, drive_of, frame_records, pickled, timestamps, write_images
-from pipeline.sources.synthetic.render import Renderer
 from shards_schema.poses import heading_from_quaternion
+from synthetic.config import SyntheticConfig
+from synthetic.drive import Drive, EgoState
+from synthetic.logs import LogSpec, drive_of, frame_records, pickled, timestamps, write_images
+from synthetic.render import Renderer
 
 HISTORY: Final = 4
 FUTURE: Final = 8

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image as Pillow
 from PIL import ImageDraw
 
-from pipeline.sources.synthetic import mesh as solids
-from pipeline.sources.synthetic.drive import Drive
-from pipeline.sources.synthetic.geometry import rng_of
-from pipeline.sources.synthetic.ground import GRASS, ground
-from pipeline.sources.synthetic.mesh import Mesh
-from pipeline.sources.synthetic.painter import HAZE, HAZE_RANGE, SUPER, Scene, Thing, View, thing
-from pipeline.sources.synthetic.rig import ego_position, ego_rotation, rig
-from pipeline.sources.synthetic.scenery import Actor, lots, uprights
-from pipeline.sources.synthetic.world import LANE_WIDTH, Town
 from shards_schema.poses import Float64
 from shards_schema.records import CHANNELS, Image
+from synthetic import mesh as solids
+from synthetic.drive import Drive
+from synthetic.geometry import rng_of
+from synthetic.ground import GRASS, ground
+from synthetic.mesh import Mesh
+from synthetic.painter import HAZE, HAZE_RANGE, SUPER, Scene, Thing, View, thing
+from synthetic.rig import ego_position, ego_rotation, rig
+from synthetic.scenery import Actor, lots, uprights
+from synthetic.world import LANE_WIDTH, Town
 
 SIGHT = 190.0
 _SHADOW = 0.60

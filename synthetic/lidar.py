@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.synthetic.drive import Drive
-from pipeline.sources.synthetic.geometry import rng_of
-from pipeline.sources.synthetic.rig import ego_position, ego_rotation
-from pipeline.sources.synthetic.scenery import lots
 from shards_schema.poses import Float64
+from synthetic.drive import Drive
+from synthetic.geometry import rng_of
+from synthetic.rig import ego_position, ego_rotation
+from synthetic.scenery import lots
 
 RECORD = np.dtype(
     [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("intensity", "u1"), ("ring", "u1"), ("lidar_info", "<i4")]

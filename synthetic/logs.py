@@ -20,16 +20,16 @@ import simplejpeg
 
 from pipeline.sources.nuplan_frame import local_boxes
 from pipeline.sources.nuplan_log import rotation_matrix
-from pipeline.sources.synthetic.config import SyntheticConfig
-from pipeline.sources.synthetic.drive import Drive, EgoState, Manoeuvre
-from pipeline.sources.synthetic.geometry import rng_of
-from pipeline.sources.synthetic.lidar import pcd_bytes, sweep
-from pipeline.sources.synthetic.render import Renderer
-from pipeline.sources.synthetic.rig import ego_rotation, quaternion, rig
-from pipeline.sources.synthetic.scenery import Actor
-from pipeline.sources.synthetic.world import LOCATIONS
 from shards_schema.poses import Float64, heading_from_quaternion
 from shards_schema.records import CHANNELS
+from synthetic.config import SyntheticConfig
+from synthetic.drive import Drive, EgoState, Manoeuvre
+from synthetic.geometry import rng_of
+from synthetic.lidar import pcd_bytes, sweep
+from synthetic.render import Renderer
+from synthetic.rig import ego_rotation, quaternion, rig
+from synthetic.scenery import Actor
+from synthetic.world import LOCATIONS
 
 ANNOTATED = 100.0
 """Boxes within this many metres of the ego are annotated."""

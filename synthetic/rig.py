@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.sources.nuplan_log import rotation_matrix
-from pipeline.sources.synthetic.drive import EgoState
 from shards_schema.poses import Float64
+from synthetic.drive import EgoState
 
 FX_AT_1920 = 1545.0
 """nuPlan's focal length [px] at its 1920 x 1080; the principal point there is (960, 560)."""

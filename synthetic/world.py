@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.sources.synthetic.geometry import Path, bezier, rng_of, rotated, strip, unit
 from shards_schema.poses import Float64
+from synthetic.geometry import Path, bezier, rng_of, rotated, strip, unit
 
 LANE_WIDTH = 3.5
 GUTTER = 0.5

@@ -18,9 +18,9 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.sources.synthetic.geometry import Path
-from pipeline.sources.synthetic.world import Town
 from shards_schema.poses import Float64
+from synthetic.geometry import Path
+from synthetic.world import Town
 
 DT = 0.05
 ACCEL, BRAKE, HEADWAY, MIN_GAP, JERK = 1.5, 2.0, 1.4, 2.5, 2.5

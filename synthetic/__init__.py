@@ -18,14 +18,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.synthetic.config import GENERATOR, SyntheticConfig
-from pipeline.sources.synthetic.logs import LogSpec, drive_of, log_specs, write_log
-from pipeline.sources.synthetic.maps import write_maps
-from pipeline.sources.synthetic.second_stage import follow_ups, write_filters, write_second_stage
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from shards_schema import documents, layout
 from shards_schema.errors import MismatchError
+from synthetic.config import GENERATOR, SyntheticConfig
+from synthetic.logs import LogSpec, drive_of, log_specs, write_log
+from synthetic.maps import write_maps
+from synthetic.second_stage import follow_ups, write_filters, write_second_stage
 
 __all__ = ["MARKER", "SyntheticConfig", "drive_of", "generate", "is_synthetic", "log_specs"]
 

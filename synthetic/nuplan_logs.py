@@ -23,16 +23,16 @@ from typing import Any, Final
 import numpy as np
 import simplejpeg
 
-from pipeline.sources.synthetic.config import SyntheticConfig
-from pipeline.sources.synthetic.drive import Drive
-from pipeline.sources.synthetic.geometry import rng_of
-from pipeline.sources.synthetic.lidar import pcd_bytes, sweep
-from pipeline.sources.synthetic.logs import ANNOTATED, SIGNALS, LogSpec, drive_of, frame_records, track_token
-from pipeline.sources.synthetic.nuplan_schema import TABLES, create_table, insert
-from pipeline.sources.synthetic.render import Renderer
-from pipeline.sources.synthetic.rig import quaternion, rig
-from pipeline.sources.synthetic.world import LOCATIONS
 from shards_schema.records import CHANNELS
+from synthetic.config import SyntheticConfig
+from synthetic.drive import Drive
+from synthetic.geometry import rng_of
+from synthetic.lidar import pcd_bytes, sweep
+from synthetic.logs import ANNOTATED, SIGNALS, LogSpec, drive_of, frame_records, track_token
+from synthetic.nuplan_schema import TABLES, create_table, insert
+from synthetic.render import Renderer
+from synthetic.rig import quaternion, rig
+from synthetic.world import LOCATIONS
 
 SWEEPS_A_FRAME: Final = 10
 SWEEP_US, EXPOSURE_US, POSE_US = 50_000, 100_000, 10_000

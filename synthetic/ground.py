@@ -9,9 +9,10 @@ from functools import cache
 
 import numpy as np
 
-from pipeline.sources.synthetic.geometry import Path, rectangle, rng_of, rotated
-from pipeline.sources.synthetic.scenery import lots
-from pipeline.sources.synthetic.world import (
+from shards_schema.poses import Float64
+from synthetic.geometry import Path, rectangle, rng_of, rotated
+from synthetic.scenery import lots
+from synthetic.world import (
     GUTTER,
     LANE_WIDTH,
     NODE_REACH,
@@ -21,7 +22,6 @@ from pipeline.sources.synthetic.world import (
     Road,
     Town,
 )  # fmt: skip
-from shards_schema.poses import Float64
 
 Colour = tuple[float, float, float]
 GRASS: Colour = (104, 124, 74)

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageDraw
 
-from pipeline.sources.synthetic.geometry import rectangle
-from pipeline.sources.synthetic.mesh import SUN, Mesh, placed
 from shards_schema.poses import Float64
+from synthetic.geometry import rectangle
+from synthetic.mesh import SUN, Mesh, placed
 
 HAZE = np.array([198.0, 210.0, 222.0])
 HAZE_RANGE = 330.0

@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipeline.sources.synthetic.drive import Manoeuvre
 from shards_schema.records import CHANNELS
+from synthetic.drive import Manoeuvre
 
 GENERATOR = "last-shards synthetic 2"
 """Name and version of the generator: raised whenever equal configs would give other bytes than before."""

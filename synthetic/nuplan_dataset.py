@@ -19,14 +19,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline.sources.synthetic import MARKER, NOTICE, SyntheticConfig, generate, log_specs
-from pipeline.sources.synthetic.logs import LogSpec
-from pipeline.sources.synthetic.nuplan_logs import write_nuplan_log
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from shards_schema import documents
 from shards_schema.errors import ConfigError, MismatchError
 from shards_schema.records import CHANNELS
+from synthetic import MARKER, NOTICE, SyntheticConfig, generate, log_specs
+from synthetic.logs import LogSpec
+from synthetic.nuplan_logs import write_nuplan_log
 
 FOLDER = "nuplan-v1.1"
 REVISION = 1

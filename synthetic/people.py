@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.sources.synthetic.geometry import Path
-from pipeline.sources.synthetic.scenery import Actor
-from pipeline.sources.synthetic.traffic import Zebras
-from pipeline.sources.synthetic.world import SIDEWALK, STRIP, STRIP_MARGIN, Road, Town
 from shards_schema.poses import Float64
+from synthetic.geometry import Path
+from synthetic.scenery import Actor
+from synthetic.traffic import Zebras
+from synthetic.world import SIDEWALK, STRIP, STRIP_MARGIN, Road, Town
 
 COATS = ((176, 48, 52), (40, 70, 120), (232, 190, 60), (60, 110, 70), (210, 210, 205), (50, 48, 56), (200, 110, 50))
 PACE = 1.35
