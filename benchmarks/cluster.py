@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.measure import spread, temporary
 from benchmarks.workload import FUTURE, HISTORY, FixedTeacher, WindowSource, begin, write_logs
-from jobs.cluster import ClusterConfig, session
-from jobs.driver import drive
+from cluster.driver import drive
+from cluster.session import ClusterConfig, session
 from jobs.report import table
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt

@@ -32,7 +32,7 @@ from benchmarks.workload import (
     begin,
     write_logs,
 )
-from jobs import cluster, driver
+from cluster import driver, session
 from jobs.report import table
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
@@ -178,11 +178,11 @@ def _plain(config: Config, load: Load, source: WindowSource, out: Path) -> Outco
 def _ray(config: Config, load: Load, source: WindowSource, out: Path) -> Outcome:
     stamp = out.parent / "stamp"
     run, make = begin(source, out, [_teacher(load, stamp)], shard_size=config.shard_size, worker=config.worker)
-    ray = cluster.ClusterConfig(workers=1, cpus=2)
+    ray = session.ClusterConfig(workers=1, cpus=2)
     receipts: list[ShardReceipt] = []
     times: list[float] = []
     began = time.monotonic()
-    with cluster.session(ray):
+    with session.session(ray):
         driver.drive(
             run.todo(),
             make,

@@ -1,4 +1,4 @@
-"""A cluster of GPUs without GPUs: the real dispatcher (`jobs.dispatch`) under a fake clock, with faults.
+"""A cluster of GPUs without GPUs: the real dispatcher (`cluster.dispatch`) under a fake clock, with faults.
 
 An event queue. Each seat is a GPU; its worker does the tasks that it holds one after the other (the teacher works
 alone), and begins the next at once when it holds one. The driver takes one message after the other, each at a cost.
@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.dispatch import Dispatcher, Verdict
+from cluster.dispatch import Dispatcher, Verdict
 
 USEFUL = "useful"
 LOSSES = {

@@ -19,16 +19,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 from tqdm import tqdm
 
+from cluster import preemption, preflight
+from cluster.driver import StoppedError, drive
+from cluster.hopeless import Hopeless
+from cluster.preemption import Preemption
+from cluster.session import ClusterConfig, joining, refuse_silent, session, worker_count
+from cluster.timings import Timings
 from jobs import config as job_config
-from jobs import forecast, preemption, sight
-from jobs.cluster import ClusterConfig, joining, refuse_silent, session, worker_count
-from jobs.driver import StoppedError, drive
-from jobs.hopeless import Hopeless
+from jobs import forecast
 from jobs.light import LightMeter
-from jobs.preemption import Preemption
 from jobs.progress import bar, lines
 from jobs.report import bytes_text, table
-from jobs.timings import Timings
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.stores.lease import Lease, hold
@@ -197,8 +198,8 @@ def _run(
     progress = None
     if todo:
         make = functools.partial(
-            sight.worker,
-            sight.take(source, run.volume, todo[0].scenes[0]),
+            preflight.worker,
+            preflight.take(source, run.volume, todo[0].scenes[0]),
             source=source,
             volume=run.volume,
             teachers=[t for t in columns if t.name in run.unfinished],  # what is finished is not loaded again

@@ -15,9 +15,9 @@ from typing import Any
 
 from benchmarks.measure import ROOT
 from benchmarks.scale.scenes import MEMBERS, ListSource, manifests, scene_refs
-from jobs.cluster import ClusterConfig, session
-from jobs.dispatch import Dispatcher
-from jobs.driver import drive
+from cluster.dispatch import Dispatcher
+from cluster.driver import drive
+from cluster.session import ClusterConfig, session
 from jobs.report import table
 from pipeline.stores import index
 from pipeline.stores.records import committed, read_records
@@ -188,7 +188,7 @@ def measure_close(scenes: int, root: str) -> Measured:
 
 
 class NoWorker:
-    """Takes tasks, does nothing; what `jobs.actor` knows of a `ShardWorker`."""
+    """Takes tasks, does nothing; what `cluster.actor` knows of a `ShardWorker`."""
 
     device = "cpu"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cluster, preemption, shipping, sight
-from jobs.actor import refuse_doubt
-from jobs.cluster import ClusterConfig
-from jobs.dispatch import Dispatcher, Verdict
-from jobs.timings import Timings
+from cluster import preemption, preflight, session, shipping
+from cluster.actor import refuse_doubt
+from cluster.dispatch import Dispatcher, Verdict
+from cluster.session import ClusterConfig
+from cluster.timings import Timings
 from pipeline.stores.volume import Volume
 from pipeline.writing.plan import PlannedScene
 from pipeline.writing.task import ShardReceipt
@@ -112,9 +112,7 @@ def test_the_shipped_packages_are_enough_for_a_worker_and_small(tmp_path: Path) 
     files, size = shipping.size()
     assert files > 50
     assert size < 20 << 20
-    code = (
-        "import jobs.cluster as c, jobs.sight as s, teachers.registry as r; print(c.__file__, s.__file__, r.__file__)"
-    )
+    code = "import cluster.session as c, cluster.preflight as s, teachers.registry as r; print(c.__file__, s.__file__, r.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -138,29 +136,29 @@ def test_a_worker_that_sees_the_same_is_let_in_and_any_other_is_named(
     volume = Volume(str(tmp_path / "out"))
     volume.put(layout.DATASET, b"{}")
     planned = PlannedScene(data.scan().refs[0], 0)
-    seen = sight.take(data, volume, planned)
+    seen = preflight.take(data, volume, planned)
     assert seen.found.startswith("image ")
-    sight.compare(seen, data, volume)
+    preflight.compare(seen, data, volume)
 
     # an older dataset of the same plan, at the same path of another disk
     shutil.copytree(tmp_path / "out", tmp_path / "other", ignore=shutil.ignore_patterns(".tmp"))
     monkeypatch.setattr(sight, "_PATIENCE", 0.1)
     with pytest.raises(MismatchError, match=r"mark is not there.*network file"):
-        sight.compare(seen, data, Volume(str(tmp_path / "other")))
+        preflight.compare(seen, data, Volume(str(tmp_path / "other")))
     with pytest.raises(MismatchError, match=r"dataset.json there is nothing"):
-        sight.compare(seen, data, Volume(str(tmp_path / "nowhere")))
+        preflight.compare(seen, data, Volume(str(tmp_path / "nowhere")))
     assert not (tmp_path / "nowhere").exists()
 
     # images are not mounted; nor the logs
     elsewhere = ToySource(str(tmp_path / "unmounted"), logs=1)
     with pytest.raises(MismatchError, match=r"has the error log_unreadable, the driver has image"):
-        sight.compare(seen, elsewhere, volume)
+        preflight.compare(seen, elsewhere, volume)
     image = Path(data.scenes("log00", [planned.ref])[0].at(0).cameras["CAM_F0"].image)  # type: ignore[union-attr]
     image.rename(image.with_suffix(".away"))
     with pytest.raises(MismatchError, match=r"has the error image_missing"):
-        sight.compare(seen, data, volume)
+        preflight.compare(seen, data, volume)
     # and where the driver cannot have it either, it is the data's own fault
-    sight.compare(sight.take(data, volume, planned), data, volume)
+    preflight.compare(preflight.take(data, volume, planned), data, volume)
     assert volume.sweep() == 2
 
 
@@ -216,15 +214,15 @@ def test_uneven_nodes_hold_what_each_has_room_for(monkeypatch: pytest.MonkeyPatc
         {"NodeID": "few-cpus", "Alive": True, "Resources": {"CPU": 16.0, "GPU": 8.0}},
         {"NodeID": "dead", "Alive": False, "Resources": {}},
     ]
-    monkeypatch.setattr("jobs.cluster.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("cluster.session.ray.nodes", lambda: nodes)
     whole = ClusterConfig(gpus_per_worker=1, cpus_per_worker=8)
-    assert cluster.room(whole) == {"head": 0, "big": 8, "few-cpus": 2}
-    assert cluster.worker_count(whole) == 10
+    assert session.room(whole) == {"head": 0, "big": 8, "few-cpus": 2}
+    assert session.worker_count(whole) == 10
     shared = ClusterConfig(gpus_per_worker=0.4, cpus_per_worker=1)  # two a GPU; no worker lies across two GPUs
-    assert cluster.room(shared) == {"head": 0, "big": 16, "few-cpus": 16}
-    assert cluster.room(ClusterConfig(gpus_per_worker=2, cpus_per_worker=0)) == {"head": 0, "big": 4, "few-cpus": 4}
-    assert cluster.worker_count(ClusterConfig()) == 1
-    assert cluster.worker_count(ClusterConfig(workers=3)) == 3
+    assert session.room(shared) == {"head": 0, "big": 16, "few-cpus": 16}
+    assert session.room(ClusterConfig(gpus_per_worker=2, cpus_per_worker=0)) == {"head": 0, "big": 4, "few-cpus": 4}
+    assert session.worker_count(ClusterConfig()) == 1
+    assert session.worker_count(ClusterConfig(workers=3)) == 3
 
 
 def test_workers_that_reserved_no_gpu_do_not_all_take_the_first() -> None:

@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.dispatch import Dispatcher, Verdict
-from jobs.patience import Hang
+from cluster.dispatch import Dispatcher, Verdict
+from cluster.timeouts import Hang
 
 
 def ready(  # type: ignore[no-untyped-def]

@@ -18,9 +18,9 @@ import pytest
 
 from chaos.processes import alive
 from chaos.world import World, compare
-from jobs import driver
-from jobs.cluster import ClusterConfig, session
-from jobs.driver import Awake, drive
+from cluster import driver
+from cluster.driver import Awake, drive
+from cluster.session import ClusterConfig, session
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import ShardWorker

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ends
-from jobs.ends import Process
+from cluster import ends
+from cluster.ends import Process
 
 ROOT = Path(__file__).parents[2]
 DEAF = (
@@ -57,7 +57,7 @@ def test_one_that_ends_in_time_is_not_named() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part")
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     """Whatever it does: this one waits in C, deaf to all that can be caught, when its parent is killed."""
-    worker = f"from jobs.ends import end_with_parent\nend_with_parent()\n{DEAF}"
+    worker = f"from cluster.ends import end_with_parent\nend_with_parent()\n{DEAF}"
     parent = (
         f"import subprocess, sys\nprint(subprocess.Popen([sys.executable, '-c', {worker!r}]).pid, flush=True)\ninput()"
     )

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from cluster.hopeless import Hopeless
 from jobs import plan as plan_job
 from jobs import teachers as teachers_job
-from jobs.hopeless import Hopeless
 from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from chaos.world import digests
-from jobs.timings import Timings
+from cluster.timings import Timings
 from pipeline.writing import run as runs
 from shards_schema import layout
 from shards_schema.errors import MismatchError

@@ -1,6 +1,6 @@
 """What is held against each task: the attempts that were charged to it, where, and what it is suspected of.
 
-Rules 1, 2 and 6 of `jobs.dispatch`, as far as they are about tasks: one that dies beside others is suspected and not
+Rules 1, 2 and 6 of `cluster.dispatch`, as far as they are about tasks: one that dies beside others is suspected and not
 charged, and is tried alone next; one that goes with its node is excused, up to a number of times.
 """
 

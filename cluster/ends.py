@@ -6,7 +6,7 @@ that Python handles) is nobody's child any more, holds its memory and its GPU's,
 - a worker ends with its raylet, however that ends: the kernel kills it (`end_with_parent`). A local raylet ends with
   its driver in the same way, so nothing outlives a driver that was killed;
 - a driver knows node, pid and time of birth of each of its workers, and looks for each at the end, on every node
-  (`see_off`); for a Ray of its own it looks for all that Ray started (`jobs.cluster.session`).
+  (`see_off`); for a Ray of its own it looks for all that Ray started (`cluster.session.session`).
 """
 
 from __future__ import annotations

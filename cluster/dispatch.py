@@ -2,7 +2,7 @@
 
 Tasks are numbers 0..n-1 in the order in which they should begin (longest first); workers sit on numbered seats, and a
 seat whose worker dies gets a new one. The caller reports what happened and does what it is told, so that the Ray driver
-(`jobs/driver.py`) and the simulator (`benchmarks/simulator.py`) run the same rules:
+(`cluster/driver.py`) and the simulator (`benchmarks/simulator.py`) run the same rules:
 
 1. A task is *charged* an attempt when it raises, and when its worker dies while it is alone in it; `max_attempts`
    charges and it has failed. Where several were in a worker that died, none is charged and each is tried alone next,
@@ -14,7 +14,7 @@ seat whose worker dies gets a new one. The caller reports what happened and does
    without one task done is closed; when all are closed the run is given up.
 4. A place beside a running task is filled only while as many tasks wait as there are seats, so that the last tasks
    spread over all workers and no slow one holds two of them.
-5. A worker *hangs* when it has had a task, or has been loading, for longer than `jobs.patience` allows; it is then as
+5. A worker *hangs* when it has had a task, or has been loading, for longer than `cluster.timeouts` allows; it is then as
    good as dead (rules 1 and 3).
 6. After a worker died or hung, its tasks, and the next one on its seat, are done *carefully*: in a mode in which an
    image that ends its decoder ends nothing else. So poison costs one attempt, and no seat is closed for it.
@@ -28,8 +28,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
-from jobs.attempts import Attempts
-from jobs.patience import LOAD_FLOOR, SHARD_FLOOR, Hang, Patience
+from cluster.attempts import Attempts
+from cluster.timeouts import LOAD_FLOOR, SHARD_FLOOR, Hang, Patience
 
 
 class Verdict(Enum):

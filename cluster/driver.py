@@ -1,6 +1,6 @@
 """The driver: hand shards to actors until all are done.
 
-It does what `jobs.dispatch` decides. Each actor hosts one `ShardWorker` and holds `shards_in_flight` tasks at once (so
+It does what `cluster.dispatch` decides. Each actor hosts one `ShardWorker` and holds `shards_in_flight` tasks at once (so
 that decoding, teaching and writing overlap); only tasks and receipts, some kilobytes, cross the wire. An actor that
 dies, or hangs, loading or at work, beyond its deadline and is killed for it, is replaced and its shards are tried
 again; that is safe because a shard done twice writes the same bytes to the same names.
@@ -8,7 +8,7 @@ again; that is safe because a shard done twice writes the same bytes to the same
 Nodes come and go. A worker that went with its node is nobody's fault: its shards are not charged, and its replacement
 waits until some node has room. A node that joins gets workers where the config leaves their number open.
 
-However it ends, it leaves no worker behind: see `jobs.ends`.
+However it ends, it leaves no worker behind: see `cluster.ends`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
 
-from jobs import ends, shipping
-from jobs.actor import TeacherActor
-from jobs.cluster import ClusterConfig, host, joining, reachable, room, worker_count
-from jobs.dispatch import Dispatcher, Verdict
+from cluster import ends, shipping
+from cluster.actor import TeacherActor
+from cluster.dispatch import Dispatcher, Verdict
+from cluster.session import ClusterConfig, host, joining, reachable, room, worker_count
 from pipeline.writing.task import ShardReceipt, ShardTask
 from pipeline.writing.worker import ShardWorker
 from shards_schema.errors import IncompleteError, ShardsError

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch
 
-from jobs.ends import Process, end_with_parent, this_process
+from cluster.ends import Process, end_with_parent, this_process
 from pipeline.writing.task import ShardReceipt, ShardTask
 from pipeline.writing.worker import ShardWorker
 from shards_schema.errors import ConfigError
