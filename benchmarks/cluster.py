@@ -20,10 +20,10 @@ from benchmarks.measure import spread, temporary
 from benchmarks.workload import FUTURE, HISTORY, FixedTeacher, WindowSource, begin, write_logs
 from cluster.driver import drive
 from cluster.session import ClusterConfig, session
-from jobs.report import table
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import WorkerConfig
+from reports.tables import table
 from teachers import registry as teachers
 
 

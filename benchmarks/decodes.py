@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from benchmarks.measure import temporary
 from benchmarks.workload import CLIP, FUTURE, HISTORY, FixedTeacher, WindowSource, begin, write_logs
-from jobs.report import table
 from pipeline.stores.decode import decode_jpeg
 from pipeline.writing import images
 from pipeline.writing.worker import WorkerConfig
+from reports.tables import table
 from shards_schema.records import Image
 
 

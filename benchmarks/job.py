@@ -33,10 +33,10 @@ from benchmarks.workload import (
     write_logs,
 )
 from cluster import driver, session
-from jobs.report import table
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import WorkerConfig
+from reports.tables import table
 from teachers.base import TeacherInput
 
 

@@ -34,8 +34,8 @@ from benchmarks.workload import (
     begin,
     write_logs,
 )
-from jobs.report import table
 from pipeline.writing.worker import WorkerConfig
+from reports.tables import table
 
 FIXED_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 WRITE_BUFFERS = 4 << 20

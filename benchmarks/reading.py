@@ -29,7 +29,7 @@ from benchmarks.page_cache import drop
 from benchmarks.readers import ours, peers
 from benchmarks.readers.base import SPEC, Reader, Shape, made
 from jobs import config as job_config
-from jobs.report import table
+from reports.tables import table
 
 
 class Config(Shape):

@@ -27,10 +27,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.report import table
 from maps.folder import INDEX
 from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
+from reports.tables import table
 from scoring import ContextBatch, Polygons, RewardContext, Version, collate, complete, score
 from shards_schema.records import Scene
 from teachers.base import TeacherInput

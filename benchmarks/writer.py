@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from zarr.storage import LocalStore
 
 from benchmarks.measure import fsync, interleaved, spread, temporary
-from jobs.report import table
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import FileWriter, Volume
 from pipeline.stores.zarr import ZarrShardWriter, create_array
+from reports.tables import table
 from shards_schema import layout
 from shards_schema.codecs import npy_bytes
 from shards_schema.specs import TargetSpec

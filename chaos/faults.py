@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from chaos.results import save
 from chaos.shim import DIED, KINDS, Fault, Point, Shim
 from chaos.world import World, compare, digests, facts
-from jobs.report import table
 from pipeline.reading.verify import verify
+from reports.tables import table
 from shards_schema import layout
 from shards_schema.codecs import unseal
 from shards_schema.errors import ShardsError

@@ -35,8 +35,8 @@ from chaos.processes import MOST, Job, alive, command, kill, records
 from chaos.results import load, save
 from chaos.room import Room
 from chaos.world import compare, digests
-from jobs.report import table
 from pipeline.reading.verify import verify
+from reports.tables import table
 from shards_schema.codecs import unseal
 
 

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from chaos.processes import MOST, alive, command, kill
 from chaos.results import save
 from chaos.small import SmallJob, settings
-from jobs.report import table
+from reports.tables import table
 
 MARK = "CHAOS_RUN"
 SHARED = Path("/dev/shm")

@@ -20,18 +20,18 @@ from typing import Any
 import torch
 
 from jobs import config as job_config
-from jobs.evaluation import accounting, page, report, two_stage_report
-from jobs.evaluation.accounting import Selection
-from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, SCORE_NAME
-from jobs.evaluation.config import EvaluateConfig
-from jobs.evaluation.drivers import POSES, Driver, checked, documents_of, make_drivers
-from jobs.evaluation.results import DriverResult, Gathering, part_of
-from jobs.evaluation.two_stage import TwoStage, aggregate
-from jobs.outputs import write_bytes, write_text
 from jobs.progress import bar
-from jobs.report import bytes_text
 from pipeline.reading.reader import Dataset
 from pipeline.stores.volume import Volume
+from reports.evaluation import accounting, page, report, two_stage_report
+from reports.evaluation.accounting import Selection
+from reports.evaluation.columns import COMFORT_BETWEEN_FRAMES, SCORE_NAME
+from reports.evaluation.config import EvaluateConfig
+from reports.evaluation.drivers import POSES, Driver, checked, documents_of, make_drivers
+from reports.evaluation.results import DriverResult, Gathering, part_of
+from reports.evaluation.two_stage import TwoStage, aggregate
+from reports.outputs import write_bytes, write_text
+from reports.tables import bytes_text
 from scoring import Version, complete
 from scoring.columns import REACTIVE_ARRAY
 from scoring.idm import react

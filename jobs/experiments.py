@@ -26,10 +26,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
-from jobs.outputs import write_text
 from jobs.progress import bar
-from jobs.report import table
 from jobs.sft import baseline_rows
+from reports.outputs import write_text
+from reports.tables import table
 from trainer import distributed
 from trainer.config import SFTConfig
 from trainer.evaluate import zeroed_latents

@@ -21,15 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
 from jobs import sft
-from jobs.inspection.facts import NAVTRAIN_SCENES
-from jobs.outputs import write_text
-from jobs.report import table
-from jobs.storage.figures import Figures, Samples, Spread, measure
-from jobs.storage.restored import restore
-from jobs.storage.tokens import KINDS, random_vggt, synthetic
 from pipeline.reading.reader import Dataset
 from pipeline.stores.fidelity import COSINE
 from pipeline.stores.places import OutText, Place
+from reports.inspection.facts import NAVTRAIN_SCENES
+from reports.outputs import write_text
+from reports.storage.figures import Figures, Samples, Spread, measure
+from reports.storage.restored import restore
+from reports.storage.tokens import KINDS, random_vggt, synthetic
+from reports.tables import table
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SpecError
 from shards_schema.specs import TargetSpec

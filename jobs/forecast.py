@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from jobs.report import bytes_text, table
 from pipeline.sources.base import Scan, Source
 from pipeline.stores import generations
 from pipeline.stores.records import committed, read_manifest
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes, coverage, forecast
 from pipeline.writing.samples import SamplesColumn
+from reports.tables import bytes_text, table
 from shards_schema import layout
 from teachers.base import Needs, Teacher
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from jobs import config as job_config
-from jobs.intervals import Interval, clustered
 from jobs.journal import Journal, follow, say
-from jobs.outputs import write_text
-from jobs.report import table
+from reports.intervals import Interval, clustered
+from reports.outputs import write_text
+from reports.tables import table
 from shards_schema import documents
 from shards_schema.errors import DatasetError, MismatchError
 from trainer import baselines, checkpoint, distributed

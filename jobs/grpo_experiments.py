@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
 from jobs.grpo import AFTER, BEFORE, NAMES, Outcome, finished, rows_table, train
-from jobs.intervals import Interval, over
-from jobs.report import table
+from reports.intervals import Interval, over
+from reports.tables import table
 from trainer import distributed
 from trainer.grpo_config import GRPOConfig, GRPOControls
 

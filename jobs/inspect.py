@@ -11,13 +11,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
-from jobs.inspection import page, text
-from jobs.inspection.facts import Facts, gather
-from jobs.outputs import write_bytes
-from jobs.report import bytes_text
 from pipeline.reading.reader import Dataset
 from pipeline.stores.places import OutPath, Place
 from pipeline.stores.volume import Volume
+from reports.inspection import page, text
+from reports.inspection.facts import Facts, gather
+from reports.outputs import write_bytes
+from reports.tables import bytes_text
 from shards_schema.errors import ShardsError
 
 

@@ -22,11 +22,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
-from jobs.report import bytes_text, table
 from jobs.teachers import TeachersConfig
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes
 from pipeline.writing.device import device_name, refuse_absent, resolved
+from reports.tables import bytes_text, table
 from shards_schema.errors import ConfigError, SampleError
 from teachers import registry
 from teachers.base import PhasedTeacher, Teacher, TeacherInput

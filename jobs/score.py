@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 from jobs import config as job_config
-from jobs.evaluation.accounting import read_tokens
-from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, mean_text, short
-from jobs.evaluation.frames import comfort_between_frames
-from jobs.evaluation.sources import Caches, Column, ContextSource
-from jobs.outputs import write_text
-from jobs.report import table
 from pipeline.stores.places import outside
+from reports.evaluation.accounting import read_tokens
+from reports.evaluation.columns import COMFORT_BETWEEN_FRAMES, mean_text, short
+from reports.evaluation.frames import comfort_between_frames
+from reports.evaluation.sources import Caches, Column, ContextSource
+from reports.outputs import write_text
+from reports.tables import table
 from scoring import Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
 from shards_schema import documents

@@ -14,7 +14,7 @@ import torch
 
 from jobs import config as job_config
 from jobs.journal import Journal, follow, say
-from jobs.report import table
+from reports.tables import table
 from trainer import baselines, checkpoint, distributed
 from trainer.batch import Batch
 from trainer.config import SFTConfig

@@ -27,9 +27,7 @@ from cluster.session import ClusterConfig, joining, refuse_silent, session, work
 from cluster.timings import Timings
 from jobs import config as job_config
 from jobs import forecast
-from jobs.light import LightMeter
 from jobs.progress import bar, lines
-from jobs.report import bytes_text, table
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.stores.lease import Lease, hold
@@ -42,6 +40,8 @@ from pipeline.writing.plan import PlanConfig
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import WorkerConfig
+from reports.mfu import LightMeter
+from reports.tables import bytes_text, table
 from shards_schema import layout
 from shards_schema.errors import IncompleteError
 from shards_schema.manifests import ColumnManifest

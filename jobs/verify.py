@@ -11,9 +11,9 @@ import time
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
-from jobs.report import bytes_text, table
 from pipeline.reading.verify import verify
 from pipeline.stores.places import Place
+from reports.tables import bytes_text, table
 
 UNFINISHED = 3
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.light import Plan
 from benchmarks.light.meter import Device, Readings, matrix_rate
 from benchmarks.measure import commit, spread
-from jobs.report import table
+from reports.tables import table
 
 if TYPE_CHECKING:
     from benchmarks.light.job import Outcome

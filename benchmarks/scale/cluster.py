@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from benchmarks.simulator import LOSSES, Fleet, Outcome, Simulation
-from jobs.report import table
+from reports.tables import table
 
 Outcomes = dict[tuple[str, int], list[Outcome]]
 """(case, GPUs) -> one a seed."""

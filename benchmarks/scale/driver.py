@@ -18,13 +18,13 @@ from benchmarks.scale.scenes import MEMBERS, ListSource, manifests, scene_refs
 from cluster.dispatch import Dispatcher
 from cluster.driver import drive
 from cluster.session import ClusterConfig, session
-from jobs.report import table
 from pipeline.stores import index
 from pipeline.stores.records import committed, read_records
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
 from pipeline.writing.plan import Plan, PlanConfig, make_plan, refs_table
 from pipeline.writing.task import ShardReceipt, ShardTask
+from reports.tables import table
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, FileDigest, Member, Quarantined
 

@@ -23,7 +23,6 @@ from jobs import config as job_config
 from jobs import teachers as teachers_job
 from jobs import usage
 from jobs.export import ExportConfig
-from jobs.outputs import replace_file, write_bytes
 from jobs.verify import VerifyConfig
 from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
@@ -31,6 +30,7 @@ from pipeline.stores.retry import store_config
 from pipeline.stores.volume import Volume
 from pipeline.writing.device import refuse_absent
 from pipeline.writing.worker import ShardWorker, WorkerConfig
+from reports.outputs import replace_file, write_bytes
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError, StoreError
 from shards_schema.refusals import annotations_at, problems
 from synthetic import MARKER, SyntheticConfig

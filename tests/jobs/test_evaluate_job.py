@@ -13,9 +13,9 @@ import yaml
 
 from jobs import evaluate
 from jobs.evaluate import named
-from jobs.evaluation.drivers import Answers, checked
-from jobs.evaluation.results import interval
 from pipeline.reading.reader import Dataset
+from reports.evaluation.drivers import Answers, checked
+from reports.evaluation.results import interval
 from scoring import extended_comfort
 from scoring.aggregate import epdms
 from shards_schema.errors import AbsentError, ConfigError, SampleError

@@ -14,11 +14,11 @@ import torch
 from shapely import Polygon, unary_union
 
 from jobs import evaluate
-from jobs.evaluation import page
-from jobs.evaluation.failures import Failure, failures
-from jobs.evaluation.page import Evaluated, worst
-from jobs.evaluation.results import DriverResult
 from pipeline.reading.reader import Dataset
+from reports.evaluation import page
+from reports.evaluation.failures import Failure, failures
+from reports.evaluation.page import Evaluated, worst
+from reports.evaluation.results import DriverResult
 from scoring import Layer, RewardContext, Version, collate, complete, score
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, HEADING, REAR_AXLE_TO_CENTRE
 from teachers.pdm import context_from_cache, find_caches

@@ -11,12 +11,12 @@ import torch
 import yaml
 
 from jobs import fidelity
-from jobs.storage.figures import Figures, measure
-from jobs.storage.restored import restore
-from jobs.storage.tokens import KINDS, random_vggt, synthetic
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from pipeline.stores.fidelity import COSINE
+from reports.storage.figures import Figures, measure
+from reports.storage.restored import restore
+from reports.storage.tokens import KINDS, random_vggt, synthetic
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
 from tests.trainer.shard_toys import recipe_values, write_dataset

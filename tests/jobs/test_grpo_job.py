@@ -11,7 +11,7 @@ import yaml
 
 from jobs import config as job_config
 from jobs import grpo, grpo_experiments
-from jobs.intervals import Interval, clustered, over, t_95
+from reports.intervals import Interval, clustered, over, t_95
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError
 from tests.trainer.reward_toys import grpo_values, sft_policy, write_reward_dataset
 from trainer import checkpoint

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from jobs import inspect as job
-from jobs.inspection import colours, drive, features, page, projection
-from jobs.inspection.facts import gather, weights_line
-from jobs.inspection.text import WIDTH, report
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
+from reports.inspection import colours, drive, features, page, projection
+from reports.inspection.facts import gather, weights_line
+from reports.inspection.text import WIDTH, report
 from shards_schema.errors import ConfigError, MissingFileError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Annotations, Frame

@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.config import load
-from jobs.report import bytes_text, table
 from jobs.teachers import TeachersConfig
+from reports.tables import bytes_text, table
 from shards_schema.errors import ConfigError
 
 

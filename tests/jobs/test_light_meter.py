@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.light import LightMeter
 from pipeline.writing.task import ColumnReceipt, ShardReceipt
+from reports.mfu import LightMeter
 from teachers import registry
 
 

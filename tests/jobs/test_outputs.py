@@ -10,13 +10,13 @@ from pydantic import BaseModel
 from jobs import score
 from jobs.config import load
 from jobs.data import DataConfig
-from jobs.evaluation.config import EvaluateConfig
 from jobs.export import ExportConfig
 from jobs.fidelity import FidelityConfig
 from jobs.inspect import InspectConfig
 from pipeline.stores.places import outside
 from pipeline.writing.plan import PlanConfig
 from pipeline.writing.run import begin
+from reports.evaluation.config import EvaluateConfig
 from shards_schema.errors import ConfigError
 from tests.toys import ToySource
 from trainer.config import SFTConfig

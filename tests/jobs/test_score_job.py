@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.evaluation.frames import comfort_between_frames
 from jobs.score import main
 from pipeline.reading.reader import Dataset
+from reports.evaluation.frames import comfort_between_frames
 from shards_schema.errors import AbsentError, ConfigError, MissingFileError, SampleError
 from tests.trainer.reward_toys import write_reward_dataset
 

@@ -8,11 +8,11 @@ import pytest
 
 from jobs import config as job_config
 from jobs import score as score_job
-from jobs.evaluation.config import EvaluateConfig
 from jobs.export import ExportConfig
 from jobs.inspect import InspectConfig
 from pipeline.sources import registry as sources
 from pipeline.stores.volume import Volume
+from reports.evaluation.config import EvaluateConfig
 from shards_schema.errors import ConfigError
 from shards_schema.places import local_place, place
 

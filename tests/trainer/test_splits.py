@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.evaluation import accounting
 from pipeline.reading.reader import Dataset
+from reports.evaluation import accounting
 from shards_schema.errors import ConfigError, DatasetError
 from tests.trainer.shard_toys import write_dataset
 from trainer.data import DataConfig

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from jobs.report import table
 from pipeline.writing.task import ShardReceipt
+from reports.tables import table
 from teachers.base import Teacher
 
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.evaluation.columns import SUBSCORES
-from jobs.evaluation.results import DriverResult
 from pipeline.sources.scene_filter import SceneFilter
+from reports.evaluation.columns import SUBSCORES
+from reports.evaluation.results import DriverResult
 from scoring.aggregate import second_stage_weights, two_stage
 from shards_schema.errors import ConfigError
 from shards_schema.poses import to_global

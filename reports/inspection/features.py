@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.inspection.colours import heat, pca_rgb, png_uri, ramp_css, robust_range
+from reports.inspection.colours import heat, pca_rgb, png_uri, ramp_css, robust_range
 from shards_schema.manifests import ColumnManifest
 from shards_schema.specs import TargetSpec
 

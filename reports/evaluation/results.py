@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jobs.evaluation.columns import COMFORT_BETWEEN_FRAMES, SUBSCORES
-from jobs.evaluation.drivers import Answers
-from jobs.evaluation.frames import Frames, comfort_between_frames
+from reports.evaluation.columns import COMFORT_BETWEEN_FRAMES, SUBSCORES
+from reports.evaluation.drivers import Answers
+from reports.evaluation.frames import Frames, comfort_between_frames
 from scoring import ScoreResult, Version
 from scoring.aggregate import epdms
 from trainer.evaluate import displacement

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.evaluation.two_stage import TwoStage
 from pipeline.reading.reader import Dataset
 from pipeline.sources.scene_filter import SceneFilter
+from reports.evaluation.two_stage import TwoStage
 from shards_schema import layout
 from shards_schema.errors import AbsentError, ConfigError, QuarantinedError
 from trainer.data import DataConfig

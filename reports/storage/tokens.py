@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from jobs.storage.figures import Samples
+from reports.storage.figures import Samples
 from shards_schema.specs import TargetSpec
 from teachers.vggt.checkpoint import fill_random
 from teachers.vggt.config import VGGTConfig

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from jobs.inspection import drive, text
-from jobs.inspection.colours import jpeg_uri
-from jobs.inspection.facts import NAVTRAIN_SCENES, ColumnFacts, Facts, settings, weights_line
-from jobs.inspection.features import figures
-from jobs.inspection.projection import fit_ground
-from jobs.report import bytes_text
 from pipeline.reading.reader import Dataset
+from reports.inspection import drive, text
+from reports.inspection.colours import jpeg_uri
+from reports.inspection.facts import NAVTRAIN_SCENES, ColumnFacts, Facts, settings, weights_line
+from reports.inspection.features import figures
+from reports.inspection.projection import fit_ground
+from reports.tables import bytes_text
 from shards_schema import layout
 from shards_schema.errors import AbsentError, QuarantinedError, ShardsError
 

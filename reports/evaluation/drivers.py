@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from jobs.evaluation.config import EvaluateConfig
 from pipeline.reading.reader import Dataset
+from reports.evaluation.config import EvaluateConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SampleError
 from trainer import baselines

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jobs.inspection.facts import NAVTRAIN_SCENES, ColumnFacts, Facts, settings, weights_line
-from jobs.report import bytes_text, table
+from reports.inspection.facts import NAVTRAIN_SCENES, ColumnFacts, Facts, settings, weights_line
+from reports.tables import bytes_text, table
 from shards_schema import layout
 from shards_schema.specs import TEXT, TargetSpec
 

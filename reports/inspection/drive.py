@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.inspection.projection import Ground, Pinhole, beside, dense_path
+from reports.inspection.projection import Ground, Pinhole, beside, dense_path
 from shards_schema.poses import Float64
 
 FRONT, REAR, WIDTH = 4.049, 1.127, 2.297

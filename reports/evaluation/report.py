@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.evaluation.columns import AVERAGE, SCORE_NAME, SUBSCORES, mean_text, short
-from jobs.evaluation.results import DriverResult, interval
-from jobs.outputs import replace_file, write_text
-from jobs.report import table
+from reports.evaluation.columns import AVERAGE, SCORE_NAME, SUBSCORES, mean_text, short
+from reports.evaluation.results import DriverResult, interval
+from reports.outputs import replace_file, write_text
+from reports.tables import table
 from scoring import Version
 
 

@@ -12,7 +12,7 @@ from scoring import Version
 from scoring.scorer import DEFAULT_MAX_BYTES
 
 Baseline = Literal["constant_velocity", "stop", "human", "ego_status_mlp", "best_of_n"]
-"""See `jobs.evaluation.drivers`."""
+"""See `reports.evaluation.drivers`."""
 
 
 class MLPConfig(BaseModel):
@@ -37,7 +37,7 @@ class EvaluateConfig(BaseModel):
         data: the dataset, a path or URL, with the reward column.
         out: folder of what is written.
         policy: checkpoints (``stage_2.pt``), one or a list; the first is the candidate of the page.
-        baselines: see `jobs.evaluation.drivers`.
+        baselines: see `reports.evaluation.drivers`.
         version: v1: PDMS, v2: EPDMS, or both.
         split: held_out, all, or a file of tokens or of a scene filter.
         held_out, split_seed: of the split; None: as the first policy was trained.

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from jobs import inspection
-from jobs.evaluation import draw
-from jobs.evaluation.columns import SCORE_NAME, SUBSCORES, mean_text, short
-from jobs.evaluation.failures import Failure, failures
-from jobs.evaluation.results import DriverResult, interval
-from jobs.inspection import drive
-from jobs.inspection.colours import jpeg_uri
-from jobs.inspection.projection import fit_ground
 from pipeline.reading.reader import Dataset
+from reports import inspection
+from reports.evaluation import draw
+from reports.evaluation.columns import SCORE_NAME, SUBSCORES, mean_text, short
+from reports.evaluation.failures import Failure, failures
+from reports.evaluation.results import DriverResult, interval
+from reports.inspection import drive
+from reports.inspection.colours import jpeg_uri
+from reports.inspection.projection import fit_ground
 from scoring import RewardContext, Version
 from shards_schema import layout
 from shards_schema.errors import ShardsError

@@ -13,11 +13,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.evaluation.columns import SUBSCORES, short
-from jobs.evaluation.results import DriverResult
-from jobs.evaluation.two_stage import Aggregate, TwoStage
-from jobs.outputs import write_text
-from jobs.report import table
+from reports.evaluation.columns import SUBSCORES, short
+from reports.evaluation.results import DriverResult
+from reports.evaluation.two_stage import Aggregate, TwoStage
+from reports.outputs import write_text
+from reports.tables import table
 
 NAMES = SUBSCORES["v2"]
 

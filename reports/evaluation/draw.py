@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.evaluation.columns import short
-from jobs.evaluation.failures import Failure
+from reports.evaluation.columns import short
+from reports.evaluation.failures import Failure
 from scoring import Layer, Polygons, RewardContext
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, HEADING, REAR_AXLE_TO_CENTRE, VX, VY
 
