@@ -1,7 +1,7 @@
 """What is fuzzed: each parser of bytes that somebody else may have written, with seeds that it reads.
 
-    pickle    `pipeline.sources.unpickle.load_pickle`        log pickles, calibrations in nuPlan logs
-    cache     `teachers.pdm.metric_cache.context_from_cache` the pickle within the lzma
+    pickle    `pickles.unpickle.load_pickle`        log pickles, calibrations in nuPlan logs
+    cache     `scoring.devkit.metric_cache.context_from_cache` the pickle within the lzma
     log       the NAVSIM source, from file to JSON and Zarr  values of a log's frames exchanged
     db        the nuPlan source, scan and scenes             bytes of the SQLite file
     jpeg      `pipeline.stores.decode.decode_jpeg`
@@ -35,14 +35,15 @@ from PIL import Image
 
 from chaos import evil
 from chaos.world import World
+from pickles.unpickle import load_pickle
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
-from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
 from pipeline.writing.samples import SamplesColumn, SamplesConfig, StoredImage
+from scoring.devkit.metric_cache import context_from_cache
 from shards_schema import layout
 from shards_schema.codecs import canonical_json, load_npy, npy_bytes, seal
 from shards_schema.commit import CommitRecord
@@ -51,7 +52,6 @@ from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.records import Scene
 from synthetic import SyntheticConfig
 from synthetic.nuplan_dataset import generate_nuplan
-from teachers.pdm.metric_cache import context_from_cache
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 
@@ -83,7 +83,7 @@ class Target:
 class _Pickle(Target):
     """Everything that a pickle may say."""
 
-    modules = ("pipeline.sources.unpickle",)
+    modules = ("pickles.unpickle",)
 
     def prepare(self) -> None:
         frames = load_pickle(_log().read_bytes(), "seed")[:1]
@@ -98,7 +98,7 @@ class _Pickle(Target):
 class _Cache(Target):
     """Metric caches, beneath the compression."""
 
-    modules = ("shards_schema.inert", "teachers.pdm.metric_cache")
+    modules = ("pickles.inert", "scoring.devkit.metric_cache")
 
     def prepare(self) -> None:
         found = sorted((DATA / "pdm").glob("metric_cache_v*/**/metric_cache.pkl"))

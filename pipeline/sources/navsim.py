@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic import field_validator
 
+from pickles.unpickle import load_pickle
 from pipeline.sources import files
 from pipeline.sources.base import Scan, SceneRef, Wanted
 from pipeline.sources.looking import missing
@@ -30,7 +31,6 @@ from pipeline.sources.navsim_images import LogImages
 from pipeline.sources.navsim_windows import PERIOD_US, Gaps, break_between, cut_windows
 from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, wanted_logs
 from pipeline.sources.second_stage import START, SecondStage, add_second_stage
-from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import ConfigError, SampleError

@@ -23,8 +23,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pickles.unpickle import load_pickle
 from pipeline.sources.nuplan_db import LogDb, hexed, unreadable
-from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import floats
 from shards_schema.errors import SampleError, UnsafePickleError
 from shards_schema.poses import Float64

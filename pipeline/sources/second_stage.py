@@ -8,7 +8,7 @@ Layout, below the dataset's root, for the split ``navhard_two_stage`` (``warmup_
 A pickle is what the devkit's ``Scene.save_to_disk`` writes. The files are named by scene; the token is that of the
 metadata (``initial_token``), so a file of another name is found too, by looking into all of them. What lies after the
 last frame (``extended_detections_tracks``, ``extended_traffic_light_data``) is in objects of nuPlan's classes, which
-are read as inert data (`shards_schema.inert`); those steps become frames at the last pose, as the devkit has them, and
+are read as inert data (`pickles.inert`); those steps become frames at the last pose, as the devkit has them, and
 the scene is not `driven`.
 """
 
@@ -25,6 +25,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from pickles import inert
+from pickles.unpickle import load_pickle
 from pipeline.sources import files
 from pipeline.sources.base import Missing, Scan, SceneRef, Wanted
 from pipeline.sources.looking import missing
@@ -32,9 +34,7 @@ from pipeline.sources.navsim_frame import FrameReader
 from pipeline.sources.navsim_images import LogImages
 from pipeline.sources.scan import LogScan, each_log
 from pipeline.sources.scene_filter import SceneFilter
-from pipeline.sources.unpickle import load_pickle
 from pipeline.sources.untrusted import floats, integer, items, shown, text
-from shards_schema import inert
 from shards_schema.errors import ConfigError, SampleError, UnsafePickleError
 from shards_schema.poses import Float64, to_local
 from shards_schema.records import Frame, Scene

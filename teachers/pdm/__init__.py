@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from scoring.columns import context_from_targets
-from teachers.pdm.metric_cache import context_from_cache, find_caches, read_cache
+from scoring.devkit.metric_cache import context_from_cache, find_caches, read_cache
 
 if TYPE_CHECKING:
     from teachers.pdm.teacher import PDMTeacher

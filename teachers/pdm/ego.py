@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from scoring.devkit.frames import past_at_10_hz
 from scoring.vehicle import STATE_SIZE
 from shards_schema.poses import to_local
 from shards_schema.records import Frame, Scene
-from teachers.pdm.frames import past_at_10_hz
 
 Float64 = NDArray[np.float64]
 

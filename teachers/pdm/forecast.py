@@ -14,9 +14,9 @@ import shapely
 from numpy.typing import NDArray
 
 from scoring.context import AGENT_STEPS, RewardContext
+from scoring.devkit.frames import local_polygons
 from scoring.vehicle import STEPS
 from shards_schema.poses import to_local
-from teachers.pdm.frames import local_polygons
 from teachers.pdm.observation import MOVING, STOPPED_MPS, Objects, objects, red_connectors
 from teachers.pdm.scene_context import Prepared, box_outlines, ego_centre, ego_outlines
 

@@ -11,7 +11,7 @@ import pytest
 
 from chaos import fuzz
 from chaos.targets import TARGETS, Target
-from pipeline.sources.unpickle import load_pickle
+from pickles.unpickle import load_pickle
 from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import SampleError
 

@@ -34,18 +34,18 @@ from pydantic import BaseModel
 from chaos.world import World
 from jobs import config as job_config
 from jobs import inspect
+from pickles.unpickle import load_pickle
+from pickles.walk import one_frame
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from pipeline.sources.files import names
-from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
+from scoring.devkit.metric_cache import read_cache
 from shards_schema import layout
 from shards_schema.codecs import seal
 from shards_schema.errors import ConfigError, DatasetError, SampleError, ShardsError
 from shards_schema.manifests import ColumnManifest
-from shards_schema.pickle_walk import one_frame
-from teachers.pdm.metric_cache import read_cache
 from trainer import checkpoint
 
 # --- pickles

@@ -17,9 +17,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from pydantic import ValidationError
 
+from pickles.unpickle import load_pickle
 from pipeline.sources.base import Scan, SceneRef, Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
-from pipeline.sources.unpickle import load_pickle
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import CHANNELS, Scene
 

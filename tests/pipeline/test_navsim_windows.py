@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from jobs.teachers import TeachersConfig, _check_quarantine
+from pickles.unpickle import load_pickle
 from pipeline.sources.base import Scan
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
-from pipeline.sources.unpickle import load_pickle
 from pipeline.writing import run
 from pipeline.writing.plan import PlanConfig
 from shards_schema.errors import ConfigError, IncompleteError

@@ -25,11 +25,11 @@ from pipeline.stores.remote import store_of
 from pipeline.stores.retry import ENVIRONMENT
 from pipeline.writing import run as runs
 from pipeline.writing.images import read_image
+from scoring.devkit.metric_cache import find_caches, read_cache
 from shards_schema.errors import MissingFileError, SampleError, StoreError
 from shards_schema.records import Scene
 from synthetic import SyntheticConfig
 from synthetic.nuplan_dataset import generate_nuplan
-from teachers.pdm.metric_cache import find_caches, read_cache
 from tests.committed import begin
 from tests.toys import ToySource, ToyTeacher, write_images
 

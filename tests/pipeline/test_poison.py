@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pickles.unpickle import load_pickle
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
-from pipeline.sources.unpickle import load_pickle
 from pipeline.stores.decode import MAX_PIXELS, decode_jpeg
 from pipeline.writing import run as runs
 from pipeline.writing.images import MAX_BYTES, read_image

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources import unpickle
-from pipeline.sources.unpickle import load_pickle
+from pickles import unpickle
+from pickles.unpickle import load_pickle
 from shards_schema.errors import SampleError, UnsafePickleError
 
 LOG = next((Path(__file__).parents[1] / "data" / "navsim").glob("*.pkl")).read_bytes()

@@ -11,8 +11,8 @@ import shapely
 
 from maps.nuplan_map import load_map
 from maps.roads import Roads
+from scoring.devkit.frames import local_polygons
 from shards_schema.errors import SampleError
-from teachers.pdm.frames import local_polygons
 from teachers.pdm.path import DiscretePath, shifted
 from teachers.pdm.route import Route, centerline, corrected_route, logged_route, starting_lane
 

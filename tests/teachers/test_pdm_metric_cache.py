@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import shapely
 
+from pickles.inert import ALLOWED, Array, Record, Wkb, load
 from scoring import Layer
+from scoring.devkit.metric_cache import cache_version
 from shards_schema.errors import MissingFileError, SampleError, UnsafePickleError
-from shards_schema.inert import ALLOWED, Array, Record, Wkb, load
 from teachers.pdm import context_from_cache, find_caches, read_cache
-from teachers.pdm.metric_cache import cache_version
 
 DATA = Path(__file__).parents[1] / "data" / "pdm"
 TOKEN = "74c2e34b6c4c219b"
@@ -261,4 +261,4 @@ def test_the_allow_list_names_no_more_than_a_cache_may_hold(caches: dict[str, di
                 assert not op.name.startswith(("EXT", "PERSID", "BINPERSID", "NEXT_BUFFER"))
     for entry in ALLOWED.values():
         kind = entry if isinstance(entry, type) else type(entry)
-        assert kind.__module__ == "shards_schema.inert"
+        assert kind.__module__ == "pickles.inert"

@@ -3,7 +3,7 @@
 A pickle is a program. `load_pickle` takes the small part of that language which plain data needs - containers,
 numbers, strings, numpy arrays and scalars of numbers and strings - and refuses the rest before it is run:
 
-1. `shards_schema.pickle_walk` walks the opcodes once without running any. What no log needs is refused here:
+1. `pickles.walk` walks the opcodes once without running any. What no log needs is refused here:
    persistent ids, the extension registry, ``NEWOBJ``, ``INST``, ``OBJ``, out-of-band buffers, the text opcodes of
    protocols 0 and 1. So are a memo place above the file's size and lengths beyond its end.
 2. The C unpickler then runs it with a `find_class` that looks (module, name) up in a table. No entry of the table is
@@ -27,9 +27,9 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pickles.walk import RefusedError, Walk, one_frame
 from shards_schema.disguises import disguise
 from shards_schema.errors import SampleError, UnsafePickleError
-from shards_schema.pickle_walk import RefusedError, Walk, one_frame
 
 _COPIES: Final = 4
 """Bytes that may be copied, per byte of the file; each honest array is in the file once and copied once."""

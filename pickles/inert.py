@@ -6,7 +6,7 @@ functions (numpy's array builders, shapely's WKB reader) are replaced by ours, w
 is refused before it is looked up, with `UnsafePickleError`.
 
 Guarantee: no code but this file's and the C unpickler's runs, after a walk that refuses what would make that one
-allocate more than the file's size bears out (`shards_schema.pickle_walk`). Not promised: a bound on time.
+allocate more than the file's size bears out (`pickles.walk`). Not promised: a bound on time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from pickles.walk import RefusedError, Walk, one_frame
 from shards_schema.errors import UnsafePickleError
-from shards_schema.pickle_walk import RefusedError, Walk, one_frame
 
 _WALK = Walk(
     {

@@ -1,7 +1,7 @@
 """The NAVSIM devkit's metric caches (tag v1.1, and v2) as reward contexts, without the devkit.
 
 A cache is ``<root>/<log>/<scenario type>/<token>/metric_cache.pkl``: an lzma stream of one pickle of a `MetricCache`.
-It is read with an allow-list (`shards_schema.inert`), so a cache from anywhere is safe to open. Where things are:
+It is read with an allow-list (`pickles.inert`), so a cache from anywhere is safe to open. Where things are:
 
 - v1: boxes only as polygons, in 51 occupancy maps; class, size and speed in ``_unique_objects``; no lights, no human.
 - v2: 41 lists of tracked objects; red lights in ``_occupancy_maps_tl``; the human's past and future.
@@ -26,14 +26,14 @@ import shapely
 import torch
 from numpy.typing import NDArray
 
+from pickles.inert import Array, Record, load
 from scoring.context import AGENT_STEPS, FILTERED, Layer, Polygons, RewardContext, Version
+from scoring.devkit.frames import local_polygons, past_at_10_hz
 from scoring.reference import interpolate, sample_times
 from scoring.vehicle import FRONT_LENGTH, REAR_AXLE_TO_CENTRE, REAR_LENGTH, STATE_SIZE, STEPS, WHEEL_BASE, WIDTH
 from shards_schema.errors import MissingFileError, SampleError, StoreError, UnsafePickleError
-from shards_schema.inert import Array, Record, load
 from shards_schema.poses import to_local
 from shards_schema.reading import judged, read_local
-from teachers.pdm.frames import local_polygons, past_at_10_hz
 
 Float64 = NDArray[np.float64]
 
