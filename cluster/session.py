@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray._private import services
 
 from cluster import ends, preemption, shipping
-from shards_schema import reach
 from shards_schema.errors import ConfigError
+from shards_schema.inputs import reach
 
 _OF_RAY = re.compile(r"^ray::|/ray/")
 """In the command line of a process that Ray has started."""

@@ -23,9 +23,10 @@ from pydantic import BaseModel, ValidationError
 
 from jobs import usage
 from pipeline.stores.retry import without_credentials
-from shards_schema import documents, layout
+from shards_schema import layout
 from shards_schema.errors import ConfigError, ShardsError
-from shards_schema.refusals import annotations_at, options_of, problems
+from shards_schema.inputs import documents
+from shards_schema.inputs.refusals import annotations_at, options_of, problems
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -21,8 +21,8 @@ from jobs.journal import Journal, follow, say
 from reports.intervals import Interval, clustered
 from reports.outputs import write_text
 from reports.tables import table
-from shards_schema import documents
 from shards_schema.errors import DatasetError, MismatchError
+from shards_schema.inputs import documents
 from trainer import baselines, checkpoint, distributed
 from trainer.grpo import GRPO, POLICY
 from trainer.grpo_config import GRPOConfig

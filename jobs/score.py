@@ -39,9 +39,9 @@ from reports.outputs import write_text
 from reports.tables import table
 from scoring import Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
-from shards_schema import documents
 from shards_schema.errors import ConfigError, MissingFileError, SampleError, StoreError
-from shards_schema.places import local_place
+from shards_schema.inputs import documents
+from shards_schema.inputs.places import local_place
 
 POSES = 8
 SCENES_AT_ONCE = 64

@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from shards_schema import documents
-from shards_schema.refusals import options_of
+from shards_schema.inputs import documents
+from shards_schema.inputs.refusals import options_of
 
 HELP = frozenset({"--help", "-h"})
 _ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from shards_schema import documents
 from shards_schema.errors import ShardsError
+from shards_schema.inputs import documents
 
 INDEX: Final = "nuplan-maps-v1.0.json"
 

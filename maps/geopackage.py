@@ -21,7 +21,7 @@ import shapely
 from numpy.typing import NDArray
 
 from shards_schema.errors import SampleError, StoreError
-from shards_schema.reading import read_local
+from shards_schema.inputs.reading import read_local
 
 Shapes = NDArray[np.object_]
 

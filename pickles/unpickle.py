@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pickles.walk import RefusedError, Walk, one_frame
-from shards_schema.disguises import disguise
 from shards_schema.errors import SampleError, UnsafePickleError
+from shards_schema.inputs.disguises import disguise
 
 _COPIES: Final = 4
 """Bytes that may be copied, per byte of the file; each honest array is in the file once and copied once."""

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards_schema.documents import UnreadableError, parse_json
 from shards_schema.errors import DatasetError, DigestError
+from shards_schema.inputs.documents import UnreadableError, parse_json
 
 TAR_BLOCK = 512
 TAR_END = bytes(2 * TAR_BLOCK)

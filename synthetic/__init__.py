@@ -20,8 +20,9 @@ from typing import Any
 
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
-from shards_schema import documents, layout
+from shards_schema import layout
 from shards_schema.errors import MismatchError
+from shards_schema.inputs import documents
 from synthetic.config import GENERATOR, SyntheticConfig
 from synthetic.logs import LogSpec, drive_of, log_specs, write_log
 from synthetic.maps import write_maps

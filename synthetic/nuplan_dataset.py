@@ -21,8 +21,8 @@ from typing import Any
 
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
-from shards_schema import documents
 from shards_schema.errors import ConfigError, MismatchError
+from shards_schema.inputs import documents
 from shards_schema.records import CHANNELS
 from synthetic import MARKER, NOTICE, SyntheticConfig, generate, log_specs
 from synthetic.logs import LogSpec

@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shards_schema import documents
+from shards_schema.inputs import documents
 
 _BLOCK = 1 << 22
 _WORTH = 64 << 20

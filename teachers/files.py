@@ -24,8 +24,8 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from shards_schema import documents
 from shards_schema.errors import WeightsError
+from shards_schema.inputs import documents
 from teachers.digests import file_digest
 from teachers.weights import WeightsConfig
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from shards_schema.errors import ConfigError, ShardsError
-from shards_schema.refusals import problems
+from shards_schema.inputs.refusals import problems
 from shards_schema.specs import NAME, refuse_reserved
 from teachers.base import Teacher
 

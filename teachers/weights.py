@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from shards_schema import reach
 from shards_schema.errors import WeightsError
+from shards_schema.inputs import reach
 from teachers.digests import file_digest as file_digest  # and for those who ask here for it
 
 

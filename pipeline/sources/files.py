@@ -2,7 +2,7 @@
 
 "It is not there" is said only where somebody looked and it was not: a disk that fails for a moment, a store that does
 not answer, a folder that went away are a `StoreError`, after the attempts of `pipeline.stores.retry`. Of a local disk
-`shards_schema.reading` says which is which.
+`shards_schema.inputs.reading` says which is which.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from pipeline.stores.remote import is_local, store_of
 from pipeline.stores.retry import store_config
-from shards_schema.documents import LOG_BYTES
 from shards_schema.errors import SampleError, StoreError
-from shards_schema.reading import judged, read_local
+from shards_schema.inputs.documents import LOG_BYTES
+from shards_schema.inputs.reading import judged, read_local
 
 _Result = TypeVar("_Result")
 

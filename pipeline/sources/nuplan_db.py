@@ -34,7 +34,7 @@ from pipeline.sources.files import again, local_path
 from pipeline.stores.disk import told
 from pipeline.stores.remote import is_local, store_of
 from shards_schema.errors import SampleError, StoreError
-from shards_schema.reading import judged
+from shards_schema.inputs.reading import judged
 
 _MAGIC: Final = b"SQLite format 3\x00"
 _HEADER: Final = 100

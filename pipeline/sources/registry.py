@@ -13,8 +13,8 @@ from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.stores.retry import without_credentials
 from shards_schema.errors import ConfigError
-from shards_schema.places import local_place
-from shards_schema.refusals import problems
+from shards_schema.inputs.places import local_place
+from shards_schema.inputs.refusals import problems
 from synthetic import SyntheticConfig, generate
 
 Progress = Callable[[str], None]

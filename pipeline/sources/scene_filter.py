@@ -6,7 +6,7 @@ Fields, defaults and limits are those of the devkit's `SceneFilter`. What a two-
 of synthetic scenes is kept, for those who aggregate; no source here reads such scenes (`NavsimSource` counts them).
 
 Unknown keys are refused, also in the YAML files: a misspelt ``frame_intervall`` would change the dataset in silence.
-YAML aliases are refused: no such file has them, and they are how YAML bombs are made (`shards_schema.documents`). The C
+YAML aliases are refused: no such file has them, and they are how YAML bombs are made (`shards_schema.inputs.documents`). The C
 loader reads navtrain's 103,288 tokens in 0.6 s, where PyYAML's own takes 2.8 s.
 """
 
@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from shards_schema import documents
 from shards_schema.errors import ConfigError
-from shards_schema.refusals import problems
+from shards_schema.inputs import documents
+from shards_schema.inputs.refusals import problems
 
 _HYDRA_KEYS = {"_target_", "_convert_"}
 """How Hydra builds the devkit's class; says nothing of the filter."""

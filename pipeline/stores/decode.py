@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import simplejpeg
 
-from shards_schema.disguises import disguise
 from shards_schema.errors import SampleError
+from shards_schema.inputs.disguises import disguise
 from shards_schema.records import Image
 
 MAX_PIXELS = 64_000_000

@@ -34,8 +34,9 @@ from typing import Any, Protocol
 from pipeline.stores.disk import gone, told
 from pipeline.stores.remote import RemoteStore, store_of
 from pipeline.stores.volume import Volume
-from shards_schema import documents, layout
+from shards_schema import layout
 from shards_schema.errors import HeldError, StoreError
+from shards_schema.inputs import documents
 
 BEAT = 15.0
 """Seconds between two beats of a holder that has no file lock."""

@@ -1,4 +1,4 @@
-"""Types of config fields that say where something is; `shards_schema.places` says what such a text means."""
+"""Types of config fields that say where something is; `shards_schema.inputs.places` says what such a text means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from shards_schema import layout
 from shards_schema.errors import ConfigError
-from shards_schema.places import local_place, place
+from shards_schema.inputs.places import local_place, place
 
 
 def dataset_around(path: Path) -> Path | None:

@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shards_schema import documents
 from shards_schema.errors import ConfigError, StoreError
-from shards_schema.refusals import problems
+from shards_schema.inputs import documents
+from shards_schema.inputs.refusals import problems
 
 Result = TypeVar("Result")
 

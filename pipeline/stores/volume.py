@@ -29,7 +29,7 @@ from pipeline.stores.remote import RemoteStore, is_local, store_of
 from shards_schema import layout
 from shards_schema.commit import FileDigest
 from shards_schema.errors import MissingFileError
-from shards_schema.places import place
+from shards_schema.inputs.places import place
 
 Buffer = bytes | memoryview
 _FLUSH = 1 << 20

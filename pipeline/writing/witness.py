@@ -22,8 +22,9 @@ from pipeline.stores.checksum import crc32c
 from pipeline.stores.volume import Volume
 from pipeline.writing.images import Seen, read_image
 from pipeline.writing.task import ShardTask
-from shards_schema import documents, layout
+from shards_schema import layout
 from shards_schema.errors import DatasetError, MismatchError, SampleError, StoreError
+from shards_schema.inputs import documents
 
 _THREADS = 16
 

@@ -32,8 +32,8 @@ from scoring.devkit.frames import local_polygons, past_at_10_hz
 from scoring.reference import interpolate, sample_times
 from scoring.vehicle import FRONT_LENGTH, REAR_AXLE_TO_CENTRE, REAR_LENGTH, STATE_SIZE, STEPS, WHEEL_BASE, WIDTH
 from shards_schema.errors import MissingFileError, SampleError, StoreError, UnsafePickleError
+from shards_schema.inputs.reading import judged, read_local
 from shards_schema.poses import to_local
-from shards_schema.reading import judged, read_local
 
 Float64 = NDArray[np.float64]
 

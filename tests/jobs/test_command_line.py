@@ -32,7 +32,7 @@ from pipeline.writing.device import refuse_absent
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from reports.outputs import replace_file, write_bytes
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError, StoreError
-from shards_schema.refusals import annotations_at, problems
+from shards_schema.inputs.refusals import annotations_at, problems
 from synthetic import MARKER, SyntheticConfig
 from teachers import registry as teachers
 

@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.second_stage import START
 from shards_schema.errors import ConfigError, SampleError
-from shards_schema.reading import read_local
+from shards_schema.inputs.reading import read_local
 from shards_schema.records import CHANNELS, Scene
 from tests.pipeline.two_stage_toys import FOLDER, split_yaml, two_stage
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shards_schema import documents
-from shards_schema.documents import UnreadableError, parse_json, parse_yaml
+from shards_schema.inputs import documents
+from shards_schema.inputs.documents import UnreadableError, parse_json, parse_yaml
 
 DEEP = 100_000
 """libyaml's composer and CPython's C stack end at some tens of thousands."""

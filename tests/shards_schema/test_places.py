@@ -14,7 +14,7 @@ from pipeline.sources import registry as sources
 from pipeline.stores.volume import Volume
 from reports.evaluation.config import EvaluateConfig
 from shards_schema.errors import ConfigError
-from shards_schema.places import local_place, place
+from shards_schema.inputs.places import local_place, place
 
 STRANGE = {
     "s3:/bucket/run": "write s3://bucket/run",

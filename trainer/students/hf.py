@@ -29,8 +29,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from shards_schema import reach
 from shards_schema.errors import ConfigError, WeightsError
+from shards_schema.inputs import reach
 from trainer.answers.base import Answers
 from trainer.batch import Batch, prompt_text
 from trainer.latents import LatentInputs
