@@ -2,7 +2,21 @@
 
 from setuptools import find_packages, setup
 
-ROOMS = ["last_shards", "shards_schema", "maps", "teachers", "pipeline", "scoring", "trainer", "jobs", "navsim_agent"]
+ROOMS = [
+    "last_shards",
+    "shards_schema",
+    "pickles",
+    "maps",
+    "scoring",
+    "teachers",
+    "pipeline",
+    "synthetic",
+    "trainer",
+    "cluster",
+    "reports",
+    "jobs",
+    "navsim_agent",
+]
 
 setup(
     packages=[

@@ -7,7 +7,7 @@
     jpeg      `pipeline.stores.decode.decode_jpeg`
     npy       `shards_schema.codecs.load_npy`
     document  dataset.json, column.json, commit records
-    record    `pipeline.reading.reader.Dataset` and `verify`         a commit record with a valid seal and anything in it
+    record    `pipeline.reading.reader.Dataset` and `verify`        a commit record with a valid seal and anything in it
     tar       `pipeline.reading.verify`                              a tar whose commit record vouches for it
 
 Where bytes alone would not get past the first check (a seal, a pickle), the input is the seed of a generator that makes

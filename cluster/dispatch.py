@@ -14,8 +14,8 @@ seat whose worker dies gets a new one. The caller reports what happened and does
    without one task done is closed; when all are closed the run is given up.
 4. A place beside a running task is filled only while as many tasks wait as there are seats, so that the last tasks
    spread over all workers and no slow one holds two of them.
-5. A worker *hangs* when it has had a task, or has been loading, for longer than `cluster.timeouts` allows; it is then as
-   good as dead (rules 1 and 3).
+5. A worker *hangs* when it has had a task, or has been loading, for longer than `cluster.timeouts` allows; it is then
+   as good as dead (rules 1 and 3).
 6. After a worker died or hung, its tasks, and the next one on its seat, are done *carefully*: in a mode in which an
    image that ends its decoder ends nothing else. So poison costs one attempt, and no seat is closed for it.
 

@@ -1,7 +1,7 @@
 """The driver: hand shards to actors until all are done.
 
-It does what `cluster.dispatch` decides. Each actor hosts one `ShardWorker` and holds `shards_in_flight` tasks at once (so
-that decoding, teaching and writing overlap); only tasks and receipts, some kilobytes, cross the wire. An actor that
+It does what `cluster.dispatch` decides. Each actor hosts one `ShardWorker` and holds `shards_in_flight` tasks at once
+(so that decoding, teaching and writing overlap); only tasks and receipts, some kilobytes, cross the wire. An actor that
 dies, or hangs, loading or at work, beyond its deadline and is killed for it, is replaced and its shards are tried
 again; that is safe because a shard done twice writes the same bytes to the same names.
 

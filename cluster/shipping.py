@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("shards_schema", "maps", "scoring", "teachers", "pipeline", "jobs")
+PACKAGES = ("shards_schema", "pickles", "maps", "scoring", "teachers", "pipeline", "cluster")
 """What a worker may import of ours."""
 
 ENVIRONMENT = (

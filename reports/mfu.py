@@ -1,8 +1,8 @@
 """The light meter of a run: how fast each teacher was while it was at work, and what share of the time that was.
 
 Counted from the receipts alone: scenes that were written, and the seconds that the teacher's device was at work on them
-(`pipeline.writing.task.ColumnReceipt.teacher_seconds`). `python -m benchmarks light` sets the same figures against the device's
-own matrix rate.
+(`pipeline.writing.task.ColumnReceipt.teacher_seconds`). `python -m benchmarks light` sets the same figures against the
+device's own matrix rate.
 """
 
 from __future__ import annotations

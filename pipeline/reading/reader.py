@@ -1,8 +1,8 @@
 """Random access to the committed shards of a dataset: a token and the names of what is wanted in, arrays out.
 
 Opening reads `dataset.json`, `column.json` and the commit records of the asked-for columns, and nothing else
-(`pipeline.reading.members`). On a local disk arrays are read-only views of the mapped tar, with no copy, or are read straight
-into memory of their own or of the caller's (`owned`, `take`); targets that are stored encoded are decoded to float32.
+(`pipeline.reading.members`). On a local disk arrays are read-only views of the mapped tar, with no copy, or are
+read straight into memory of their own or of the caller's (`owned`, `take`); targets that are stored encoded are decoded to float32.
 On any other fsspec store a read is one batch of range requests. Only committed shards exist here, and a fault is an
 error that names shard and file, never a sample less. Every member is held against the CRC-32C in its commit record
 before its value is handed out, so that a bit that changed after the commit is an error as well (datasets of schema
@@ -44,7 +44,7 @@ Sample = dict[str, dict[str, Any]]
 """Column -> name -> value: an array (targets), parsed JSON (``json``), bytes (any other member)."""
 
 Arrays = Literal["views", "owned", "unread"]
-"""Read-only views of the mapped file; arrays with memory of their own; `pipeline.reading.values.Unread`, to be copied."""
+"""Read-only views of the mapped file; arrays with memory of their own; `values.Unread`, to be copied."""
 
 
 class Found(NamedTuple):

@@ -1,0 +1,1 @@
+"""From logs to shards: the plan, the frames, the worker, and the books of a run."""

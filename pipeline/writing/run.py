@@ -1,7 +1,7 @@
 """A run, before and after the work: what is planned, what is left to do, and whether the accounting closes.
 
     begin()   scan -> plan -> dataset.json, plan.parquet, column.json, zarr.json   (written once, else compared; what
-                              follows from others and is gone is made anew, see `pipeline.writing.ground`; what the source has
+                              follows from others and is gone is made anew, see `ground`; what the source has
                               more since then: plan.1.json, plan.1.parquet, see `pipeline.stores.generations`)
               todo = plan minus commit records, and what is made again (`pipeline.writing.again`)
     close()   read every commit record -> planned = written + quarantined -> index.parquet, quarantine.parquet,
@@ -160,7 +160,7 @@ def begin(
         ConfigError: the source has no scenes, a column has a name that is reserved, or a shard's Zarr chunks would be
             larger than memory.
         MismatchError: the dataset there was planned otherwise (but for scenes that the source has more by now: they
-            become a generation of their own, see `pipeline.writing.growth`), a column was made otherwise, or the folder is
+            become a generation of their own, see `growth`), a column was made otherwise, or the folder is
             somebody else's, or images were exchanged since shards of their logs were committed.
         DatasetError: a document there is damaged.
     """

@@ -3,7 +3,7 @@
 The decoder is native code that reads what strangers wrote. Where it crashes (SIGSEGV, abort) its process goes with it,
 which is why a shard at which that happened is tried again with this in the place of `decode_jpeg`:
 
-    decode pool --one image at a time--> pipeline.writing.sandbox_child --forks for each image--> decode_jpeg, and the end
+    decode pool --one image at a time--> sandbox_child --forks for each image--> decode_jpeg, and the end
 
 So a crash is the doing of the image that was decoded, whatever was decoded before it. An image that crashes two such
 processes, or uses up the processor time of one, is a `SampleError` and is quarantined like any other bad one, in words

@@ -1,4 +1,4 @@
-"""The child of `pipeline.writing.sandbox`: forks for each image that it is given, and tells what became of that process.
+"""The child of `pipeline.writing.sandbox`: forks for each image that it is given, and tells what became of it.
 
     in    {"where": PATH, "size": N}\\n  N bytes of a JPEG
     out   {"shape": [H, W, 3]}\\n            decoded; the pixels stand at the beginning of the file PIXELS

@@ -1,0 +1,1 @@
+"""The devkit's own metric caches, read without the devkit."""

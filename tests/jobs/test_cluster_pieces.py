@@ -112,7 +112,7 @@ def test_the_shipped_packages_are_enough_for_a_worker_and_small(tmp_path: Path) 
     files, size = shipping.size()
     assert files > 50
     assert size < 20 << 20
-    code = "import cluster.session as c, cluster.preflight as s, teachers.registry as r; print(c.__file__, s.__file__, r.__file__)"
+    code = "import cluster.session as c, cluster.preflight as p, teachers.registry as r; print(c.__file__, p.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -142,7 +142,7 @@ def test_a_worker_that_sees_the_same_is_let_in_and_any_other_is_named(
 
     # an older dataset of the same plan, at the same path of another disk
     shutil.copytree(tmp_path / "out", tmp_path / "other", ignore=shutil.ignore_patterns(".tmp"))
-    monkeypatch.setattr(sight, "_PATIENCE", 0.1)
+    monkeypatch.setattr(preflight, "_PATIENCE", 0.1)
     with pytest.raises(MismatchError, match=r"mark is not there.*network file"):
         preflight.compare(seen, data, Volume(str(tmp_path / "other")))
     with pytest.raises(MismatchError, match=r"dataset.json there is nothing"):
