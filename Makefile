@@ -112,7 +112,7 @@ bench-gpu: $(READY) ## the networks against the matrix rate of the device at han
 	$(PY) -m benchmarks light $(SET)
 
 chaos: $(READY) ## kill, freeze, starve and corrupt real runs, and report what was lost (CHAOS=50: longer)
-	$(PY) -m chaos $(SET)
+	$(PY) -m tests.chaos $(SET)
 
 clean: ## remove caches (not .venv, data, out or runs)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info build

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chaos import small
+from tests.chaos import small
 from jobs import teachers as teachers_job
 from pipeline.sources import registry as sources
 from tests.inline_job import run_inline
@@ -35,12 +35,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 
 def drive(factory: pytest.TempPathFactory) -> Path:
-    """The generated drive of `chaos.small`: 2 logs of 5 scenes."""
+    """The generated drive of `tests.chaos.small`: 2 logs of 5 scenes."""
     return made_once(factory, "drive", lambda folder: sources.build(small.source(folder)))
 
 
 def undisturbed(factory: pytest.TempPathFactory) -> Path:
-    """What `chaos.small.settings` of that drive come to where nothing goes wrong; made in this process, without Ray."""
+    """What `tests.chaos.small.settings` of that drive come to where nothing goes wrong; made in this process, without Ray."""
     config = small.settings(drive(factory))
 
     def make(folder: Path) -> None:

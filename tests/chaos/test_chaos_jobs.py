@@ -1,4 +1,4 @@
-"""The real job on a real Ray under one fault, and the judge judged. `python -m chaos jobs` has all faults."""
+"""The real job on a real Ray under one fault, and the judge judged. `python -m tests.chaos jobs` has all faults."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from chaos import jobs, report
-from chaos.harms import SCENARIOS, Outcome, Scenario, begun
-from chaos.jobs import strike
-from chaos.processes import records
-from chaos.report import page
-from chaos.room import Room
+from tests.chaos import jobs, report
+from tests.chaos.harms import SCENARIOS, Outcome, Scenario, begun
+from tests.chaos.jobs import strike
+from tests.chaos.processes import records
+from tests.chaos.report import page
+from tests.chaos.room import Room
 from tests.made_once import drive, undisturbed
 from tests.test_house import ROOMS, imports
 
@@ -82,14 +82,14 @@ def test_a_bug_without_its_test_stops_the_report(monkeypatch: pytest.MonkeyPatch
 def test_the_product_does_not_know_of_chaos() -> None:
     for name in ROOMS:
         for path in (ROOT / name).rglob("*.py"):
-            assert not any(m.split(".")[0] == "chaos" for m in imports(path)), path
+            assert not any(m.split(".")[0] == "tests" for m in imports(path)), path
 
 
 def test_an_unknown_part_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["chaos", "monkey"])
     with pytest.raises(SystemExit) as left:
-        runpy.run_module("chaos", run_name="__main__")
+        runpy.run_module("tests.chaos", run_name="__main__")
     assert left.value.code == 2
     said = capsys.readouterr().err
     assert re.search(r"expected one of .*faults, .*jobs, .*report, .*got monkey", said), said
-    assert ast.get_docstring(ast.parse((ROOT / "chaos" / "__main__.py").read_text())) is not None
+    assert ast.get_docstring(ast.parse((ROOT / "tests" / "chaos" / "__main__.py").read_text())) is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chaos import corruption
+from tests.chaos import corruption
 
 
 def test_no_fault_is_silent_and_no_value_is_wrong() -> None:

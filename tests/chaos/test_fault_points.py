@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chaos.faults import Strikes, summary
-from chaos.shim import CALLS, KINDS, Fault, Point, Shim
-from chaos.world import World
+from tests.chaos.faults import Strikes, summary
+from tests.chaos.shim import CALLS, KINDS, Fault, Point, Shim
+from tests.chaos.world import World
 from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
@@ -26,7 +26,7 @@ from teachers.base import column_manifest
 from tests.toys import ToyTeacher
 
 STRIDE = 97
-"""Of the whole run's 4,800 (point, kind); `python -m chaos faults` does them all."""
+"""Of the whole run's 4,800 (point, kind); `python -m tests.chaos faults` does them all."""
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos import fuzz
-from chaos.targets import TARGETS, Target
+from tests.chaos import fuzz
+from tests.chaos.targets import TARGETS, Target
 from pickles.unpickle import load_pickle
 from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import SampleError

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from chaos import small
-from chaos.leavings import MARK, marked, observe, summary
-from chaos.small import SmallJob
+from tests.chaos import small
+from tests.chaos.leavings import MARK, marked, observe, summary
+from tests.chaos.small import SmallJob
 from tests.made_once import drive
 
 
@@ -41,7 +41,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallJob]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_leaves_nothing(job: SmallJob, number: signal.Signals | None) -> None:
-    """A short form of `python -m chaos leavings`; ten seconds are in the middle of a run."""
+    """A short form of `python -m tests.chaos leavings`; ten seconds are in the middle of a run."""
     outcome = observe(job, number, 10, 60)
     assert outcome.left == []
     assert outcome.killed == []

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chaos import results, soak
-from chaos.soak import Sample, fit, is_flat, plot, verdicts
+from tests.chaos import results, soak
+from tests.chaos.soak import Sample, fit, is_flat, plot, verdicts
 
 
 def series(growth_mb_per_hour: float, *, leak: float = 0.0, noise: float = 3.0, minutes: int = 30) -> list[Sample]:

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from chaos import small
-from chaos.processes import Job, records
-from chaos.small import SmallJob
-from chaos.world import digests
+from tests.chaos import small
+from tests.chaos.processes import Job, records
+from tests.chaos.small import SmallJob
+from tests.chaos.world import digests
 from pipeline.reading.verify import verify
 from shards_schema import layout
 from tests import made_once

@@ -17,7 +17,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import chaos.__main__ as chaos_command
+import tests.chaos.__main__ as chaos_command
 from benchmarks import __main__ as benchmarks_command
 from jobs import config as job_config
 from jobs import teachers as teachers_job
@@ -174,7 +174,7 @@ def test_help_of_benchmarks_and_chaos(run: Run) -> None:
     assert "light.repeats" in out
     code, out, _ = run(chaos_command.main, "--help")
     assert code == 0
-    assert "python -m chaos" in out
+    assert "python -m tests.chaos" in out
 
 
 # --- unknown keys

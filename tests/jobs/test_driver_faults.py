@@ -1,5 +1,5 @@
 """The driver on a real Ray, with workers that hang and images that end their decoder; a toy teacher, so that they load
-at once. `python -m chaos jobs only=[hang,poison]` does the same to the whole job."""
+at once. `python -m tests.chaos jobs only=[hang,poison]` does the same to the whole job."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.processes import alive
-from chaos.world import World, compare
+from tests.chaos.processes import alive
+from tests.chaos.world import World, compare
 from cluster import driver
 from cluster.driver import Awake, drive
 from cluster.session import ClusterConfig, session
@@ -31,9 +31,9 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterConfig]:
-    """A Ray whose processes meet the fault of `chaos/crash`."""
+    """A Ray whose processes meet the fault of `tests/chaos/crash`."""
     config = ClusterConfig(cpus=2, workers=1)
-    shim = str(ROOT / "chaos" / "crash")
+    shim = str(ROOT / "tests" / "chaos" / "crash")
     with tempfile.TemporaryDirectory(prefix="df", dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([shim, str(ROOT)]))
         patch.setattr(sys, "path", [shim, *sys.path])  # for the children of this process

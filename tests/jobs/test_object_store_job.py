@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from chaos import small
-from chaos.processes import ROOT
+from tests.chaos import small
+from tests.chaos.processes import ROOT
 from pipeline.reading.verify import verify
 from pipeline.sources import registry
 from pipeline.stores.remote import store_of

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chaos import small
+from tests.chaos import small
 from jobs import teachers as teachers_job
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chaos import small
-from chaos.processes import ROOT, kill, records
-from chaos.small import SmallJob
-from chaos.world import digests
+from tests.chaos import small
+from tests.chaos.processes import ROOT, kill, records
+from tests.chaos.small import SmallJob
+from tests.chaos.world import digests
 from jobs import config as job_config
 from jobs import teachers as teachers_job
 from pipeline.reading.verify import verify

@@ -1,6 +1,6 @@
 """The careful decoder: the same pixels and the same words as `decode_jpeg`, and images that truly end their process.
 
-The fault is `chaos/crash`: on PYTHONPATH and with its variable set, it ends whoever decodes a file with a mark, the
+The fault is `tests/chaos/crash`: on PYTHONPATH and with its variable set, it ends whoever decodes a file with a mark, the
 whole test process included; so what decodes in this process decodes without it.
 """
 
@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chaos.processes import alive, descendants
-from chaos.world import World, compare, digests
+from tests.chaos.processes import alive, descendants
+from tests.chaos.world import World, compare, digests
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
 from pipeline.writing import run as runs
 from pipeline.writing.images import ShardImages
 from pipeline.writing.sandbox import CarefulDecoder, DecoderError
 from shards_schema.errors import SampleError
 
-SHIM = str(Path(__file__).parents[2] / "chaos" / "crash")
+SHIM = str(Path(__file__).parents[2] / "tests" / "chaos" / "crash")
 CRASH, SPIN = b"chaos: crash", b"chaos: spin"
 
 

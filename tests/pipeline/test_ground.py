@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.world import digests
+from tests.chaos.world import digests
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
 from pipeline.writing.plan import PlanConfig

@@ -31,7 +31,7 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from chaos.world import World
+from tests.chaos.world import World
 from jobs import config as job_config
 from jobs import inspect
 from pickles.unpickle import load_pickle

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.world import digests
+from tests.chaos.world import digests
 from cluster.timings import Timings
 from pipeline.writing import run as runs
 from shards_schema import layout

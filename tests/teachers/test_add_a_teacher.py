@@ -19,8 +19,8 @@ import pytest
 import yaml
 import zarr
 
-from chaos import small
-from chaos.world import digests
+from tests.chaos import small
+from tests.chaos.world import digests
 from jobs import teachers as teachers_job
 from pipeline.reading.verify import verify
 from pipeline.writing.task import ShardReceipt

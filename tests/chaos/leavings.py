@@ -28,9 +28,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from chaos.processes import MOST, alive, command, kill
-from chaos.results import save
-from chaos.small import SmallJob, settings
+from tests.chaos.processes import MOST, alive, command, kill
+from tests.chaos.results import save
+from tests.chaos.small import SmallJob, settings
 from reports.tables import table
 
 MARK = "CHAOS_RUN"

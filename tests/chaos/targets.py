@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from chaos import evil
-from chaos.world import World
+from tests.chaos import evil
+from tests.chaos.world import World
 from pickles.unpickle import load_pickle
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
@@ -53,7 +53,7 @@ from shards_schema.records import Scene
 from synthetic import SyntheticConfig
 from synthetic.nuplan_dataset import generate_nuplan
 
-DATA = Path(__file__).parents[1] / "tests" / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 class Target:

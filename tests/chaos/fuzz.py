@@ -1,7 +1,7 @@
 """Fuzzing of everything that parses bytes which somebody else may have written.
 
-    python -m chaos.fuzz target=pickle seconds=600 seed=0        one target, mutations of the seeds
-    python -m chaos.fuzz target=all seconds=30                   each in turn
+    python -m tests.chaos.fuzz target=pickle seconds=600 seed=0        one target, mutations of the seeds
+    python -m tests.chaos.fuzz target=all seconds=30                   each in turn
 
 A target is a function of bytes that either returns or raises the error that its caller is told to expect. A finding is
 any other exception; any of the events below, which no parser of data may cause (audit hooks: a file opened, a process
@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from chaos.targets import TARGETS, Target
+from tests.chaos.targets import TARGETS, Target
 from jobs import config as job_config
 from shards_schema.errors import ConfigError
 
@@ -58,7 +58,7 @@ class Config(BaseModel):
     """What to fuzz, how long, and with what.
 
     Attributes:
-        target: a name of `chaos.targets.TARGETS`, or "all".
+        target: a name of `tests.chaos.targets.TARGETS`, or "all".
         seconds: of each target.
         seed: of the mutations.
         engine: "mutate" or "atheris".

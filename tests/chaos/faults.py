@@ -1,4 +1,4 @@
-"""Every fault point of the write path, in turn, with every kind of fault (see `chaos.shim`), on the small world.
+"""Every fault point of the write path, in turn, with every kind of fault (see `tests.chaos.shim`), on the small world.
 
 A recording run names the points. Then for each point and each kind, in a fresh folder: run into the fault; look at what
 is left (a commit record that is there vouches for files that are whole, now, not only after a resume; an error gave its
@@ -25,9 +25,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from chaos.results import save
-from chaos.shim import DIED, KINDS, Fault, Point, Shim
-from chaos.world import World, compare, digests, facts
+from tests.chaos.results import save
+from tests.chaos.shim import DIED, KINDS, Fault, Point, Shim
+from tests.chaos.world import World, compare, digests, facts
 from pipeline.reading.verify import verify
 from reports.tables import table
 from shards_schema import layout
@@ -71,7 +71,7 @@ class Outcome:
         end: "raised X", "died", "ended well" (the fault was borne), or "not met".
         redone: shards that the resumed run did.
         wrong: everything that should not be, in words; () is what we want.
-        lost, duplicated, junk: counts, see `chaos.world.Difference`.
+        lost, duplicated, junk: counts, see `tests.chaos.world.Difference`.
     """
 
     kind: str

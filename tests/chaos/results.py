@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parents[1] / "out" / "chaos"
+FOLDER = Path(__file__).parents[2] / "out" / "chaos"
 
 
 def save(part: str, found: dict[str, Any] | str, extension: str = "json") -> Path:

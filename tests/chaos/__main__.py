@@ -1,4 +1,4 @@
-"""`python -m chaos [PART] [key=value ...]`: faults on purpose. Exit code 1 when anything was lost, doubled or left.
+"""`python -m tests.chaos [PART] [key=value ...]`: faults on purpose. Exit code 1 when anything was lost, doubled or left.
 
 A part is a module of this folder with a pydantic `Config` and `run(config) -> int`, or with a `main(settings) -> int`:
 
@@ -8,6 +8,7 @@ leavings 50 runs of the real job, half of them interrupted: processes, memory an
 soak     half an hour of small shards in one process
 report   docs/reliability.md from what the others wrote into out/chaos/
 
+Nothing is imported from here by the product, which is touched only as a user, a kernel or a disk would.
 Without a part: everything that takes minutes, and then the report. CHAOS=50 in the environment makes it longer.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-import chaos
+import tests.chaos
 from jobs import config as job_config
 from jobs.usage import HELP, asks_help
 from shards_schema.errors import ConfigError
@@ -27,8 +28,8 @@ MINUTES = ("faults", "jobs", "corruption", "report")
 
 def parts() -> list[str]:
     """The modules that can be run."""
-    names = [m.name for m in pkgutil.iter_modules(chaos.__path__) if m.name != "__main__"]
-    modules = {name: importlib.import_module(f"chaos.{name}") for name in names}
+    names = [m.name for m in pkgutil.iter_modules(tests.chaos.__path__) if not m.name.startswith(("__", "test_"))]
+    modules = {name: importlib.import_module(f"tests.chaos.{name}") for name in names}
     return [name for name, module in modules.items() if hasattr(module, "Config") and hasattr(module, "run")]
 
 
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
         )
     code = 0
     for name in names or [name for name in MINUTES if name in there]:
-        part = importlib.import_module(f"chaos.{name}")
+        part = importlib.import_module(f"tests.chaos.{name}")
         if hasattr(part, "main"):
             code = max(code, int(part.main(settings)))
         else:

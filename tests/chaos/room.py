@@ -1,4 +1,4 @@
-"""Where the scenarios of `chaos.jobs` run: a small job's config, its data, its undisturbed dataset, in one folder."""
+"""Where the scenarios of `tests.chaos.jobs` run: a small job's config, its data, its undisturbed dataset, in one folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chaos.processes import ROOT, Job, records
-from chaos.small import SmallJob, settings
-from chaos.world import facts
+from tests.chaos.processes import ROOT, Job, records
+from tests.chaos.small import SmallJob, settings
+from tests.chaos.world import facts
 from pipeline.reading.verify import verify
 from pipeline.sources import registry as sources
 from shards_schema.records import Scene
@@ -67,7 +67,7 @@ class Room(SmallJob):
 
 
 def _poison(config: dict[str, Any]) -> dict[str, str]:
-    """Mark an image of the first and of the last log (see `chaos/crash`); what the job needs to fall for them."""
+    """Mark an image of the first and of the last log (see `tests/chaos/crash`); what the job needs to fall for them."""
     config["max_quarantined"] = 1.0
     source = sources.build(config["source"])
     refs = source.scan().refs
@@ -81,4 +81,4 @@ def _poison(config: dict[str, Any]) -> dict[str, str]:
 
 def shim(name: str) -> str:
     """A PYTHONPATH that begins with a folder of ours that holds a `sitecustomize`."""
-    return os.pathsep.join([str(ROOT / "chaos" / name), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.pathsep.join([str(ROOT / "tests" / "chaos" / name), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -35,8 +35,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
 from benchmarks.curves import Lines, svg
-from chaos.results import save
-from chaos.world import World
+from tests.chaos.results import save
+from tests.chaos.world import World
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs

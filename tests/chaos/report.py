@@ -1,7 +1,7 @@
 """`docs/reliability.md` from what the parts wrote into ``out/chaos/``: no figure in it is typed by hand.
 
 The page has the tables of faults, the soak with its plot, and the bugs that were found, each with its test
-(`chaos.found`; a test that is not there stops the report). A part that was not run is told as not run.
+(`tests.chaos.found`; a test that is not there stops the report). A part that was not run is told as not run.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from chaos import corruption, leavings, shim
-from chaos.found import BUGS, Bug
-from chaos.results import FOLDER, load
+from tests.chaos import corruption, leavings, shim
+from tests.chaos.found import BUGS, Bug
+from tests.chaos.results import FOLDER, load
 from shards_schema.errors import MissingFileError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Config(BaseModel):
@@ -36,7 +36,7 @@ def page(faults: dict[str, Any] | None, jobs: dict[str, Any] | None, soak: dict[
         [
             "# Reliability",
             "",
-            "Made by `python -m chaos report` from what `make chaos` found; every figure is the harness's own. After",
+            "Made by `python -m tests.chaos report` from what `make chaos` found; every figure is the harness's own. After",
             "each fault the same command is given again, without faults; then the dataset is held against one that",
             "nothing disturbed: *lost* and *duplicated* are samples, as Python's `tarfile` sees them; *junk* are files",
             "that the undisturbed one has not; *wrong* counts faults after which anything at all was not as it should",
@@ -79,7 +79,7 @@ def page(faults: dict[str, Any] | None, jobs: dict[str, Any] | None, soak: dict[
 
 
 def _not_run(part: str) -> list[str]:
-    return [f"*Not run here.* `python -m chaos {part}` measures it."]
+    return [f"*Not run here.* `python -m tests.chaos {part}` measures it."]
 
 
 def _corruption(found: dict[str, Any] | None) -> list[str]:
@@ -88,7 +88,7 @@ def _corruption(found: dict[str, Any] | None) -> list[str]:
     return [
         corruption.markdown(found).strip(),
         "",
-        f"`python -m chaos corruption`; {_where(found)}. What each word means: `chaos/corruption.py`.",
+        f"`python -m tests.chaos corruption`; {_where(found)}. What each word means: `tests/chaos/corruption.py`.",
     ]
 
 
@@ -122,7 +122,7 @@ def _faults(found: dict[str, Any]) -> list[str]:
             ["kind", "injected", "shards redone", "lost", "duplicated", "junk", "wrong", "how the run ended"], rows
         ),
         "",
-        f"`python -m chaos faults`, {found['seconds']:.0f} s; {_where(found)}. A run that *ended well*",
+        f"`python -m tests.chaos faults`, {found['seconds']:.0f} s; {_where(found)}. A run that *ended well*",
         "bore the fault (half a write; `mkdir` of what is there; a lock file that could not be removed). At the moment",
         "of the fault, not only after the resume, every commit record on disk vouched for whole files.",
     ]
@@ -159,7 +159,7 @@ def _jobs(found: dict[str, Any]) -> list[str]:
         f"{len(done)} faults, {sum(o['resumed'] for o in done)} resumed, lost {sum(o['lost'] for o in done)}, "
         f"duplicated {sum(o['duplicated'] for o in done)}, junk {sum(o['junk'] for o in done)}; "
         f"{sum(o['begun'] for o in done)} (column, shard) begun and done again.",
-        f"`python -m chaos jobs`, seed {found['config']['seed']}, {sum(o['seconds'] for o in done):.0f} s;",
+        f"`python -m tests.chaos jobs`, seed {found['config']['seed']}, {sum(o['seconds'] for o in done):.0f} s;",
         f"{_where(found)}.",
     ]
 
@@ -178,7 +178,7 @@ def _leavings(found: dict[str, Any] | None) -> list[str]:
         "",
         "Ray's own two agents may outlive a SIGKILL of the driver, for a minute or more on a busy machine; no worker",
         "did. A SIGTERM while Ray starts may be answered by Ray itself, with -6, which is counted as left too.",
-        f"`python -m chaos leavings`; {_where(found)}.",
+        f"`python -m tests.chaos leavings`; {_where(found)}.",
     ]
 
 
@@ -202,14 +202,14 @@ def _soak(found: dict[str, Any]) -> list[str]:
         f"{rss['slope']:+.2f} MB/h, 95 % interval [{rss['low']:+.2f}, {rss['high']:+.2f}]: at most",
         f"{rss['growth']:+.2%} over the fitted {rss['hours'] * 60:.0f} min.",
         f"**{'Flat' if found['flat'] else 'NOT FLAT'}**, by the criterion in",
-        "`chaos/soak.py` (first fifth left out, 20 block means, upper end of the interval below 2 %; counts at the end",
+        "`tests/chaos/soak.py` (first fifth left out, 20 block means, upper end of the interval below 2 %; counts at the end",
         "of each pass no larger in the second half than in the first; nothing left when worker and driver are closed).",
         "",
         "![resident memory and counts over the soak](reliability-soak.svg)",
         "",
         *_table(["", "quiet, first half", "quiet, second half", "at work, most", "before", "after"], rows),
         "",
-        f"`python -m chaos soak minutes={found['config']['minutes']:g}`; {_where(found)}. The table of every sample is",
+        f"`python -m tests.chaos soak minutes={found['config']['minutes']:g}`; {_where(found)}. The table of every sample is",
         "`out/chaos/soak.csv`.",
     ]
 
@@ -227,7 +227,7 @@ def _check(test: str) -> None:
     path, _, name = test.partition("::")
     tree = ast.parse((ROOT / path).read_text())
     if name not in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}:
-        raise MissingFileError(f"{path} has no {name}; a bug in chaos/found.py names it as its test")
+        raise MissingFileError(f"{path} has no {name}; a bug in tests/chaos/found.py names it as its test")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

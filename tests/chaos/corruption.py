@@ -1,12 +1,12 @@
 """Corruption after the fact: what `verify` and the reader make of it, and what the peers' readers do.
 
-    python -m chaos.corruption flips=40 seed=0 peers=/tmp/benchvenv/lib/python3.11/site-packages
+    python -m tests.chaos.corruption flips=40 seed=0 peers=/tmp/benchvenv/lib/python3.11/site-packages
 
 A small dataset is made, then harmed in one place and put right again, over and over: a bit of a byte flipped, a file
 cut (a tar at a member's boundary, with and without a new end), deleted, swapped with its neighbour, replaced by the
 same file of another run. After each, `verify` must name the file, and a reader that asks for every sample must get what
 was written or an error: never another value, never one sample less. Other libraries are measured by the same faults
-in their own files (`chaos.corruption_peers`); `peers` is where they are installed, if not beside us.
+in their own files (`tests.chaos.corruption_peers`); `peers` is where they are installed, if not beside us.
 
 What is counted as "no effect": nothing noticed it, and every document and value still says the same (a bit in the
 indentation of a JSON, in an unused byte of a Parquet footer).
@@ -27,8 +27,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from chaos import results
-from chaos.world import World
+from tests.chaos import results
+from tests.chaos.world import World
 from jobs import config as job_config
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
@@ -94,7 +94,7 @@ def measure(config: Config) -> dict[str, Any]:
         ours = _ours(root / "out", root / "other", config, rng)
     found: dict[str, Any] = {"seed": config.seed, "flips": config.flips, "ours": ours}
     if config.with_peers:
-        from chaos import corruption_peers
+        from tests.chaos import corruption_peers
 
         found["peers"] = corruption_peers.measure(config.seed, config.flips, config.peers)
     return found

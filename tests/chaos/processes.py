@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shards_schema import layout
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MOST = 300.0
 """Seconds after which a run counts as hung."""
 

@@ -1,4 +1,4 @@
-"""What `chaos.jobs` does to a job, and what must become of it: one scenario a kind of harm."""
+"""What `tests.chaos.jobs` does to a job, and what must become of it: one scenario a kind of harm."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos.processes import Job, command, kill, records
-from chaos.room import Room, shim
+from tests.chaos.processes import Job, command, kill, records
+from tests.chaos.room import Room, shim
 from shards_schema import layout
 
 
@@ -123,7 +123,7 @@ class Scenario:
         harm: does it.
         survives: the harmed run itself must end well.
         disk: the dataset lies on a small disk of its own.
-        clock: the job's Python has a clock that can be set (see `chaos/clock`).
+        clock: the job's Python has a clock that can be set (see `tests/chaos/clock`).
         poison: it runs in the room with the images that end their decoder.
         overrides: for the harmed run, ``key=value``.
         said: a pattern that the harmed run must print.

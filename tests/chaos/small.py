@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import yaml
 
-from chaos.processes import Job
+from tests.chaos.processes import Job
 
 SCENES_A_LOG = 5
 VGGT: Mapping[str, Any] = {"weights": {"random": 0}, "network": "tiny", "width": 266, "batch_size": 2}
