@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chaos import small
 from jobs import teachers as teachers_job
 from pipeline.sources import registry as sources
+from tests.chaos import small
 from tests.inline_job import run_inline
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chaos import small
 from jobs import teachers as teachers_job
+from tests.chaos import small
 from tests.inline_job import run_inline
 from tests.made_once import drive, made_once
 

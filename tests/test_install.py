@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.pipeline.stream_toys import make
+from tests.pipeline.stream.stream_toys import make
 
 ROOT = Path(__file__).parents[1]
 

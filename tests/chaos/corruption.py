@@ -27,13 +27,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tests.chaos import results
-from tests.chaos.world import World
 from jobs import config as job_config
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from shards_schema.codecs import TAR_END
 from shards_schema.errors import ShardsError
+from tests.chaos import results
+from tests.chaos.world import World
 
 Harm = Callable[[random.Random], None]
 

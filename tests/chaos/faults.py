@@ -25,14 +25,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tests.chaos.results import save
-from tests.chaos.shim import DIED, KINDS, Fault, Point, Shim
-from tests.chaos.world import World, compare, digests, facts
 from pipeline.reading.verify import verify
 from reports.tables import table
 from shards_schema import layout
 from shards_schema.codecs import unseal
 from shards_schema.errors import ShardsError
+from tests.chaos.results import save
+from tests.chaos.shim import DIED, KINDS, Fault, Point, Shim
+from tests.chaos.world import World, compare, digests, facts
 
 ENDS = ("die", "torn", "power", "metadata")
 """Kinds after which the process is no more."""

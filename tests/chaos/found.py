@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GROUND = "tests/pipeline/test_ground.py"
+GROUND = "tests/pipeline/writing/test_ground.py"
 POINTS = "tests/chaos/test_fault_points.py"
-DRIVER = "tests/jobs/test_driver_faults.py"
+DRIVER = "tests/cluster/test_driver_faults.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ BUGS = (
     Bug(
         "A worker outlived its driver and its raylet: 650 MB, deaf to SIGINT, 40 minutes later still there",
         "the kernel ends a worker with its raylet, and the driver looks for each by its pid on every node",
-        ("tests/jobs/test_ends.py::test_a_worker_ends_with_the_process_that_started_it",),
+        ("tests/cluster/test_ends.py::test_a_worker_ends_with_the_process_that_started_it",),
     ),
     Bug(
         "`out` was moved or unmounted while a run worked; it was made anew, and the run ended well",
@@ -79,6 +79,6 @@ BUGS = (
     Bug(
         "A `.lock` that somebody removed let a second driver in, and the first one's end removed the second's",
         "the claim is the file under its name: it is made again, or this run is told and ends",
-        ("tests/pipeline/test_lease.py::test_of_two_that_a_removed_lock_let_in_one_is_told_and_no_third_comes",),
+        ("tests/pipeline/stores/test_lease.py::test_of_two_that_a_removed_lock_let_in_one_is_told_and_no_third_comes",),
     ),
 )

@@ -29,9 +29,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tests.chaos.targets import TARGETS, Target
 from jobs import config as job_config
 from shards_schema.errors import ConfigError
+from tests.chaos.targets import TARGETS, Target
 
 SLOW = 5.0
 """Seconds; the largest seed takes a tenth of one."""

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shards_schema import layout
 from tests.chaos.processes import Job, command, kill, records
 from tests.chaos.room import Room, shim
-from shards_schema import layout
 
 
 @dataclass(slots=True, kw_only=True)

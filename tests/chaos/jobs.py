@@ -30,14 +30,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.reading.verify import verify
+from reports.tables import table
+from shards_schema.codecs import unseal
 from tests.chaos.harms import SCENARIOS, Outcome, Scenario, begun, environment, mend
 from tests.chaos.processes import MOST, Job, alive, command, kill, records
 from tests.chaos.results import load, save
 from tests.chaos.room import Room
 from tests.chaos.world import compare, digests
-from pipeline.reading.verify import verify
-from reports.tables import table
-from shards_schema.codecs import unseal
 
 
 class Config(BaseModel):

@@ -28,10 +28,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from reports.tables import table
 from tests.chaos.processes import MOST, alive, command, kill
 from tests.chaos.results import save
 from tests.chaos.small import SmallJob, settings
-from reports.tables import table
 
 MARK = "CHAOS_RUN"
 SHARED = Path("/dev/shm")

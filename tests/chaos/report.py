@@ -14,10 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from shards_schema.errors import MissingFileError
 from tests.chaos import corruption, leavings, shim
 from tests.chaos.found import BUGS, Bug
 from tests.chaos.results import FOLDER, load
-from shards_schema.errors import MissingFileError
 
 ROOT = Path(__file__).parents[2]
 

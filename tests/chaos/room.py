@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.processes import ROOT, Job, records
-from tests.chaos.small import SmallJob, settings
-from tests.chaos.world import facts
 from pipeline.reading.verify import verify
 from pipeline.sources import registry as sources
 from shards_schema.records import Scene
+from tests.chaos.processes import ROOT, Job, records
+from tests.chaos.small import SmallJob, settings
+from tests.chaos.world import facts
 
 
 class Room(SmallJob):

@@ -35,13 +35,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
 from benchmarks.curves import Lines, svg
-from tests.chaos.results import save
-from tests.chaos.world import World
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardTask
 from shards_schema import layout
+from tests.chaos.results import save
+from tests.chaos.world import World
 
 BLOCKS = 20
 GROWTH = 0.02

@@ -33,8 +33,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.chaos import evil
-from tests.chaos.world import World
 from pickles.unpickle import load_pickle
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
@@ -52,6 +50,8 @@ from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.records import Scene
 from synthetic import SyntheticConfig
 from synthetic.nuplan_dataset import generate_nuplan
+from tests.chaos import evil
+from tests.chaos.world import World
 
 DATA = Path(__file__).parents[1] / "data"
 

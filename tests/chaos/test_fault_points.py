@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.chaos.faults import Strikes, summary
-from tests.chaos.shim import CALLS, KINDS, Fault, Point, Shim
-from tests.chaos.world import World
 from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.errors import StoreError
 from teachers.base import column_manifest
+from tests.chaos.faults import Strikes, summary
+from tests.chaos.shim import CALLS, KINDS, Fault, Point, Shim
+from tests.chaos.world import World
 from tests.toys import ToyTeacher
 
 STRIDE = 97

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import fuzz
-from tests.chaos.targets import TARGETS, Target
 from pickles.unpickle import load_pickle
 from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import SampleError
+from tests.chaos import fuzz
+from tests.chaos.targets import TARGETS, Target
 
 INPUTS = {
     "pickle": 1500,

@@ -17,7 +17,7 @@ from jobs.export_rows import Format
 from pipeline.reading.reader import Dataset
 from pipeline.stream import LatentCollator
 from shards_schema.errors import ConfigError, DatasetError, QuarantinedError
-from tests.pipeline.stream_toys import make
+from tests.pipeline.stream.stream_toys import make
 from trainer.answers.text import parse_waypoints
 from trainer.reward import POSES
 

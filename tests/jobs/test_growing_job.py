@@ -12,7 +12,7 @@ from jobs import teachers, verify
 from shards_schema.errors import IncompleteError, MismatchError
 from tests import navsim_logs
 from tests.inline_job import run_inline
-from tests.pipeline.test_grown import digests, members
+from tests.pipeline.writing.test_grown import digests, members
 
 ROOT = Path(__file__).parents[2]
 LOGS = {f"log_{c}": navsim_logs.frames(f"log_{c}", 16, c * 4) for c in "abcd"}

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.chaos import small
-from tests.chaos.processes import ROOT
 from pipeline.reading.verify import verify
 from pipeline.sources import registry
 from pipeline.stores.remote import store_of
 from pipeline.stores.retry import ENVIRONMENT
 from pipeline.stores.volume import Volume
 from shards_schema import layout
+from tests.chaos import small
+from tests.chaos.processes import ROOT
 from tests.s3_server import Faults, s3_server
 
 pytest.importorskip("s3fs")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chaos import small
 from jobs import teachers as teachers_job
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from shards_schema.errors import ConfigError, MismatchError
+from tests.chaos import small
 from tests.inline_job import run_inline
 from tests.made_once import drive
 

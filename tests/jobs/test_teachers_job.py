@@ -17,10 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.chaos import small
-from tests.chaos.processes import ROOT, kill, records
-from tests.chaos.small import SmallJob
-from tests.chaos.world import digests
 from jobs import config as job_config
 from jobs import teachers as teachers_job
 from pipeline.reading.verify import verify
@@ -31,6 +27,10 @@ from shards_schema.errors import ConfigError, HeldError
 from shards_schema.records import Scene
 from shards_schema.specs import TargetSpec
 from shards_schema.storage import decode, encode, stored_specs
+from tests.chaos import small
+from tests.chaos.processes import ROOT, kill, records
+from tests.chaos.small import SmallJob
+from tests.chaos.world import digests
 from tests.inline_job import run_inline
 from tests.made_once import drive
 

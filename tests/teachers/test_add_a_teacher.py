@@ -19,14 +19,14 @@ import pytest
 import yaml
 import zarr
 
-from tests.chaos import small
-from tests.chaos.world import digests
 from jobs import teachers as teachers_job
 from pipeline.reading.verify import verify
 from pipeline.writing.task import ShardReceipt
 from shards_schema import layout
 from teachers.cosmos.teacher import CosmosTeacher
 from teachers.vggt.teacher import VGGTTeacher
+from tests.chaos import small
+from tests.chaos.world import digests
 from tests.inline_job import run_inline
 from tests.made_once import drive
 

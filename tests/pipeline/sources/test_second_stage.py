@@ -19,9 +19,9 @@ from pipeline.sources.second_stage import START
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.inputs.reading import read_local
 from shards_schema.records import CHANNELS, Scene
-from tests.pipeline.two_stage_toys import FOLDER, split_yaml, two_stage
+from tests.pipeline.sources.two_stage_toys import FOLDER, split_yaml, two_stage
 
-FORESEEN = next((Path(__file__).parents[1] / "data" / "two_stage").glob("*.pkl.xz"))
+FORESEEN = next((Path(__file__).parents[2] / "data" / "two_stage").glob("*.pkl.xz"))
 """A scene of the toys that ends now: what follows is in nuPlan's own objects, saved by the devkit itself."""
 
 

@@ -28,7 +28,7 @@ from pipeline.stream.collate import Collate
 from pipeline.stream.fetch import ahead
 from shards_schema import layout
 from shards_schema.errors import DatasetError, DigestError, StoreError
-from tests.pipeline.stream_toys import TARGETS, make
+from tests.pipeline.stream.stream_toys import TARGETS, make
 
 ARRAYS = {"toy": ["grid", "mean", "path"]}
 

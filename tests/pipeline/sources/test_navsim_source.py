@@ -23,7 +23,7 @@ from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.records import CHANNELS, Scene
 
-FILE = next((Path(__file__).parents[1] / "data" / "navsim").glob("*.pkl"))
+FILE = next((Path(__file__).parents[2] / "data" / "navsim").glob("*.pkl"))
 LOG = FILE.stem
 Frames = list[dict[str, Any]]
 EVERY = {"frame_interval": 1}

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from pipeline.reading.verify import verify
+from shards_schema import layout
+from tests import made_once
 from tests.chaos import small
 from tests.chaos.processes import Job, records
 from tests.chaos.small import SmallJob
 from tests.chaos.world import digests
-from pipeline.reading.verify import verify
-from shards_schema import layout
-from tests import made_once
 
 SHARDS, RECORDS = 10, 20
 """Of one scene, in two columns."""

@@ -15,7 +15,7 @@ from pipeline.stream.webdataset import webdataset
 from shards_schema import layout
 from shards_schema.errors import AbsentError, DatasetError, IncompleteError
 from tests.committed import commit
-from tests.pipeline.stream_toys import make
+from tests.pipeline.stream.stream_toys import make
 from tests.toys import ToySource, ToyTeacher, write_images
 
 COLUMNS, TARGETS = ["samples", "toy"], {"toy": ["mean", "grid"]}

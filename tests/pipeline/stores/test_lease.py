@@ -63,7 +63,7 @@ def test_a_killed_run_does_not_block_the_next(tmp_path: Path) -> None:
         "with hold(Volume(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     out = str(tmp_path / "out")
-    child = subprocess.Popen([sys.executable, "-c", code, out], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    child = subprocess.Popen([sys.executable, "-c", code, out], stdout=subprocess.PIPE, cwd=Path(__file__).parents[3])
     assert child.stdout is not None
     child.stdout.readline()
     with pytest.raises(HeldError, match=f"pid {child.pid}"):
@@ -180,7 +180,7 @@ def as_nobody(out: Path) -> str:
     )
     child = subprocess.run(
         [sys.executable, "-c", code, str(out)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=False,

@@ -41,9 +41,9 @@ from pipeline.stream import ShardStream, StreamConfig
 from pipeline.writing.images import ShardImages, read_image
 from shards_schema.commit import FileDigest
 from shards_schema.errors import ConfigError, DigestError, SampleError, StoreError
-from tests.pipeline import stream_toys as toys
+from tests.pipeline.stream import stream_toys as toys
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICK = StoreConfig(attempts=4, first_wait=0.001, longest_wait=0.002)
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.reading.reader import Dataset
 from pipeline.stream import SampleTable, ShardStream, StreamConfig
-from tests.pipeline.stream_toys import SMALL, make
+from tests.pipeline.stream.stream_toys import SMALL, make
 
 CONFIG = StreamConfig(batch_size=4, seed=2)
 

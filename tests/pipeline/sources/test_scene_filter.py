@@ -137,7 +137,7 @@ def test_as_many_tokens_as_navtrain(tmp_path: Path) -> None:
 
 
 def test_the_page_has_every_field_with_its_default() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "sources.md").read_text()
     rows = [row.split("|")[1:3] for row in page.split("| field | default |")[1].split("\n\n")[0].splitlines()[2:]]
     told = {name: yaml.safe_load(default) for names, default in rows for name in re.findall(r"`(\w+)`", names)}
     assert told == {name: field.default for name, field in SceneFilter.model_fields.items()}

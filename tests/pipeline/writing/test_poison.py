@@ -211,7 +211,7 @@ def test_a_jpeg_that_is_cut_anywhere_is_never_half_a_picture(progressive: bool) 
 
 # --- logs
 
-FILE = next((Path(__file__).parents[1] / "data" / "navsim").glob("*.pkl"))
+FILE = next((Path(__file__).parents[2] / "data" / "navsim").glob("*.pkl"))
 Frames = list[dict[str, Any]]
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.stream_toys import make
+from tests.pipeline.stream.stream_toys import make
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MACOS = "RWF_NOWAIT posix_fadvise posix_fallocate fdatasync"
 WINDOWS = f"{MACOS} pread preadv pwrite pwritev register_at_fork fork getuid geteuid O_CLOEXEC O_DIRECTORY O_NONBLOCK"
 WINDOWS += " O_NOFOLLOW sched_getaffinity statvfs fcntl resource pwd grp"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.world import digests
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
 from pipeline.writing.plan import PlanConfig
@@ -20,6 +19,7 @@ from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, StoreError
 from shards_schema.specs import TargetSpec
 from teachers.base import column_manifest
+from tests.chaos.world import digests
 from tests.committed import begin, commit
 from tests.toys import ToySource, ToyTeacher, write_images
 
@@ -199,7 +199,7 @@ def test_a_target_may_not_take_the_place_of_another_array(taken: str) -> None:
 
 
 def test_the_page_names_the_reserved_names() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "recipe.md").read_text()
     names = re.search(r"No teacher's column may be called (.*?)\.", page, re.DOTALL)
     assert names is not None
     assert set(re.findall(r"`(\w+)`", names[1])) == layout.RESERVED

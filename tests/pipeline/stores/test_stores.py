@@ -92,7 +92,7 @@ def test_sweep_removes_what_a_killed_run_left(tmp_path: Path) -> None:
         "with Volume(sys.argv[1]).create('f') as file:\n"
         "    file.write(b'x' * (2 << 20)); os._exit(9)\n"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2], check=False)
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3], check=False)
     assert killed.returncode == 9
     volume = Volume(str(tmp_path))
     assert not volume.exists("f")

@@ -31,7 +31,6 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from tests.chaos.world import World
 from jobs import config as job_config
 from jobs import inspect
 from pickles.unpickle import load_pickle
@@ -46,6 +45,7 @@ from shards_schema import layout
 from shards_schema.codecs import seal
 from shards_schema.errors import ConfigError, DatasetError, SampleError, ShardsError
 from shards_schema.manifests import ColumnManifest
+from tests.chaos.world import World
 from trainer import checkpoint
 
 # --- pickles

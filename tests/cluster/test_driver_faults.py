@@ -16,14 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.processes import alive
-from tests.chaos.world import World, compare
 from cluster import driver
 from cluster.driver import Awake, drive
 from cluster.session import ClusterConfig, session
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import ShardWorker
+from tests.chaos.processes import alive
+from tests.chaos.world import World, compare
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(300)

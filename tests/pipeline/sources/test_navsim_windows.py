@@ -19,7 +19,7 @@ from pipeline.writing.plan import PlanConfig
 from shards_schema.errors import ConfigError, IncompleteError
 from shards_schema.records import Scene
 
-FILE = next((Path(__file__).parents[1] / "data" / "navsim").glob("*.pkl"))
+FILE = next((Path(__file__).parents[2] / "data" / "navsim").glob("*.pkl"))
 EVERY = {"frame_interval": 1}
 Frames = list[dict[str, Any]]
 

@@ -34,7 +34,7 @@ from shards_schema.errors import (
     MismatchError,
     MissingFileError,
 )
-from tests.pipeline.stream_toys import SMALL, TARGETS, make
+from tests.pipeline.stream.stream_toys import SMALL, TARGETS, make
 
 BAD = "0000000100000003"
 

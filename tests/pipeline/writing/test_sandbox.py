@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.chaos.processes import alive, descendants
-from tests.chaos.world import World, compare, digests
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
 from pipeline.writing import run as runs
 from pipeline.writing.images import ShardImages
 from pipeline.writing.sandbox import CarefulDecoder, DecoderError
 from shards_schema.errors import SampleError
+from tests.chaos.processes import alive, descendants
+from tests.chaos.world import World, compare, digests
 
-SHIM = str(Path(__file__).parents[2] / "tests" / "chaos" / "crash")
+SHIM = str(Path(__file__).parents[3] / "tests" / "chaos" / "crash")
 CRASH, SPIN = b"chaos: crash", b"chaos: spin"
 
 
@@ -138,11 +138,11 @@ def test_closing_ends_what_is_being_decoded() -> None:
 def test_the_child_ends_with_its_parent() -> None:
     """Killed, as a worker is: nobody closes anything."""
     code = (
-        "from pipeline.writing.sandbox import CarefulDecoder\nfrom tests.pipeline.test_careful import jpeg\n"
+        "from pipeline.writing.sandbox import CarefulDecoder\nfrom tests.pipeline.writing.test_sandbox import jpeg\n"
         "import os, signal\ndecoder = CarefulDecoder()\ndecoder.decode(jpeg(), 'a')\n"
         "print(decoder._child.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True, check=False)
     assert done.returncode == -signal.SIGKILL
     assert gone([int(done.stdout)])

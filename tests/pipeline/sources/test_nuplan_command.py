@@ -19,7 +19,7 @@ from pipeline.sources.nuplan_command import driving_command
 from shards_schema.errors import SampleError
 from shards_schema.records import COMMANDS
 
-DATA = Path(__file__).parents[1] / "data" / "nuplan"
+DATA = Path(__file__).parents[2] / "data" / "nuplan"
 CASES: list[dict[str, Any]] = json.loads(gzip.decompress((DATA / "commands.json.gz").read_bytes()))["cases"]
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.world import digests
 from cluster.timings import Timings
 from pipeline.writing import run as runs
 from shards_schema import layout
 from shards_schema.errors import MismatchError
+from tests.chaos.world import digests
 from tests.committed import begin
 from tests.toys import ToySource, ToyTeacher, write_images
 

@@ -33,7 +33,7 @@ from synthetic.nuplan_dataset import generate_nuplan
 from tests.committed import begin
 from tests.toys import ToySource, ToyTeacher, write_images
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 LOG = next((DATA / "navsim").glob("*.pkl"))
 PASSING = ["EMFILE", "ENFILE", "EIO", "ESTALE", "EACCES", "ETIMEDOUT", "ENOMEM"]
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.reading.reader import Dataset
 from pipeline.stream import ShardStream, StreamConfig
-from tests.pipeline.stream_toys import SMALL, make
+from tests.pipeline.stream.stream_toys import SMALL, make
 
 CONFIG = StreamConfig(seed=4, global_batch=12)
 

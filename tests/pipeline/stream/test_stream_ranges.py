@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.reading.reader import Dataset
 from shards_schema.errors import DatasetError
-from tests.pipeline.stream_toys import make
+from tests.pipeline.stream.stream_toys import make
 
 
 class Quiet(SimpleHTTPRequestHandler):

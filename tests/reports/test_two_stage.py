@@ -19,7 +19,7 @@ from shards_schema.errors import AbsentError, ConfigError
 from teachers.pdm import build
 from tests.committed import commit
 from tests.inline_job import run_inline
-from tests.pipeline.two_stage_toys import FOLDER, split_yaml, two_stage
+from tests.pipeline.sources.two_stage_toys import FOLDER, split_yaml, two_stage
 from trainer.reward import Reward
 
 torch.set_num_threads(1)
