@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from maps.folder import INDEX
-from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from reports.tables import table
 from scoring import ContextBatch, Polygons, RewardContext, Version, collate, complete, score
+from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from teachers.base import TeacherInput
 from teachers.pdm import build, context_from_cache, find_caches

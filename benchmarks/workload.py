@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.sources.base import Scan, SceneRef
+from pipeline.sources.base import Scan
 from pipeline.stores.decode import encode_jpeg
 from pipeline.writing import run as runs
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.run import Run
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema.errors import SampleError
+from shards_schema.plan import PlanConfig, SceneRef
 from shards_schema.records import Camera, Frame, Image, Scene
 from shards_schema.specs import TargetSpec
 from teachers.base import ImageRequest, Targets, TeacherInput, column_manifest

@@ -18,10 +18,10 @@ from typing import Any
 from pipeline.sources.base import Source
 from pipeline.stores.volume import Volume
 from pipeline.writing.images import read_image
-from pipeline.writing.plan import PlannedScene
 from pipeline.writing.worker import ShardWorker
 from shards_schema import layout
 from shards_schema.errors import MismatchError, MissingFileError, SampleError
+from shards_schema.plan import PlannedScene
 
 _PATIENCE = 10.0
 """Seconds until a network file system must have shown a new file."""

@@ -36,7 +36,6 @@ from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes, ground
 from pipeline.writing import run as runs
 from pipeline.writing.device import refuse_absent
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import WorkerConfig
@@ -45,6 +44,7 @@ from reports.tables import bytes_text, table
 from shards_schema import layout
 from shards_schema.errors import IncompleteError
 from shards_schema.manifests import ColumnManifest
+from shards_schema.plan import PlanConfig
 from shards_schema.storage import stored_specs
 from teachers import registry as teachers
 from teachers.base import Teacher, column_manifest

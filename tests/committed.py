@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pipeline.sources.base import Source
 from pipeline.writing import run as runs
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.worker import ShardWorker, WorkerConfig
+from shards_schema.plan import PlanConfig
 from teachers.base import Teacher, column_manifest
 
 

@@ -40,7 +40,7 @@ def drive(factory: pytest.TempPathFactory) -> Path:
 
 
 def undisturbed(factory: pytest.TempPathFactory) -> Path:
-    """What `tests.chaos.small.settings` of that drive come to where nothing goes wrong; made in this process, without Ray."""
+    """What `small.settings` of that drive come to where nothing goes wrong; made in this process, without Ray."""
     config = small.settings(drive(factory))
 
     def make(folder: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from pipeline.sources.base import Scan, SceneRef
+from pipeline.sources.base import Scan
 from shards_schema.errors import SampleError
+from shards_schema.plan import SceneRef
 from shards_schema.records import Camera, Frame, Image, Scene
 from shards_schema.specs import TargetSpec
 from teachers.base import ImageRequest, Targets, TeacherInput

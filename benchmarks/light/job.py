@@ -21,10 +21,10 @@ from benchmarks.light.networks import VIEWS, loop, ready
 from benchmarks.measure import temporary
 from benchmarks.workload import FUTURE, HISTORY, WindowSource, write_logs
 from pipeline.writing import run as runs
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import ShardWorker, WorkerConfig
+from shards_schema.plan import PlanConfig
 from shards_schema.records import Frame
 from teachers.base import Teacher, column_manifest
 

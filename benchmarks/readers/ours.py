@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader
 
 from benchmarks.readers.base import IMAGE, SPEC, Bytes, Reader, Shape, json_of
 from pipeline.reading.reader import Dataset
-from pipeline.sources.base import SceneRef
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
-from pipeline.writing.plan import PlanConfig, make_plan
+from pipeline.writing.plan import make_plan
 from shards_schema import layout
 from shards_schema.codecs import npy_bytes, seal_of
 from shards_schema.commit import CommitRecord
 from shards_schema.manifests import ColumnManifest, DatasetManifest
+from shards_schema.plan import PlanConfig, SceneRef
 
 TARGETS = {"samples": ["json", IMAGE], "latents": ["latents"]}
 RAW = "raw sequential read (ceiling)"

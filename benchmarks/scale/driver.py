@@ -22,11 +22,12 @@ from pipeline.stores import index
 from pipeline.stores.records import committed, read_records
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
-from pipeline.writing.plan import Plan, PlanConfig, make_plan, refs_table
+from pipeline.writing.plan import make_plan, refs_table
 from pipeline.writing.task import ShardReceipt, ShardTask
 from reports.tables import table
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, FileDigest, Member, Quarantined
+from shards_schema.plan import Plan, PlanConfig
 
 Measured = dict[str, float]
 """Name -> value."""

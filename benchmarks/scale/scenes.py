@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.sources.base import Scan, SceneRef
+from pipeline.sources.base import Scan
 from shards_schema.manifests import ColumnManifest
+from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from shards_schema.specs import TargetSpec
 

@@ -28,11 +28,11 @@ from pipeline.stores.cache import CacheConfig
 from pipeline.stores.ranges import RangeReader, Span
 from pipeline.stores.records import columns_of, read_manifest
 from pipeline.stores.volume import Volume
-from pipeline.writing.plan import Plan
 from shards_schema import layout
 from shards_schema.commit import Quarantined
 from shards_schema.errors import AbsentError, MissingFileError, QuarantinedError
 from shards_schema.manifests import ColumnManifest
+from shards_schema.plan import Plan
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics
 from shards_schema.storage import decode, parts, read_specs

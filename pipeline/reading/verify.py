@@ -27,12 +27,12 @@ from pipeline.stores.column import zarr_specs
 from pipeline.stores.records import committed, read_manifest
 from pipeline.stores.volume import Volume
 from pipeline.stores.zarr import array_documents, root_document
-from pipeline.writing.plan import Plan
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import MissingFileError, ShardsError
 from shards_schema.inputs import documents
 from shards_schema.manifests import ColumnManifest, DatasetManifest
+from shards_schema.plan import Plan
 from shards_schema.statistics import measured
 from shards_schema.tables import from_parquet
 

@@ -21,12 +21,12 @@ from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.disk import told_of_read
 from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
-from pipeline.writing.plan import Plan, ShardPlan
 from shards_schema import layout
 from shards_schema.codecs import TAR_END, load_npy
 from shards_schema.commit import CommitRecord, Member
 from shards_schema.errors import SampleError, ShardsError, SpecError
 from shards_schema.manifests import ColumnManifest
+from shards_schema.plan import Plan, ShardPlan
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import measured
 

@@ -12,27 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from shards_schema.errors import ConfigError, SampleError
+from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 
 _SHOWN = 3
 """Examples in a message."""
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class SceneRef:
-    """A scene as the plan knows it.
-
-    Attributes:
-        log: the log's name.
-        timestamp: microseconds of the current frame.
-        token: the scene's id (that of its current frame).
-        start: index in the log of the window's first frame.
-    """
-
-    log: str
-    timestamp: int
-    token: str
-    start: int
 
 
 Wanted = Mapping[str, frozenset[tuple[int, str]]]

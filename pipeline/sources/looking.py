@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pipeline.sources.base import Missing, SceneRef, Wanted
+from pipeline.sources.base import Missing, Wanted
+from shards_schema.plan import SceneRef
 
 
 def missing(refs: Iterable[SceneRef], wanted: Wanted, has: Callable[[SceneRef, int, str], bool]) -> Missing:

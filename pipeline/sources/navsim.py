@@ -24,7 +24,7 @@ from pydantic import field_validator
 
 from pickles.unpickle import load_pickle
 from pipeline.sources import files
-from pipeline.sources.base import Scan, SceneRef, Wanted
+from pipeline.sources.base import Scan, Wanted
 from pipeline.sources.looking import missing
 from pipeline.sources.navsim_frame import CameraFrame, FrameReader, token_and_time
 from pipeline.sources.navsim_images import LogImages
@@ -34,6 +34,7 @@ from pipeline.sources.second_stage import START, SecondStage, add_second_stage
 from pipeline.sources.untrusted import shown, text
 from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import ConfigError, SampleError
+from shards_schema.plan import SceneRef
 from shards_schema.records import CHANNELS, Frame, Scene
 
 MAP_NAMES: Final = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us-pa-pittsburgh-hazelwood")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.sources.base import SceneRef
 from pipeline.sources.files import Listing
 from pipeline.sources.navsim_frame import lies_within
 from pipeline.sources.navsim_windows import break_between
+from shards_schema.plan import SceneRef
 from shards_schema.records import Frame
 
 

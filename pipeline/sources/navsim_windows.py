@@ -19,12 +19,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final, Literal
 
-from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim_frame import route, token_and_time
 from pipeline.sources.scan import LogScan
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.untrusted import shown
 from shards_schema.errors import SampleError
+from shards_schema.plan import SceneRef
 
 Gaps = Literal["keep", "drop"]
 """What becomes of a window that holds a gap in time within a scene."""

@@ -30,7 +30,7 @@ from pydantic import Field, field_validator
 from maps.folder import MapFolder
 from maps.nuplan_map import load_map
 from pipeline.sources import files, looking
-from pipeline.sources.base import Scan, SceneRef, Wanted
+from pipeline.sources.base import Scan, Wanted
 from pipeline.sources.navsim import MAP_NAMES
 from pipeline.sources.navsim_frame import FrameReader
 from pipeline.sources.nuplan_command import driving_command
@@ -42,6 +42,7 @@ from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, shown_url, wan
 from pipeline.stores.places import LocalText, Place
 from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import ConfigError, SampleError
+from shards_schema.plan import SceneRef
 from shards_schema.records import CHANNELS, Frame, Scene
 
 

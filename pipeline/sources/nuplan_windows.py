@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 
-from pipeline.sources.base import SceneRef
 from pipeline.sources.files import Listing
 from pipeline.sources.nuplan_log import NuplanLog
 from pipeline.sources.scan import LogScan
 from pipeline.sources.scene_filter import SceneFilter
 from shards_schema.errors import SampleError
+from shards_schema.plan import SceneRef
 
 
 def missing(log: NuplanLog, files: Listing, index: int, *, lidar: bool) -> str | None:

@@ -31,11 +31,12 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.sources import files
-from pipeline.sources.base import Missing, Scan, SceneRef
+from pipeline.sources.base import Missing, Scan
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.untrusted import shown
 from pipeline.stores.places import Place
 from shards_schema.errors import ConfigError
+from shards_schema.plan import SceneRef
 
 
 class LogsConfig(BaseModel):

@@ -28,7 +28,7 @@ import numpy as np
 from pickles import inert
 from pickles.unpickle import load_pickle
 from pipeline.sources import files
-from pipeline.sources.base import Missing, Scan, SceneRef, Wanted
+from pipeline.sources.base import Missing, Scan, Wanted
 from pipeline.sources.looking import missing
 from pipeline.sources.navsim_frame import FrameReader
 from pipeline.sources.navsim_images import LogImages
@@ -36,6 +36,7 @@ from pipeline.sources.scan import LogScan, each_log
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.untrusted import floats, integer, items, shown, text
 from shards_schema.errors import ConfigError, SampleError, UnsafePickleError
+from shards_schema.plan import SceneRef
 from shards_schema.poses import Float64, to_local
 from shards_schema.records import Frame, Scene
 

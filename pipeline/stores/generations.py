@@ -16,11 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pipeline.stores.volume import Volume
-from pipeline.writing.plan import Plan, PlanConfig, joined
 from shards_schema import layout
 from shards_schema.codecs import seal_of
 from shards_schema.errors import DatasetError, MissingFileError
 from shards_schema.manifests import DatasetManifest, GenerationManifest
+from shards_schema.plan import Plan, PlanConfig, joined
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.stores.volume import Volume
-from pipeline.writing.plan import Plan
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
+from shards_schema.plan import Plan
 from shards_schema.tables import encoded, parquet_parts, to_parquet
 
 INDEX_SCHEMA = pa.schema(

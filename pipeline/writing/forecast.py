@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.sources.base import Scan, SceneRef, Source
+from pipeline.sources.base import Scan, Source
 from pipeline.stores.decode import JpegHeader, read_header
 from pipeline.writing import calibration
 from pipeline.writing.images import read_image
 from pipeline.writing.samples import SamplesColumn, StoredImage
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SampleError
+from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from shards_schema.specs import TEXT, TargetSpec
 from shards_schema.storage import stored_specs

@@ -18,10 +18,10 @@ from pipeline.stores.disk import gone
 from pipeline.stores.places import dataset_around
 from pipeline.stores.records import columns_of, committed, read_manifest, read_record
 from pipeline.stores.volume import UNDER_WAY, Volume
-from pipeline.writing.plan import Plan
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError, ShardsError
 from shards_schema.manifests import ColumnManifest
+from shards_schema.plan import Plan
 
 _OF_THE_DISK = re.compile(r"lost\+found/?|\.nfs[0-9a-f]+")
 """What a file system has for itself: a mount point may be the root of a dataset."""

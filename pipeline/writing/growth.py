@@ -21,10 +21,11 @@ from pipeline.stores.column import zarr_specs
 from pipeline.stores.generations import Generations
 from pipeline.stores.records import columns_of
 from pipeline.stores.volume import Volume
-from pipeline.writing.plan import Plan, compared, extended, joined
+from pipeline.writing.plan import compared, extended
 from shards_schema import layout
 from shards_schema.errors import MismatchError
 from shards_schema.manifests import ABSENT, ColumnManifest, DatasetManifest, GenerationManifest, differing
+from shards_schema.plan import Plan, joined
 
 _WHERE = ("root", "sensor_root", "split", "synthetic", "filter.data_split")
 """What a source says of where its files are; they may be moved."""

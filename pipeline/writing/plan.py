@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -23,24 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.sources.base import SceneRef
-from shards_schema.errors import ConfigError, DatasetError
-from shards_schema.tables import from_parquet, to_parquet
-
-SCHEMA = pa.schema(
-    [
-        ("token", pa.string()),
-        ("log", pa.string()),
-        ("timestamp", pa.int64()),
-        ("shard", pa.int32()),
-        ("row", pa.int64()),
-        ("start", pa.int32()),
-    ]
-)
-"""`plan.parquet`: scene token, log name, microseconds, shard, row in the Zarr arrays, index of the window's first
-frame in its log. Sorted by row."""
+from shards_schema.errors import ConfigError
+from shards_schema.plan import SCHEMA, Plan, PlanConfig, SceneRef
 
 REFS_SCHEMA = pa.schema(
     [
@@ -54,116 +38,6 @@ REFS_SCHEMA = pa.schema(
 
 _CHUNK = 1 << 18
 """Scenes that stand in Python objects, or in text to be hashed, at once."""
-
-
-_SCENE = ("token", "log", "timestamp", "row", "start")
-
-
-class PlanConfig(BaseModel):
-    """How scenes become shards.
-
-    Attributes:
-        shard_size: rows a shard has at most; aim at one to three minutes of teacher time.
-        seed: of the order in which logs are dealt.
-        require: columns; only scenes that have every image that these ask for are planned.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    shard_size: int = Field(default=256, ge=1, le=1 << 20)
-    seed: int = 0
-    require: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedScene:
-    """A scene, and its row in the Zarr arrays."""
-
-    ref: SceneRef
-    row: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardPlan:
-    """One shard of the plan: its scenes in row order."""
-
-    shard: int
-    scenes: tuple[PlannedScene, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All shards.
-
-    Attributes:
-        table: see `SCHEMA`.
-        shards: how many.
-        config: shard size and seed.
-        digest: sha256 over every row, the shard size and the seed.
-    """
-
-    table: pa.Table
-    shards: int
-    config: PlanConfig
-    digest: str
-    _bounds: NDArray[np.int64] = field(init=False, repr=False, compare=False)
-    """First row of the table of each shard, and the end."""
-
-    def __post_init__(self) -> None:
-        shards = self.table["shard"].to_numpy()
-        object.__setattr__(self, "_bounds", np.searchsorted(shards, np.arange(self.shards + 1)))
-
-    @property
-    def samples(self) -> int:
-        """Scenes planned."""
-        return int(self.table.num_rows)
-
-    def counts(self) -> list[int]:
-        """Scenes of each shard."""
-        return [int(n) for n in np.diff(self._bounds)]
-
-    def shard(self, shard: int) -> ShardPlan:
-        """The scenes of one shard."""
-        first, last = self._bounds[shard : shard + 2].tolist()
-        columns = (self.table[name].slice(first, last - first).to_pylist() for name in _SCENE)
-        return ShardPlan(
-            shard,
-            tuple(
-                PlannedScene(SceneRef(log=log, timestamp=timestamp, token=token, start=start), row)
-                for token, log, timestamp, row, start in zip(*columns, strict=True)
-            ),
-        )
-
-    def places(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        """Where rows of the Zarr arrays stand in `table`.
-
-        Raises:
-            DatasetError: a row is of no planned scene.
-        """
-        planned, asked = self.table["row"].to_numpy(), np.array(rows, np.int64)
-        places = np.searchsorted(planned, asked)
-        strange = np.flatnonzero(planned[np.minimum(places, len(planned) - 1)] != asked)
-        if len(strange):
-            raise DatasetError(f"row {asked[strange[0]]} belongs to no scene of the plan ({self.shards} shards)")
-        return places
-
-    def to_parquet(self) -> bytes:
-        """`plan.parquet`."""
-        return to_parquet(self.table)
-
-    @classmethod
-    def from_parquet(cls, data: bytes, config: PlanConfig, where: str) -> Plan:
-        """The plan in a file.
-
-        Raises:
-            DatasetError: not a plan.
-        """
-        try:
-            table = from_parquet(data).cast(SCHEMA)
-        except (pa.ArrowException, ValueError, OSError, KeyError) as error:
-            raise DatasetError(f"{where}: not a plan ({error})") from error
-        shards = int(table["shard"].to_numpy().max(initial=-1)) + 1
-        return cls(table, shards, config, _digest(table, config))
 
 
 def refs_table(refs: Iterable[SceneRef]) -> pa.Table:
@@ -218,7 +92,7 @@ def make_plan(refs: Iterable[SceneRef] | pa.Table, config: PlanConfig) -> Plan:
         ],
         schema=SCHEMA,
     )
-    return Plan(table, int(shard.max()) + 1, config, _digest(table, config))
+    return Plan.of(table, config)
 
 
 def extended(plan: Plan, refs: pa.Table) -> Plan:
@@ -235,15 +109,7 @@ def extended(plan: Plan, refs: pa.Table) -> Plan:
     shard = pc.add(more["shard"], pa.scalar(plan.shards, pa.int32()))
     row = pc.add(more["row"], plan.shards * plan.config.shard_size)
     table = pa.table([more["token"], more["log"], more["timestamp"], shard, row, more["start"]], schema=SCHEMA)
-    return Plan(table, int(pc.max(shard).as_py()) + 1, plan.config, _digest(table, plan.config))
-
-
-def joined(parts: Sequence[Plan]) -> Plan:
-    """The generations of a plan, in order, as one; the digest is over the rows of all."""
-    if len(parts) == 1:
-        return parts[0]
-    table = pa.concat_tables([part.table for part in parts]).combine_chunks()
-    return Plan(table, parts[-1].shards, parts[0].config, _digest(table, parts[0].config))
+    return Plan.of(table, plan.config)
 
 
 def compared(plan: Plan, refs: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -335,14 +201,3 @@ def _deal(pieces: Sequence[int], size: int) -> tuple[NDArray[np.int64], NDArray[
             by_room[left].append(number)
             rooms |= 1 << left
     return shard, place
-
-
-def _digest(table: pa.Table, config: PlanConfig) -> str:
-    """Over the rows as lines of text, ``token,log,timestamp,shard,row,start``."""
-    digest = hashlib.sha256(f"{config.shard_size},{config.seed}\n".encode())
-    for batch in table.to_batches(max_chunksize=_CHUNK):
-        *columns, last = (batch.column(field.name).cast(pa.string()) for field in SCHEMA)
-        lines = pc.binary_join_element_wise(*columns, pc.binary_join_element_wise(last, "", "\n"), ",")
-        offsets = np.frombuffer(lines.buffers()[1], np.int32, len(lines) + 1, 4 * lines.offset)
-        digest.update(memoryview(lines.buffers()[2])[offsets[0] : offsets[-1]])
-    return digest.hexdigest()

@@ -29,13 +29,14 @@ from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import settle
 from pipeline.writing import ground, growth, witness
 from pipeline.writing.again import Again, choose
-from pipeline.writing.plan import Plan, PlanConfig, make_plan, refs_table
+from pipeline.writing.plan import make_plan, refs_table
 from pipeline.writing.task import ShardTask
 from shards_schema import layout
 from shards_schema.codecs import seal_of
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import DatasetError, IncompleteError, MismatchError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
+from shards_schema.plan import Plan, PlanConfig
 from shards_schema.specs import refuse_reserved
 
 SYNTHETIC_NOTICE = "The frames are generated (synthetic): this is not driving data."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.writing.plan import PlannedScene
+from shards_schema.plan import PlannedScene
 
 
 @dataclass(frozen=True, slots=True)

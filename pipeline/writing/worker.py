@@ -39,13 +39,13 @@ from pipeline.writing import ground, witness
 from pipeline.writing.device import device_name, refuse_absent, resolved
 from pipeline.writing.device_queue import Turns
 from pipeline.writing.images import ShardImages, read_image
-from pipeline.writing.plan import PlannedScene
 from pipeline.writing.samples import SamplesColumn, StoredImage
 from pipeline.writing.task import ColumnReceipt, ShardReceipt, ShardTask
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import MismatchError, SampleError
 from shards_schema.manifests import ColumnManifest
+from shards_schema.plan import PlannedScene
 from shards_schema.records import Scene
 from shards_schema.storage import storage_of
 from teachers.base import Launch, PhasedTeacher, Targets, Teacher, TeacherInput, fingerprint

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [PART] [key=value ...]`: faults on purpose. Exit code 1 when anything was lost, doubled or left.
+"""`python -m tests.chaos [PART] [key=value ...]`: faults on purpose. Exit code 1: something was lost, doubled or left.
 
 A part is a module of this folder with a pydantic `Config` and `run(config) -> int`, or with a `main(settings) -> int`:
 

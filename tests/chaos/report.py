@@ -36,8 +36,8 @@ def page(faults: dict[str, Any] | None, jobs: dict[str, Any] | None, soak: dict[
         [
             "# Reliability",
             "",
-            "Made by `python -m tests.chaos report` from what `make chaos` found; every figure is the harness's own. After",
-            "each fault the same command is given again, without faults; then the dataset is held against one that",
+            "Made by `python -m tests.chaos report` from what `make chaos` found; every figure is the harness's own.",
+            "After each fault the same command is given again, without faults; then the dataset is held against one that",
             "nothing disturbed: *lost* and *duplicated* are samples, as Python's `tarfile` sees them; *junk* are files",
             "that the undisturbed one has not; *wrong* counts faults after which anything at all was not as it should",
             "be, also one byte, a traceback in place of a sentence, a descriptor, thread or process not given back.",
@@ -202,15 +202,15 @@ def _soak(found: dict[str, Any]) -> list[str]:
         f"{rss['slope']:+.2f} MB/h, 95 % interval [{rss['low']:+.2f}, {rss['high']:+.2f}]: at most",
         f"{rss['growth']:+.2%} over the fitted {rss['hours'] * 60:.0f} min.",
         f"**{'Flat' if found['flat'] else 'NOT FLAT'}**, by the criterion in",
-        "`tests/chaos/soak.py` (first fifth left out, 20 block means, upper end of the interval below 2 %; counts at the end",
-        "of each pass no larger in the second half than in the first; nothing left when worker and driver are closed).",
+        "`tests/chaos/soak.py` (first fifth left out, 20 block means, upper end of the interval below 2 %; counts at",
+        "the end of each pass no larger in the second half than in the first; nothing left when worker and driver are closed).",
         "",
         "![resident memory and counts over the soak](reliability-soak.svg)",
         "",
         *_table(["", "quiet, first half", "quiet, second half", "at work, most", "before", "after"], rows),
         "",
-        f"`python -m tests.chaos soak minutes={found['config']['minutes']:g}`; {_where(found)}. The table of every sample is",
-        "`out/chaos/soak.csv`.",
+        f"`python -m tests.chaos soak minutes={found['config']['minutes']:g}`; {_where(found)}. The table of every sample",
+        "is `out/chaos/soak.csv`.",
     ]
 
 

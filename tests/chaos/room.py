@@ -1,4 +1,4 @@
-"""Where the scenarios of `tests.chaos.jobs` run: a small job's config, its data, its undisturbed dataset, in one folder."""
+"""Where the scenarios of `tests.chaos.jobs` run: a small job's config, data and undisturbed dataset in one folder."""
 
 from __future__ import annotations
 

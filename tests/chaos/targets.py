@@ -36,7 +36,6 @@ from PIL import Image
 from pickles.unpickle import load_pickle
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
-from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
@@ -47,6 +46,7 @@ from shards_schema.codecs import canonical_json, load_npy, npy_bytes, seal
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import ConfigError, DatasetError, SampleError, ShardsError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
+from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from synthetic import SyntheticConfig
 from synthetic.nuplan_dataset import generate_nuplan

@@ -19,11 +19,11 @@ from pathlib import Path
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
+from shards_schema.plan import PlanConfig
 from teachers.base import column_manifest
 from tests.toys import F, H, ToySource, ToyTeacher, write_images
 

@@ -21,10 +21,10 @@ from cluster.dispatch import Dispatcher, Verdict
 from cluster.session import ClusterConfig
 from cluster.timings import Timings
 from pipeline.stores.volume import Volume
-from pipeline.writing.plan import PlannedScene
 from pipeline.writing.task import ShardReceipt
 from shards_schema import layout
 from shards_schema.errors import ConfigError, MismatchError, StoreError
+from shards_schema.plan import PlannedScene
 from tests.toys import ToySource, write_images
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.samples import SamplesConfig
+from shards_schema.plan import PlanConfig
 from trainer.students.tiny import TinyConfig
 
 ROOMS = ("pipeline", "teachers", "trainer", "jobs")

@@ -18,10 +18,10 @@ from jobs.probe import Figure, chosen, search
 from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.run import begin
 from shards_schema.errors import ConfigError
 from shards_schema.manifests import ColumnManifest
+from shards_schema.plan import PlanConfig
 from teachers.base import column_manifest
 from teachers.registry import parse_config
 from teachers.vggt.config import VGGTConfig

@@ -26,10 +26,10 @@ from navsim_agent.inputs import InputMaker
 from pipeline.reading.reader import Dataset
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.writing import run as runs
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema.errors import ConfigError, SampleError
+from shards_schema.plan import PlanConfig
 from tests.trainer.reward_toys import sft_policy, write_reward_dataset
 from trainer.batch import collate
 from trainer.build import load_policy

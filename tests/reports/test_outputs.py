@@ -14,10 +14,10 @@ from jobs.export import ExportConfig
 from jobs.fidelity import FidelityConfig
 from jobs.inspect import InspectConfig
 from pipeline.stores.places import outside
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.run import begin
 from reports.evaluation.config import EvaluateConfig
 from shards_schema.errors import ConfigError
+from shards_schema.plan import PlanConfig
 from tests.toys import ToySource
 from trainer.config import SFTConfig
 from trainer.grpo_config import GRPOConfig

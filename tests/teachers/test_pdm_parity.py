@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from maps.folder import MapFolder
 from maps.nuplan_map import NuplanMap, load_map
-from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from scoring import collate, complete, score
 from scoring.context import Polygons, RewardContext, Version
 from shards_schema.errors import WeightsError
+from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from teachers.pdm import context_from_cache, find_caches
 from teachers.pdm.scene_context import prepare

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from maps.folder import INDEX
-from pipeline.sources.base import SceneRef
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from scoring.context import Polygons, RewardContext, Version, collate
 from shards_schema.errors import ConfigError, SampleError, ShardsError, SpecError, WeightsError
+from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from shards_schema.specs import TargetSpec
 from teachers.base import Targets, Teacher, TeacherInput, fingerprint

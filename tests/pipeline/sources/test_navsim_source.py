@@ -18,9 +18,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from pydantic import ValidationError
 
 from pickles.unpickle import load_pickle
-from pipeline.sources.base import Scan, SceneRef, Source
+from pipeline.sources.base import Scan, Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from shards_schema.errors import ConfigError, SampleError
+from shards_schema.plan import SceneRef
 from shards_schema.records import CHANNELS, Scene
 
 FILE = next((Path(__file__).parents[2] / "data" / "navsim").glob("*.pkl"))

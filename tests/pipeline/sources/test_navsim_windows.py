@@ -15,8 +15,8 @@ from pickles.unpickle import load_pickle
 from pipeline.sources.base import Scan
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.writing import run
-from pipeline.writing.plan import PlanConfig
 from shards_schema.errors import ConfigError, IncompleteError
+from shards_schema.plan import PlanConfig
 from shards_schema.records import Scene
 
 FILE = next((Path(__file__).parents[2] / "data" / "navsim").glob("*.pkl"))

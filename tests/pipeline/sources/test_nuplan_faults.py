@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from pipeline.sources.base import Scan, SceneRef
+from pipeline.sources.base import Scan
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from shards_schema.errors import ConfigError, MismatchError, SampleError
+from shards_schema.plan import SceneRef
 from shards_schema.records import CHANNELS, Scene
 from synthetic import SyntheticConfig
 from synthetic.nuplan_dataset import generate_nuplan

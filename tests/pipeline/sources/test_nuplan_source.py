@@ -20,11 +20,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 from jobs.data import main as make_data
 from pipeline.reading.reader import Dataset
 from pipeline.sources import registry
-from pipeline.sources.base import SceneRef, Source
+from pipeline.sources.base import Source
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.sources.nuplan_log import rotation_matrix
 from pipeline.writing import run as runs
+from shards_schema.plan import SceneRef
 from shards_schema.records import CHANNELS, Scene
 from teachers import registry as teachers
 from tests.committed import commit

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.base import SceneRef
 from pipeline.stores import index
 from pipeline.stores.records import read_records
 from pipeline.stores.volume import Volume
-from pipeline.writing.plan import Plan, PlanConfig, make_plan
+from pipeline.writing.plan import make_plan
 from shards_schema import layout, tables
 from shards_schema.commit import CommitRecord, Member, Quarantined
 from shards_schema.errors import DatasetError, MissingFileError
+from shards_schema.plan import Plan, PlanConfig, SceneRef
 
 SIZE = 4
 

@@ -28,11 +28,11 @@ from pipeline.stores.retry import ENVIRONMENT, StoreConfig
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
 from pipeline.writing import run as runs
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import DatasetError, IncompleteError, MissingFileError, StoreError
+from shards_schema.plan import PlanConfig
 from teachers.base import column_manifest
 from tests.s3_server import Faults, FaultyS3, s3_server
 from tests.toys import ToyTeacher

@@ -14,9 +14,9 @@ import pytest
 
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
-from pipeline.writing.plan import PlanConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, StoreError
+from shards_schema.plan import PlanConfig
 from shards_schema.specs import TargetSpec
 from teachers.base import column_manifest
 from tests.chaos.world import digests

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sources.base import SceneRef
-from pipeline.writing.plan import Plan, PlanConfig, make_plan
+from pipeline.writing.plan import make_plan
 from shards_schema.errors import ConfigError, DatasetError
+from shards_schema.plan import Plan, PlanConfig, SceneRef
 
 
 def refs(lengths: list[int]) -> list[SceneRef]:

@@ -21,13 +21,13 @@ from pipeline.reading.verify import verify
 from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.records import committed
 from pipeline.writing import run as runs
-from pipeline.writing.plan import PlanConfig
 from pipeline.writing.run import Run
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, IncompleteError, MismatchError, SampleError, SpecError
+from shards_schema.plan import PlanConfig
 from teachers.base import column_manifest
 from tests.toys import F, H, ToySource, ToyTeacher, write_images
 
