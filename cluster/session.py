@@ -42,10 +42,11 @@ class ClusterConfig(BaseModel):
         cpus_per_worker: CPUs that an actor reserves.
         cpus: CPUs of the local Ray that is started where RAY_ADDRESS is not set; None is all.
         object_store_mb: of that local Ray; nothing large goes through it.
-        max_attempts: how often a shard is tried before the run gives up on it (see `cluster.dispatch`; also of workers).
-        shard_seconds: how long a worker may have a shard, waiting for its other shards included, before it is taken for
-            hung, killed and replaced. None goes by what the shards took: five times the longest of late, never less
-            than half an hour (six hours until one is done). What ran out of it has twice as long the next time.
+        max_attempts: how often a shard is tried before the run gives up on it (see `cluster.dispatch`; also of
+        workers). shard_seconds: how long a worker may have a shard, waiting for its other shards included, before it is
+            taken for hung, killed and replaced. None goes by what the shards took: five times the longest of late,
+            never less than half an hour (six hours until one is done). What ran out of it has twice as long the next
+            time.
         load_seconds: how long a worker may load its teachers before it is taken for hung, killed and replaced. None
             goes by what the loads took, likewise: never less than two hours (six until one is done).
         env: names (with wildcards) of the environment variables that workers of a joined cluster get from the driver.

@@ -8,10 +8,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.compute as pc
 
+from jobs.recipe import TeachersConfig
 from pipeline.sources.base import Scan, Source
 from pipeline.stores import generations
 from pipeline.stores.records import committed, read_manifest
@@ -21,9 +22,6 @@ from pipeline.writing.samples import SamplesColumn
 from reports.tables import bytes_text, table
 from shards_schema import layout
 from teachers.base import Needs, Teacher
-
-if TYPE_CHECKING:
-    from jobs.teachers import TeachersConfig
 
 
 def prepare(

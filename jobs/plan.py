@@ -12,7 +12,7 @@ from typing import Any
 from jobs import config as job_config
 from jobs import forecast
 from jobs.progress import lines
-from jobs.teachers import TeachersConfig, build_teacher
+from jobs.recipe import TeachersConfig, build_teacher
 from pipeline.sources import registry as sources
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
-from jobs.teachers import TeachersConfig
+from jobs.recipe import TeachersConfig
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes
 from pipeline.writing.device import device_name, refuse_absent, resolved

@@ -1,8 +1,8 @@
 """What the devkit hands to an agent, as the batch that the policy saw in training, number for number.
 
 The shards hold a scene's images as `pipeline.writing.samples` stored them (perhaps smaller, and then compressed once
-more), and `trainer.data` resizes them once more for the student. The same two steps are done here, with the same code, so
-that the policy sees on the leaderboard what it saw in training. Read by attribute names alone (those of
+more), and `trainer.data` resizes them once more for the student. The same two steps are done here, with the same code,
+so that the policy sees on the leaderboard what it saw in training. Read by attribute names alone (those of
 ``AgentInput``, ``EgoStatus`` and ``Cameras``, the same in v1.1 and main), so that nothing of the devkit is imported.
 """
 

@@ -16,8 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from pipeline.reading.reader import Dataset
-from pipeline.stores.decode import decode_jpeg
-from pipeline.writing.samples import Side
+from pipeline.stores.decode import Side, decode_jpeg
 from shards_schema.errors import ConfigError
 from shards_schema.records import COMMANDS
 from trainer.batch import Example

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,9 +20,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from shards_schema.errors import ConfigError, StoreError
-
-if TYPE_CHECKING:  # students ask here whether other ranks go on
-    from trainer.students.base import Student
 
 
 class ParallelConfig(BaseModel):
@@ -64,7 +61,12 @@ def session(device: str | None) -> Iterator[torch.device]:
 
 
 def shard(
-    student: Student, others: Iterable[nn.Module], config: ParallelConfig, device: torch.device, dtype: torch.dtype
+    student: nn.Module,
+    blocks: Sequence[nn.Module],
+    others: Iterable[nn.Module],
+    config: ParallelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
     """Shard a student (FSDP2, in place), a decoder layer a unit, and each of `others` by itself, if asked for.
 
@@ -72,6 +74,7 @@ def shard(
 
     Args:
         student: on its device.
+        blocks: its decoder layers.
         others: adapters; none for a reference.
         config: whether.
         device: of this rank.
@@ -82,7 +85,7 @@ def shard(
     """
     if config.mode != "fsdp":
         return
-    within = {id(p) for block in student.blocks for p in block.parameters()}
+    within = {id(p) for block in blocks for p in block.parameters()}
     dtypes = {p.dtype for p in student.parameters() if p.requires_grad and id(p) not in within}
     if len(dtypes) > 1:
         raise ConfigError(
@@ -92,11 +95,11 @@ def shard(
     if not dist.is_initialized():
         return
     mesh = init_device_mesh(device.type, (world_size(),))
-    stored = next(student.blocks[0].parameters()).dtype
+    stored = next(blocks[0].parameters()).dtype
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     # decoder layers, nearly all of the weights, are gathered in the low precision; what is around them keeps its own
     low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, output_dtype=stored)
-    for block in student.blocks:
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=whole if stored is dtype else low)
     for unit in (student, *others):
         fully_shard(unit, mesh=mesh, mp_policy=whole)

@@ -116,8 +116,10 @@ class GRPO(Run[GRPOConfig]):
         self.reference: Student | None = None
         if config.beta:
             self.reference = build.policy_of(begun).student.to(self.device).requires_grad_(False)
-            distributed.shard(self.reference, (), config.parallel, self.device, self.dtype)
-        distributed.shard(student, self.model.adapters.values(), config.parallel, self.device, self.dtype)
+            distributed.shard(self.reference, self.reference.blocks, (), config.parallel, self.device, self.dtype)
+        distributed.shard(
+            student, student.blocks, self.model.adapters.values(), config.parallel, self.device, self.dtype
+        )
         self._pass = distributed.wrap(PolicyPass(self.model, config, self.table), config.parallel, self.device).eval()
         self._sampler = seeds.generator(self.device, config.seed, "answers", distributed.rank(), 0)
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))

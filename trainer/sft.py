@@ -81,7 +81,9 @@ class SFT(Run[SFTConfig]):
         )
         channels = {kind: self.reader.channels(kind) for kind in LATENTS}
         self.model = SFTModel(student, channels, config.adapter, statistics).to(self.device)
-        distributed.shard(student, self.model.adapters.values(), config.parallel, self.device, self.dtype)
+        distributed.shard(
+            student, student.blocks, self.model.adapters.values(), config.parallel, self.device, self.dtype
+        )
         self._wrapped = distributed.wrap(self.model, config.parallel, self.device)
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))  # each rank its own
         self._optimiser = make_optimiser(self.model, config.optimiser)

@@ -2,11 +2,11 @@
 
 Opening reads `dataset.json`, `column.json` and the commit records of the asked-for columns, and nothing else
 (`pipeline.reading.members`). On a local disk arrays are read-only views of the mapped tar, with no copy, or are
-read straight into memory of their own or of the caller's (`owned`, `take`); targets that are stored encoded are decoded to float32.
-On any other fsspec store a read is one batch of range requests. Only committed shards exist here, and a fault is an
-error that names shard and file, never a sample less. Every member is held against the CRC-32C in its commit record
-before its value is handed out, so that a bit that changed after the commit is an error as well (datasets of schema
-versions 1 and 2 have no checksums).
+read straight into memory of their own or of the caller's (`owned`, `take`); targets that are stored encoded are decoded
+to float32. On any other fsspec store a read is one batch of range requests. Only committed shards exist here, and a
+fault is an error that names shard and file, never a sample less. Every member is held against the CRC-32C in its commit
+record before its value is handed out, so that a bit that changed after the commit is an error as well (datasets of
+schema versions 1 and 2 have no checksums).
 
     dataset = Dataset("out/demo")
     for token in dataset.tokens("samples", "vggt"):              # the join: written in both, in plan order

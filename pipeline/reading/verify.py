@@ -2,8 +2,8 @@
 
 From the top down, each level vouching for the next: `dataset.json` and `plan.parquet`, `column.json`, the commit
 records, then size and sha256 of every file that a record names, every tar member against its checksum and its spec,
-every Zarr row against the tar (`pipeline.reading.verify_shard`), the statistics against the values, and the counts against
-the plan. A fault never stops the search for the next one; what cannot be read is one.
+every Zarr row against the tar (`pipeline.reading.verify_shard`), the statistics against the values, and the counts
+against the plan. A fault never stops the search for the next one; what cannot be read is one.
 
 A dataset that is still being made, or whose run was interrupted, is *unfinished*, which is no fault: shards without a
 commit record, whatever of their files lies there, and tables that a run writes when it ends. In what is finished, a

@@ -14,7 +14,7 @@ hold, synthetic scenes) stands in `pipeline.sources.scan`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -29,6 +29,7 @@ from pipeline.sources.looking import missing
 from pipeline.sources.navsim_frame import CameraFrame, FrameReader, token_and_time
 from pipeline.sources.navsim_images import LogImages
 from pipeline.sources.navsim_windows import PERIOD_US, Gaps, break_between, cut_windows
+from pipeline.sources.registry import Progress, parse_config
 from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, wanted_logs
 from pipeline.sources.second_stage import START, SecondStage, add_second_stage
 from pipeline.sources.untrusted import shown, text
@@ -263,6 +264,15 @@ class NavsimSource:
         if not isinstance(frames, list) or (frames and not any(isinstance(frame, dict) for frame in frames)):
             raise SampleError("log_unreadable", f"{where} should hold a list of frames (dicts), got {shown(frames)}")
         return frames
+
+
+def build(config: Mapping[str, Any], progress: Progress) -> NavsimSource:
+    """The source of a config, see `pipeline.sources.registry`.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is refused.
+    """
+    return NavsimSource(parse_config(NavsimConfig, config))
 
 
 def _scan_log(source: NavsimSource, wanted: Wanted, tokens: frozenset[str] | None, log: str) -> LogScan | str:

@@ -18,7 +18,7 @@ reasons are as in `pipeline.sources.navsim`, and the rest of what `Scan` says as
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -38,6 +38,7 @@ from pipeline.sources.nuplan_db import open_log, unreadable
 from pipeline.sources.nuplan_frame import Extrinsics, LogFrames
 from pipeline.sources.nuplan_log import NuplanLog
 from pipeline.sources.nuplan_windows import cut_windows, missing
+from pipeline.sources.registry import Progress, parse_config
 from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, shown_url, wanted_logs
 from pipeline.stores.places import LocalText, Place
 from pipeline.stores.remote import refuse_credentials
@@ -246,6 +247,15 @@ class NuplanSource:
     @property
     def _folder(self) -> str:
         return f"{self.config.root.rstrip('/')}/{self.config.logs_folder}/{self.config.data_split}"
+
+
+def build(config: Mapping[str, Any], progress: Progress) -> NuplanSource:
+    """The source of a config, see `pipeline.sources.registry`.
+
+    Raises:
+        ConfigError: an unknown key, or a value that is refused.
+    """
+    return NuplanSource(parse_config(NuplanConfig, config))
 
 
 def _scan_log(source: NuplanSource, wanted: Wanted, tokens: frozenset[str] | None, log: str) -> LogScan | str:

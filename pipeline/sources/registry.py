@@ -1,69 +1,38 @@
-"""Sources by kind: the key `kind` of a config's `source` says which one reads the rest."""
+"""Sources by kind: the key `kind` of a config's `source` says which one reads the rest.
+
+An entry point of the group `last_shards.sources` names a function ``build(config, progress) -> Source``. It is imported
+when its kind is asked for and not before. The built-ins need no installed metadata: they are there with the package on
+PYTHONPATH alone, and no other package can take their names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.sources.base import Source
-from pipeline.sources.navsim import NavsimConfig, NavsimSource
-from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from pipeline.stores.retry import without_credentials
 from shards_schema.errors import ConfigError
-from shards_schema.inputs.places import local_place
 from shards_schema.inputs.refusals import problems
-from synthetic import SyntheticConfig, generate
+
+GROUP = "last_shards.sources"
+BUILT_IN = {
+    "navsim": "pipeline.sources.navsim:build",
+    "nuplan": "pipeline.sources.nuplan:build",
+    "synthetic": "synthetic.source:build",
+}
 
 Progress = Callable[[str], None]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _navsim(config: Mapping[str, Any], progress: Progress) -> Source:
-    return NavsimSource(_parsed(NavsimConfig, config))
-
-
-def _nuplan(config: Mapping[str, Any], progress: Progress) -> Source:
-    return NuplanSource(_parsed(NuplanConfig, config))
-
-
-def _synthetic(config: Mapping[str, Any], progress: Progress) -> Source:
-    """The generator's dataset, made where it is not there yet, then read as any NAVSIM dataset is.
-
-    Keys of the NAVSIM source (`root`, `split`, `filter`, ...) are its own; every other key is the generator's. All of
-    them are checked before anything is made.
-    """
-    given = {k: v for k, v in config.items() if k in NavsimConfig.model_fields}
-    making = _parsed(
-        SyntheticConfig, {k: v for k, v in config.items() if k not in given}, beside=NavsimConfig.model_fields
-    )
-    root = Path(local_place(str(given.get("root", "data/synthetic"))))
-    reading = _parsed(NavsimConfig, {"split": making.splits[0], **given, "root": str(root)})
-    generate(making, root, progress, key="source.root")
-    return NavsimSource(reading)
-
-
-def _parsed(model: type[Model], config: Mapping[str, Any], *, beside: Iterable[str] = ()) -> Model:
-    try:
-        return model.model_validate(dict(config))
-    except ValidationError as error:
-        found = problems(
-            error.errors(include_url=False),
-            model,
-            under=["source"],
-            beside=beside,
-            shown=lambda value: without_credentials(repr(value)),
-        )
-        raise ConfigError("; ".join(found)) from error
-
-
-KINDS: Mapping[str, Callable[[Mapping[str, Any], Progress], Source]] = {
-    "navsim": _navsim,
-    "nuplan": _nuplan,
-    "synthetic": _synthetic,
-}
+def available() -> dict[str, str]:
+    """Each kind, and where it comes from (``module:function``); nothing is imported."""
+    return {**{point.name: point.value for point in entry_points(group=GROUP)}, **BUILT_IN}
 
 
 def build(config: Mapping[str, Any], progress: Progress = lambda line: None) -> Source:
@@ -77,8 +46,36 @@ def build(config: Mapping[str, Any], progress: Progress = lambda line: None) -> 
         ConfigError: an unknown kind or key, or a value that its source refuses.
         MismatchError: the generator's folder holds something else.
     """
-    rest = dict(config)
+    rest, kinds = dict(config), available()
     kind = rest.pop("kind", None)
-    if kind not in KINDS:
-        raise ConfigError(f"source.kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    return KINDS[kind](rest, progress)
+    if kind not in kinds:
+        raise ConfigError(f"source.kind must be one of {', '.join(kinds)}, got {kind!r}")
+    try:
+        function: Callable[[Mapping[str, Any], Progress], Source] = resolve_name(kinds[kind])
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"source.kind {kind!r} cannot be imported from {kinds[kind]}: {error}") from error
+    return function(rest, progress)
+
+
+def parse_config(model: type[Model], config: Mapping[str, Any], *, beside: Iterable[str] = ()) -> Model:
+    """`config` as a `model`.
+
+    Args:
+        model: of the source's config.
+        config: what stands under `source`, less `kind`.
+        beside: keys that somebody else takes, for the message.
+
+    Raises:
+        ConfigError: with each field that is unknown, missing or impossible.
+    """
+    try:
+        return model.model_validate(dict(config))
+    except ValidationError as error:
+        found = problems(
+            error.errors(include_url=False),
+            model,
+            under=["source"],
+            beside=beside,
+            shown=lambda value: without_credentials(repr(value)),
+        )
+        raise ConfigError("; ".join(found)) from error

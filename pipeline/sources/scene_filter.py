@@ -6,8 +6,9 @@ Fields, defaults and limits are those of the devkit's `SceneFilter`. What a two-
 of synthetic scenes is kept, for those who aggregate; no source here reads such scenes (`NavsimSource` counts them).
 
 Unknown keys are refused, also in the YAML files: a misspelt ``frame_intervall`` would change the dataset in silence.
-YAML aliases are refused: no such file has them, and they are how YAML bombs are made (`shards_schema.inputs.documents`).
-The C loader reads navtrain's 103,288 tokens in 0.6 s, where PyYAML's own takes 2.8 s.
+YAML aliases are refused: no such file has them, and they are how YAML bombs are made
+(`shards_schema.inputs.documents`). The C loader reads navtrain's 103,288 tokens in 0.6 s, where PyYAML's own takes 2.8
+s.
 """
 
 from __future__ import annotations

@@ -13,13 +13,18 @@ with checksums should be checked by them before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import simplejpeg
+from pydantic import Field
 
 from shards_schema.errors import SampleError
 from shards_schema.inputs.disguises import disguise
 from shards_schema.records import Image
+
+Side = Annotated[int, Field(ge=1, le=16_384)]
+"""Pixels along a side of an image that is made."""
 
 MAX_PIXELS = 64_000_000
 """A 1920x1080 camera has 2 million; more than this is a decompression bomb."""

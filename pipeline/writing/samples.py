@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipeline.stores.decode import encode_jpeg
+from pipeline.stores.decode import Side, encode_jpeg
 from pipeline.writing.calibration import scaled_intrinsics
 from pipeline.writing.images import Make
 from shards_schema import layout
@@ -27,9 +27,6 @@ from shards_schema.specs import TEXT, TargetSpec
 
 REVISION = 3
 """Raised when the same config gives other bytes."""
-
-Side = Annotated[int, Field(ge=1, le=16_384)]
-"""Pixels along a side of an image that is made."""
 
 
 class SamplesConfig(BaseModel):

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from jobs import config as job_config
-from jobs.teachers import TeachersConfig
+from jobs.recipe import TeachersConfig
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.config import load
-from jobs.teachers import TeachersConfig
+from jobs.recipe import TeachersConfig
 from reports.tables import bytes_text, table
 from shards_schema.errors import ConfigError
 
@@ -68,7 +68,7 @@ def test_an_empty_variable_is_refused_as_an_unset_one(monkeypatch: pytest.Monkey
 
 
 def test_the_recipes_can_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from jobs.teachers import TeachersConfig
+    from jobs.recipe import TeachersConfig
 
     monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(tmp_path))
     recipes = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

@@ -71,7 +71,7 @@ def said_by(rank: int, *, sharded: bool) -> Sampled:
     """One text of a rank, drawn; those of two ranks do not end together."""
     student, device = tiny_student(TextAnswers(2, 0)), torch.device("cpu")
     if sharded:
-        distributed.shard(student, (), ParallelConfig(mode="fsdp"), device, torch.float32)
+        distributed.shard(student, student.blocks, (), ParallelConfig(mode="fsdp"), device, torch.float32)
     generator = torch.Generator().manual_seed(rank)
     return student.sample(batch_of(2)[rank : rank + 1], allow_table(2), generator=generator)
 
@@ -136,7 +136,9 @@ def worker(rank: int, root: str, shards: str) -> None:
         batch = batch_of(4)[2 * rank : 2 * rank + 2]
         for mode in MODES:
             config, model = ParallelConfig(mode=mode), make()
-            distributed.shard(model.student, model.adapters.values(), config, device, torch.float32)
+            distributed.shard(
+                model.student, model.student.blocks, model.adapters.values(), config, device, torch.float32
+            )
             wrapped = distributed.wrap(model, config, device)
             for i, part in enumerate((batch[0:1], batch[1:2])):
                 with distributed.no_sync(wrapped, last=i == 1):

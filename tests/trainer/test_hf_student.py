@@ -286,8 +286,8 @@ def test_weights_of_two_dtypes_are_not_sharded_together() -> None:
     config = HFConfig.model_validate({"model": "internvl", "dtype": "bfloat16"})
     student = HFStudent(half, tokenizer(), processor, config, motion_answers(), COUNTS)
     with pytest.raises(ConfigError, match=r"torch.bfloat16 and torch.float32 are trained together"):
-        distributed.shard(student, (), ParallelConfig(mode="fsdp"), torch.device("cpu"), torch.bfloat16)
-    distributed.shard(student, (), ParallelConfig(mode="ddp"), torch.device("cpu"), torch.bfloat16)
+        distributed.shard(student, student.blocks, (), ParallelConfig(mode="fsdp"), torch.device("cpu"), torch.bfloat16)
+    distributed.shard(student, student.blocks, (), ParallelConfig(mode="ddp"), torch.device("cpu"), torch.bfloat16)
 
 
 def test_low_ranks_of_a_bfloat16_model_take_small_steps() -> None:

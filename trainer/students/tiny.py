@@ -18,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.writing.samples import Side
+from pipeline.stores.decode import Side
 from shards_schema.records import COMMANDS
 from trainer.answers.base import Answers
 from trainer.batch import Batch

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.teachers import TeachersConfig, _check_quarantine
+from jobs.recipe import TeachersConfig
+from jobs.teachers import _check_quarantine
 from pickles.unpickle import load_pickle
 from pipeline.sources.base import Scan
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
