@@ -34,6 +34,7 @@ from reports.outputs import replace_file, write_bytes
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError, StoreError
 from shards_schema.inputs.refusals import annotations_at, problems
 from synthetic import MARKER, SyntheticConfig
+from synthetic import source as town
 from teachers import registry as teachers
 
 ROOT = Path(__file__).parents[2]
@@ -255,7 +256,7 @@ def test_where_a_key_leads() -> None:
 def test_a_misspelt_key_is_refused_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], said: str
 ) -> None:
-    monkeypatch.setattr(sources, "generate", lambda *_, **__: pytest.fail("it generates"))
+    monkeypatch.setattr(town, "generate", lambda *_, **__: pytest.fail("it generates"))
     places = [f"out={tmp_path / 'out'}", f"source.root={tmp_path / 'data'}"]
     with pytest.raises(ConfigError) as error:
         teachers_job.main([DEMO, *places, *overrides])
@@ -387,7 +388,7 @@ def test_a_ray_that_does_not_answer_is_told_at_once(
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     monkeypatch.setenv("RAY_ADDRESS", address.format(port=port))
-    monkeypatch.setattr(sources, "generate", lambda *_, **__: pytest.fail("it generates"))
+    monkeypatch.setattr(town, "generate", lambda *_, **__: pytest.fail("it generates"))
     with pytest.raises(
         ConfigError, match=r"and no Ray answers there \((.*Connection refused|Invalid address).*unset RAY"
     ):
