@@ -1,1 +1,1 @@
-"""One file a job: parse the config, start or join Ray, drive, print. Only this folder knows Ray and the argv."""
+"""One file a command: parse the config, call, print, exit code."""

@@ -1,1 +1,1 @@
-"""Everything between a dataset and a trainer, as plain Python: no Ray, no argv."""
+"""Everything between logs and a trainer, as plain Python: no Ray, no command line."""
