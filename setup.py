@@ -8,6 +8,7 @@ ROOMS = [
     "pickles",
     "maps",
     "scoring",
+    "questions",
     "teachers",
     "pipeline",
     "synthetic",

@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-_PRODUCT = {"scoring", "teachers", "pipeline", "synthetic", "trainer", "cluster", "reports", "jobs"}
+_PRODUCT = {"scoring", "questions", "teachers", "pipeline", "synthetic", "trainer", "cluster", "reports", "jobs"}
 ROOMS: dict[str, set[str]] = {
     "shards_schema": set(),
     "pickles": {"shards_schema"},
     "maps": {"shards_schema"},
     "scoring": {"shards_schema", "pickles"},
+    "questions": {"shards_schema"},
     "teachers": {"shards_schema", "maps", "scoring"},
     "pipeline.stores": {"shards_schema"},
     "pipeline.sources": {"shards_schema", "pickles", "maps", "pipeline.stores"},
@@ -24,9 +25,19 @@ ROOMS: dict[str, set[str]] = {
     "synthetic": {"shards_schema", "pipeline.stores", "pipeline.sources"},
     "trainer": {"shards_schema", "scoring", "pipeline.stores", "pipeline.reading", "pipeline.stream"},
     "cluster": {"shards_schema", "pipeline.stores", "pipeline.sources", "pipeline.writing"},
-    "reports": {"shards_schema", "scoring", "teachers", "pipeline", "trainer"},
+    "reports": {"shards_schema", "scoring", "questions", "teachers", "pipeline", "trainer"},
     "last_shards": {"shards_schema", "scoring", "teachers", "pipeline", "trainer"},
-    "jobs": {"shards_schema", "scoring", "teachers", "pipeline", "synthetic", "trainer", "cluster", "reports"},
+    "jobs": {
+        "shards_schema",
+        "scoring",
+        "questions",
+        "teachers",
+        "pipeline",
+        "synthetic",
+        "trainer",
+        "cluster",
+        "reports",
+    },
     "navsim_agent": {"shards_schema", "pipeline", "trainer"},
     "benchmarks": {"shards_schema", "maps", *_PRODUCT},
     "examples": {"last_shards"},
@@ -40,6 +51,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "pickles": _LIGHT,
     "maps": _LIGHT,
     "scoring": {"ray", "webdataset", "zarr", "diffusers"},
+    "questions": {"argparse", "PIL", "yaml", *_LIGHT},
     "teachers": {"ray", "webdataset", "zarr", "torchvision"},
     "pipeline.stores": {"ray", "argparse", "torch", "torchvision", "diffusers"},
     "pipeline.sources": {"ray", "argparse", "torchvision", "diffusers"},

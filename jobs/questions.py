@@ -1,0 +1,145 @@
+"""`python -m jobs.questions score|import key=value ...`: questions about pictures, made and scored (docs/questions.md).
+
+    python -m jobs.questions import surds=DIR split=validation out=units.jsonl [official=DIR_OF_QA_FILES]
+    python -m jobs.questions score units=units.jsonl outputs=FILE_OR_DIR rules=official coordinates=pixels
+
+`import` makes SURDS' units from the user's own copy. `score` scores the outputs of any model by the rules of SURDS or
+of Xiaomi. Exit code: 0; 1 where a prompt has no output and nobody says why, or a file is at fault; 2 (config).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from jobs import config as job_config
+from jobs import usage
+from pipeline.stores.places import LocalPath, OutPath
+from questions import scoring
+from questions.answers import RULES, Coordinates, Rules
+from questions.outputs import NO_OUTPUT, Key, Output, read_outputs
+from questions.scoring import UnitScore
+from questions.surds import Split, make_units, read_images, with_official
+from questions.units import read_units, units_of, units_text
+from reports import questions as tables
+from reports.outputs import write_text
+from shards_schema.errors import ConfigError
+
+
+class ScoreConfig(BaseModel):
+    """What to score, and how.
+
+    Attributes:
+        units: the unit file that was asked.
+        outputs: what a model said: a file, or a folder of files.
+        rules: official (SURDS' evaluator), xiaomi (that of XEmbodied), or both: a table each, not to be mixed.
+        coordinates: of the model's points: pixels of the image, unit (0..1), thousand (0..1000), or model_input.
+        blind: what the same model said without the pictures (grey ones): a column beside its score.
+        input_size: width and height of the image that the processor made, for model_input.
+        ambiguous: drop or keep units whose objects cannot be told apart by their descriptions; the official score has
+            them.
+        out: JSON of every unit's score; null is none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    units: LocalPath
+    outputs: LocalPath
+    rules: Literal["official", "xiaomi", "both"]
+    coordinates: Coordinates
+    blind: LocalPath | None = None
+    input_size: tuple[int, int] | None = None
+    ambiguous: Literal["drop", "keep"] = "drop"
+    out: OutPath | None = None
+
+
+class ImportConfig(BaseModel):
+    """What to import.
+
+    Attributes:
+        surds: the folder of SURDS, which holds `split`/metadata.jsonl.
+        split: train or validation; nothing is trained on the latter.
+        out: the unit file.
+        official: a folder with SURDS' own question files; they are held against ours, and give the prompts' words.
+        order: of the images: that of the file, or by name.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    surds: LocalPath
+    split: Split
+    out: OutPath
+    official: LocalPath | None = None
+    order: Literal["file", "name"] = "file"
+
+
+def score(config: ScoreConfig) -> int:
+    """Score outputs; returns the exit code."""
+    every = read_units(config.units)
+    asked = [p for p in every if p.left_out is None or config.ambiguous == "keep"]
+    keys = {(p.unit, p.side) for p in asked}
+
+    def outputs_of(path: Path) -> dict[Key, Output]:
+        return {key: output for key, output in read_outputs(path, every).items() if key in keys}
+
+    outputs, blind = outputs_of(config.outputs), outputs_of(config.blind) if config.blind else None
+
+    def scored(outputs: Mapping[Key, Output], rules: Rules) -> list[UnitScore]:
+        return scoring.score_units(asked, outputs, rules, config.coordinates, config.input_size)
+
+    document: dict[str, Any] = {}
+    for rules in RULES if config.rules == "both" else (config.rules,):
+        units = scored(outputs, rules)
+        print(f"\n{', '.join(sorted({f'{p.benchmark} {p.split}' for p in every}))}: {len(units)} units")
+        print(f"rules: {rules}, coordinates: {config.coordinates}\n")
+        print(tables.scores(units, rules, () if blind is None else scored(blind, rules)))
+        accounts = scoring.accounts(units, outputs)
+        print(tables.accounted(accounts, len(units_of(every)) - len(units)))
+        document[rules] = tables.document(units, rules)
+    if config.out is not None:
+        write_text(config.out, json.dumps(document, indent=1))
+    if accounts.unanswered.get(NO_OUTPUT):
+        print("NOT ACCOUNTED FOR: prompts have no output, and no row says why; this is no score of what was asked.")
+        return 1
+    return 0 if accounts.scored else 1
+
+
+def import_(config: ImportConfig) -> int:
+    """Make SURDS' units from a copy of it; returns the exit code."""
+    images = read_images(config.surds, config.split)
+    if config.order == "name":
+        images.sort(key=lambda image: image.file_name)
+    prompts = make_units(images, config.split, str(config.surds / config.split))
+    if config.official is not None:
+        prompts = with_official(prompts, config.official)
+    write_text(config.out, units_text(prompts))
+    print(tables.made(prompts))
+    if config.official is None:
+        print("NOTE: the prompts' wording is ours; official=DIR takes that of SURDS' own question files.")
+    else:
+        print(f"every image, option and answer is that of {config.official}, whose prompts are used")
+    if config.split == "validation":
+        print("NOTE: these units are for evaluation; nothing trains on them.")
+    print(f"{config.out.resolve()}: {len(prompts)} prompts of {len(images)} images")
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns the exit code."""
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command == "score":
+        return score(job_config.load(ScoreConfig, rest))
+    if command == "import":
+        return import_(job_config.load(ImportConfig, rest))
+    if usage.asks_help(arguments):
+        raise job_config.HelpAskedError(ScoreConfig, ImportConfig)
+    given = f"no command {command!r}" if command else "no command is given"
+    raise ConfigError(f"{given}; usage: python -m jobs.questions score|import key=value ...; --help lists the keys")
+
+
+if __name__ == "__main__":
+    job_config.run(main)

@@ -1,0 +1,229 @@
+"""Questions on disk: `units.jsonl`, one line a prompt. This is the contract between who makes, who asks and who scores.
+
+A unit is what is scored: one prompt, or two about the same truth ("Which is closer?", "Which is farther?") that only
+count together. Both lines of a pair have the same `unit` and differ in `side`. `KINDS` says of each category how its
+answers are scored; a new kind is a row there.
+
+    {"unit": "fb-0a1b2c3d4e5f6071-7-12", "side": 1, "category": "fb", "benchmark": "shards-spatial", "style": "fair",
+     "split": "evaluation", "token": "0a1b2c3d4e5f6071", "log": "2021.05.12...", "views": ["cam_f0"],
+     "size": [1920, 1080], "objects": [{"desc": "red lorry", "box2d": [612, 540, 790, 662], ...}, ...],
+     "question": "Is the red lorry in front of ...?", "options": ["Yes", "No", "Almost the same ..."], "answer": "Yes"}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from shards_schema.errors import ConfigError, DatasetError, MissingFileError, StoreError
+from shards_schema.inputs import documents
+
+Metric = Literal["choice", "point"]
+"""choice: one of the options; point: pixels in the object's box, scored by centerness."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One category of questions.
+
+    Attributes:
+        sides: prompts a unit: 2 for a pair, which scores 1 only where both answers are right.
+        metric: how one answer is scored.
+        sides_ask: a word for what each side asks.
+        same: whether "almost the same" is an answer.
+    """
+
+    sides: int
+    metric: Metric
+    sides_ask: tuple[str, ...] = ("",)
+    same: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "yaw": Kind(2, "choice", ("camera faces north", "camera faces south")),
+    "xy2d": Kind(1, "point"),
+    "depth": Kind(1, "choice"),
+    "dis": Kind(2, "choice", ("closer", "farther"), same=True),
+    "lr": Kind(2, "choice", ("left", "right"), same=True),
+    "fb": Kind(2, "choice", ("in front of", "behind"), same=True),
+}
+"""In the order of SURDS' own files."""
+
+
+class Target(BaseModel):
+    """An object that a question is about.
+
+    Attributes:
+        desc: what it is called, without an article.
+        box2d: x1, y1, x2, y2 in pixels of the image.
+        p_cam: its centre in the camera frame [m]: x right, y down, z forward.
+        track: its track in the log; None of an image without one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    desc: str
+    box2d: tuple[float, float, float, float]
+    p_cam: tuple[float, float, float]
+    track: str | None = None
+
+
+class Prompt(BaseModel):
+    """One question to one picture.
+
+    Attributes:
+        unit: the unit's id; both prompts of a pair have it.
+        side: 1, or 2 for the second prompt of a pair.
+        category: a key of `KINDS`.
+        benchmark: whose questions these are: ``surds``, ``shards-spatial``, ...
+        style: whose rules made the options: ``official`` or ``fair``.
+        split: ``train``, or ``evaluation``: then nothing may learn from it (`refuse_training`).
+        token: of the scene; of SURDS the image's name without its ending.
+        log: of the scene; None where none is known.
+        views: the cameras that are shown.
+        images: where they lie in the folder that was imported; none for the images of a dataset of ours.
+        size: width, height [px] that coordinates and boxes are of.
+        objects: what is asked about, in the order of the question.
+        question: the question alone.
+        options: the choices, as the answer has to say them; none for a point.
+        answer: the right one; of a point, a right one.
+        value: the number behind a range [m], where the options are ranges.
+        index: the prompt's place in the official file of its category, by which official outputs name it.
+        text: the whole prompt, where it was given word by word; None is `questions.wording.whole`.
+        left_out: why the unit is not asked, in a word (``ambiguous``); it keeps its line, so that nothing is missing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: str
+    side: Literal[1, 2] = 1
+    category: str
+    benchmark: str
+    style: Literal["official", "fair"]
+    split: Literal["train", "evaluation"]
+    token: str
+    log: str | None = None
+    views: tuple[str, ...]
+    images: tuple[str, ...] = ()
+    size: tuple[int, int]
+    objects: tuple[Target, ...]
+    question: str
+    options: tuple[str, ...] = ()
+    answer: str
+    value: float | None = None
+    index: int | None = None
+    text: str | None = None
+    left_out: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Prompt:
+        kind = KINDS.get(self.category)
+        if kind is None:
+            raise ValueError(f"category {self.category!r}: expected one of {', '.join(KINDS)}")
+        if self.side > kind.sides:
+            raise ValueError(f"side {self.side} of {self.category}, whose units have one prompt")
+        if kind.metric == "choice" and self.answer not in self.options:
+            raise ValueError(f"the answer {self.answer!r} is none of the options {list(self.options)}")
+        if not self.objects:
+            raise ValueError("no object")
+        return self
+
+    @property
+    def kind(self) -> Kind:
+        """How it is scored."""
+        return KINDS[self.category]
+
+    @property
+    def group(self) -> str:
+        """What it is not independent of: its log, or its image where no log is known."""
+        return self.log or self.token
+
+
+def units_of(prompts: Iterable[Prompt], where: str = "units") -> dict[str, tuple[Prompt, ...]]:
+    """The prompts of each unit by side, units in the order of their first prompt.
+
+    Raises:
+        DatasetError: a side is missing or twice there, or the sides are of different categories.
+    """
+    found: dict[str, dict[int, Prompt]] = {}
+    for prompt in prompts:
+        if prompt.side in found.setdefault(prompt.unit, {}):
+            raise DatasetError(f"{where}: side {prompt.side} of unit {prompt.unit} is there twice")
+        found[prompt.unit][prompt.side] = prompt
+    out = {name: tuple(sides[side] for side in sorted(sides)) for name, sides in found.items()}
+    for name, sides in out.items():
+        if len({p.category for p in sides}) > 1 or len(sides) != sides[0].kind.sides:
+            raise DatasetError(
+                f"{where}: unit {name} has the prompts {', '.join(f'{p.category} {p.side}' for p in sides)}; a unit "
+                f"of {sides[0].category} has {sides[0].kind.sides}"
+            )
+    return out
+
+
+def refuse_training(prompts: Iterable[Prompt], where: str) -> None:
+    """Refuse to learn from questions that are there to evaluate.
+
+    Raises:
+        ConfigError: one of them is.
+    """
+    held = sorted({f"{p.benchmark} {p.split}" for p in prompts if p.split != "train"})
+    if held:
+        raise ConfigError(
+            f"{where}: holds units of {', '.join(held)}; nothing may be trained on these: give units of a train split"
+        )
+
+
+def read_units(path: Path) -> list[Prompt]:
+    """The prompts of a unit file, checked.
+
+    Raises:
+        MissingFileError, StoreError: it is not there, or cannot be read.
+        DatasetError: it is no unit file, or a unit in it is not whole.
+    """
+    out = []
+    for number, row in read_rows(path):
+        try:
+            out.append(Prompt.model_validate(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise DatasetError(f"{path}, line {number}: no prompt of a unit: {key} {first['msg']}") from error
+    if not out:
+        raise DatasetError(f"{path}: holds no unit")
+    units_of(out, str(path))
+    return out
+
+
+def units_text(prompts: Sequence[Prompt]) -> str:
+    """A unit file's text."""
+    return "".join(json.dumps(p.model_dump(exclude_defaults=True), ensure_ascii=False) + "\n" for p in prompts)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The mappings of a JSON list or of JSON lines, with their numbers (lines from 1, items of a list from 0).
+
+    Raises:
+        MissingFileError, StoreError: it is not there, or cannot be read.
+        DatasetError: it is neither.
+    """
+    try:
+        data = documents.read(path, documents.JSON_BYTES)
+        if data.lstrip()[:1] == b"[":
+            rows = list(enumerate(documents.parse_json(data)))
+        else:
+            rows = [(n, documents.parse_json(line)) for n, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no file {path}") from None
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    except documents.UnreadableError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise DatasetError(f"{path}: entry {number} is {type(row).__name__}, expected a mapping")
+        yield number, row

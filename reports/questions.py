@@ -1,0 +1,150 @@
+"""What is said of scored questions: tables by category, camera and distance, and what a number has to be read with."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from questions import controls, scoring
+from questions.answers import Rules
+from questions.scoring import Accounts, CategoryScore, UnitScore
+from questions.units import KINDS, Prompt, units_of
+from reports.intervals import clustered
+from reports.tables import table
+
+HEAD = ("category", "units", "valid", "score", "of valid", "chance", "corrected", "95 %")
+GIVEN_AWAY = 0.9
+"""From here on a rule that reads the options alone makes a score worthless."""
+
+
+def scores(units: Sequence[UnitScore], rules: Rules, blind: Sequence[UnitScore] = ()) -> str:
+    """All tables of a score; `blind`: the same units, answered without the picture."""
+    categories, unseen = scoring.by_category(units, rules), scoring.by_category(blind, rules)
+    score, chance = scoring.overall(categories)
+    head = [*HEAD, "blind"] if blind else HEAD
+    rows = [
+        [*_row(name, category), *([_number(unseen[name].score if name in unseen else None)] if blind else [])]
+        for name, category in categories.items()
+    ]
+    closing = [_number(x) for x in (score, None, chance, scoring.corrected(score, chance))]
+    whole = ["overall (mean of categories)", str(sum(c.units for c in categories.values())), "", *closing]
+    whole += [_interval(*scoring.influence(categories)), *([_number(scoring.overall(unseen)[0])] if blind else [])]
+    parts = [table(head, [*rows, whole]), *_depth(units, rules), *_notes(units), _cameras(units, rules)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _row(name: str, category: CategoryScore) -> list[str]:
+    shares = (
+        category.valid / category.units if category.units else None,
+        category.score,
+        category.score_of_valid,
+        category.chance,
+        category.corrected,
+    )
+    return [name, str(category.units), *map(_number, shares), _interval(category.values, category.groups)]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _interval(values: Sequence[float], groups: Sequence[str]) -> str:
+    """By whole logs, or images where no log is known: what lies in one is not independent."""
+    found = clustered(values, groups)
+    if found is None or not math.isfinite(found.half):
+        return "none"
+    return f"{max(found.middle - found.half, 0.0):.3f} .. {min(found.middle + found.half, 1.0):.3f}"
+
+
+def _depth(units: Sequence[UnitScore], rules: Rules) -> list[str]:
+    depth = [unit for unit in units if unit.category == "depth"]
+    if not depth:
+        return []
+    prompts = [p for unit in depth for p in unit.prompts]
+    blind = scoring.summed(scoring.answered_by(controls.chosen(controls.widest), prompts), "official").score
+    warned = blind is not None and blind >= GIVEN_AWAY
+    out = [
+        f"depth, the widest option always: {_number(blind)}"
+        + (": the options alone give the answer away, so a score near to it shows no sight" if warned else "")
+    ]
+    bands = scoring.by_distance(depth, rules)
+    if bands:
+        rows = [[name, str(band.units), _number(band.score)] for name, band in bands.items()]
+        out.append(table(("depth, true distance", "units", "score"), rows))
+    leaning = scoring.leaning(depth)
+    if leaning:
+        out.append(f"depth, of valid answers: too near {leaning[0]:.3f}, too far {leaning[1]:.3f}")
+    return out
+
+
+def _notes(units: Sequence[UnitScore]) -> list[str]:
+    sides = {
+        name: ", ".join(f"{word} {share:.3f}" for word, share in zip(KINDS[name].sides_ask, shares, strict=True))
+        for name, shares in scoring.by_side(units).items()
+    }
+    out = ["each prompt alone: " + "; ".join(f"{name}: {text}" for name, text in sides.items())] if sides else []
+    ties = ", ".join(f"{name} {share:.3f}" for name, share in scoring.ties(units).items())
+    return [*out, f'"almost the same" everywhere scores: {ties}'] if ties else out
+
+
+def _cameras(units: Sequence[UnitScore], rules: Rules) -> str:
+    cameras = scoring.by_camera(units, rules)
+    names = [name for name in KINDS if any(name in found for found in cameras.values())]
+
+    def cell(category: CategoryScore | None) -> str:
+        return "" if category is None or category.score is None else f"{category.score:.3f} ({category.units})"
+
+    rows = [[camera, *(cell(found.get(name)) for name in names)] for camera, found in cameras.items()]
+    return table(("camera: score (units)", *names), rows)
+
+
+def accounted(accounts: Accounts, left_out: int) -> str:
+    """planned = scored + unanswered; why outputs are no answers; units that were not asked."""
+    missing = sum(accounts.unanswered.values())
+    out = [
+        f"\nprompts: planned {accounts.planned} = scored {accounts.scored} + unanswered {missing}"
+        + _reasons(accounts.unanswered),
+        f"scored as no answer: {sum(accounts.invalid.values())}{_reasons(accounts.invalid)}",
+    ]
+    if accounts.several:
+        out.append(f"outputs with more than one answer, of which the first counts: {accounts.several}")
+    if left_out:
+        out.append(f"units left out, since their descriptions are ambiguous: {left_out} (ambiguous=keep has them)")
+    return "\n".join(out)
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return f" ({', '.join(f'{reason} {n}' for reason, n in sorted(counts.items()))})" if counts else ""
+
+
+def made(prompts: Iterable[Prompt]) -> str:
+    """Of new units: made = asked + left out, by category."""
+    units = units_of(prompts)
+    every = Counter(sides[0].category for sides in units.values())
+    out = Counter(sides[0].category for sides in units.values() if sides[0].left_out is not None)
+    names = [name for name in KINDS if name in every]
+    rows = [[name, str(every[name]), str(every[name] - out[name]), str(out[name])] for name in names]
+    return table(("category", "units", "asked", "left out (ambiguous)"), rows)
+
+
+def document(units: Sequence[UnitScore], rules: Rules) -> dict[str, Any]:
+    """For a file: scores, and every unit's."""
+    categories = scoring.by_category(units, rules)
+    return {
+        "rules": rules,
+        "overall": scoring.overall(categories)[0],
+        "categories": {
+            name: {"units": c.units, "valid": c.valid, "score": c.score, "chance": c.chance}
+            for name, c in categories.items()
+        },
+        "units": [
+            {
+                "unit": unit.prompts[0].unit,
+                "score": unit.score,
+                "prompts": [None if r is None else {"score": r.score, "invalid": r.invalid} for r in unit.readings],
+            }
+            for unit in units
+        ],
+    }

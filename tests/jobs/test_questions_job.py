@@ -1,0 +1,128 @@
+"""`python -m jobs.questions`: what the page says to type, and what is said of outputs that are not all there."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jobs import config as job_config
+from jobs import questions as questions_job
+from questions import controls
+from questions.units import read_units
+from shards_schema.errors import ConfigError
+from tests.blocks import block
+from tests.questions_toys import SURDS, official_files
+
+
+def typed(place: Path) -> list[list[str]]:
+    """The commands of the page, at a place of the test's."""
+    out = []
+    for line in block("questions", "questions").splitlines():
+        words = shlex.split(line)
+        assert words[:3] == ["python", "-m", "jobs.questions"]
+        out.append(
+            [
+                w.replace("=SURDS", f"={SURDS}").replace("=units", f"={place}/units").replace("=out", f"={place}/out")
+                for w in words[3:]
+            ]
+        )
+    return out
+
+
+def imported(place: Path) -> Path:
+    assert questions_job.main(typed(place)[0]) == 0
+    return place / "units.jsonl"
+
+
+def answer(units: Path, place: Path, *, skip: int = 0) -> None:
+    rows = [{"unit": p.unit, "side": p.side, "output": controls.oracle(p)} for p in read_units(units)[skip:]]
+    (place / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_what_the_page_says_to_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    units = imported(tmp_path)
+    said = capsys.readouterr().out
+    assert ["yaw", "16", "16", "0"] in [line.split() for line in said.splitlines()]
+    assert ["dis", "16", "13", "3"] in [line.split() for line in said.splitlines()]
+    assert "the prompts' wording is ours" in said
+    answer(units, tmp_path)
+    assert questions_job.main(typed(tmp_path)[1]) == 0
+    said = capsys.readouterr().out
+    rows = {line.split()[0]: line.split() for line in said.splitlines() if line}
+    assert rows["xy2d"][:5] == ["xy2d", "16", "1.0000", "1.0000", "1.0000"]
+    assert rows["lr"][1] == "13"  # three units are ambiguous
+    assert "rules: official, coordinates: pixels" in said
+    assert "the widest option always: 1.0000: the options alone give the answer away" in said
+    assert "planned 142 = scored 142 + unanswered 0" in said
+    assert "descriptions are ambiguous: 9 (ambiguous=keep has them)" in said
+    assert "CAM_BACK_LEFT" in rows
+
+
+def test_a_prompt_without_a_row_is_not_accounted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(imported(tmp_path), tmp_path, skip=2)
+    command = [*typed(tmp_path)[1], f"out={tmp_path}/scores.json"]
+    assert questions_job.main(command) == 1
+    said = capsys.readouterr().out
+    assert "planned 142 = scored 140 + unanswered 2 (no_output 2)" in said
+    assert "NOT ACCOUNTED FOR" in said
+    document = json.loads((tmp_path / "scores.json").read_text())
+    assert document["official"]["units"][0]["score"] == 0.0
+    assert document["official"]["units"][0]["prompts"] == [None, None]
+    assert document["official"]["categories"]["yaw"]["score"] == 15 / 16
+
+
+def test_an_output_that_says_why_it_is_none_is_accounted_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    units = imported(tmp_path)
+    answer(units, tmp_path, skip=1)
+    row = {"unit": read_units(units)[0].unit, "side": 1, "output": None, "reason": "out_of_memory"}
+    with (tmp_path / "outputs.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    assert questions_job.main(typed(tmp_path)[1]) == 0
+    assert "unanswered 1 (out_of_memory 1)" in capsys.readouterr().out
+
+
+def test_ambiguous_units_are_scored_where_that_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(imported(tmp_path), tmp_path)
+    assert questions_job.main([*typed(tmp_path)[1], "ambiguous=keep"]) == 0
+    assert "planned 160 = scored 160" in capsys.readouterr().out
+
+
+def test_both_rules_and_the_blind_control_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    units = imported(tmp_path)
+    answer(units, tmp_path)
+    rows = [{"unit": p.unit, "side": p.side, "output": p.answer} for p in read_units(units)]  # without the tag
+    (tmp_path / "blind.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [w.replace("rules=official", "rules=both") for w in typed(tmp_path)[1]]
+    assert questions_job.main([*command, f"blind={tmp_path}/blind.jsonl"]) == 0
+    said = capsys.readouterr().out
+    yaws = [line.split() for line in said.splitlines() if line.startswith("yaw ")]
+    assert [(row[3], row[-1]) for row in yaws[1:]] == [("1.0000", "0.0000"), ("1.0000", "1.0000")]
+    assert said.count("rules: ") == 2
+
+
+def test_official_files_are_held_against_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = official_files(tmp_path / "qa")
+    assert questions_job.main([*typed(tmp_path)[0], f"official={folder}", "order=file"]) == 0
+    assert f"every image, option and answer is that of {folder}" in capsys.readouterr().out
+    assert (
+        read_units(tmp_path / "units.jsonl")[0].text
+        == "Word for word 0\nOptions: \n"
+        + "".join(f"- {option}\n" for option in read_units(tmp_path / "units.jsonl")[0].options)
+        + "\nTags, please."
+    )
+
+
+def test_help_and_no_command() -> None:
+    with pytest.raises(job_config.HelpAskedError) as asked:
+        questions_job.main(["--help"])
+    assert len(asked.value.models) == 2
+    for arguments in ([], ["sing"]):
+        with pytest.raises(ConfigError, match=r"usage: python -m jobs.questions score"):
+            questions_job.main(arguments)
+    with pytest.raises(ConfigError, match="model_input"):
+        questions_job.main(["score", "units=a", "outputs=b", "rules=official", "coordinates=metres"])
