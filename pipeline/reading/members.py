@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stores.ranges import ByteRange, CommittedFile
+from pipeline.stores.cache import CommittedFile
+from pipeline.stores.ranges import Located
 from pipeline.stores.records import columns_of, committed, read_record
 from pipeline.stores.volume import Volume
 from shards_schema import layout
@@ -30,14 +31,6 @@ from shards_schema.storage import parts, read_specs
 _REQUESTS = 8
 """Records that are asked of a store at once."""
 _UNCHECKED = -1
-
-
-class Located(NamedTuple):
-    """A member of one sample: its name in the tar, which bytes it is, and their CRC-32C (None: not to be checked)."""
-
-    name: str
-    place: ByteRange
-    crc32c: int | None
 
 
 class Value(NamedTuple):
@@ -66,7 +59,7 @@ class Shard:
     def located(self, name: str, place: int) -> Located:
         """A member of the sample at `place` of `tokens`."""
         start, size, checksum = self.members[name][place].tolist()
-        return Located(name, ByteRange(self.file, start, size), None if checksum == _UNCHECKED else checksum)
+        return Located(self.file, start, size, None if checksum == _UNCHECKED else checksum, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +140,9 @@ def open_column(volume: Volume, name: str, *, url: str, dataset: str, planned: i
     places: dict[str, tuple[int, int]] = {}
     quarantined: dict[str, Quarantined] = {}
     for record in _records(volume, name, planned):
-        where = volume.path(layout.record(name, record.shard))
         places.update((token, (len(shards), i)) for i, token in enumerate(record.tokens))
         quarantined.update((q.token, q) for q in record.quarantined)
-        shards.append(_keep(record, dataset, manifest.fingerprint, where, checked))
+        shards.append(_keep(record, dataset, manifest.fingerprint, volume, checked))
     return Column(
         where=f"{url}: column {name}",
         manifest=manifest,
@@ -179,8 +171,8 @@ def _records(volume: Volume, column: str, planned: int | None) -> Iterator[Commi
         yield from (record for record in pool.map(asked, range(planned)) if record is not None)
 
 
-def _keep(record: CommitRecord, dataset: str, fingerprint: str, where: str, checked: bool) -> Shard:
-    path = layout.tar(record.column, record.shard)
+def _keep(record: CommitRecord, dataset: str, fingerprint: str, volume: Volume, checked: bool) -> Shard:
+    path, where = layout.tar(record.column, record.shard), volume.path(layout.record(record.column, record.shard))
     if record.dataset != dataset or record.fingerprint != fingerprint:
         raise DatasetError(
             f"{where}: written for dataset {record.dataset[:12]}, fingerprint {record.fingerprint[:12]}; here they are "
@@ -194,7 +186,8 @@ def _keep(record: CommitRecord, dataset: str, fingerprint: str, where: str, chec
         ).reshape(-1, 3)  # of no samples as well
         for name, each in record.members.items()
     }
-    return Shard(CommittedFile(record.shard, path, record.files[path]), record.tokens, members)
+    file = CommittedFile(record.shard, path, record.files[path], f"shard {record.shard}, {volume.path(path)}")
+    return Shard(file, record.tokens, members)
 
 
 def several(names: Iterable[str]) -> tuple[str, ...]:

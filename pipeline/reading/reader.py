@@ -97,7 +97,7 @@ class Dataset:
             n: open_column(self._volume, n, url=url, dataset=self.digest, planned=planned, checked=check_members)
             for n in opened
         }
-        self._values = Values(self._volume, cache)
+        self._values = Values(None if self.local else cache)
         self._statistics: dict[str, statistics.Statistics] = {}
         self._files = RangeReader(url, **self._files_config)
 
@@ -114,7 +114,6 @@ class Dataset:
         child = copy.copy(self)
         child._volume = Volume(self._url)
         child._files = RangeReader(self._url, **self._files_config)
-        child._values = Values(child._volume, self.cache)
         return child
 
     @property
@@ -237,7 +236,7 @@ class Dataset:
             MissingFileError, DigestError, DatasetError: see `read`; what is wrong in an `Unread` array comes out when
                 that is copied.
         """
-        spans = iter(self._files.open([member.place for value in found.values for member in value.members]))
+        spans = iter(self._files.open([member for value in found.values for member in value.members]))
         sample: Sample = {column: {} for column in found.columns}
         for value in found.values:
             sample[value.column][value.asked] = self._value(value, [next(spans) for _ in value.members], found, arrays)
@@ -264,7 +263,7 @@ class Dataset:
             DatasetError: what `take` would raise.
         """
         for one in found:
-            self._files.expect([member.place for value in one.values for member in value.members])
+            self._files.expect([member for value in one.values for member in value.members])
 
     @property
     def local(self) -> bool:

@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.reading.members import Located
 from pipeline.stores.cache import RESTORE, CacheConfig
 from pipeline.stores.checksum import crc32c
-from pipeline.stores.ranges import Span
-from pipeline.stores.volume import Buffer, Volume
+from pipeline.stores.ranges import Located, Span
+from pipeline.stores.volume import Buffer
 from shards_schema.codecs import load_npy
 from shards_schema.errors import DatasetError, DigestError
 
@@ -93,12 +92,11 @@ class Values:
     """Makes the values of one dataset. Safe to share between threads.
 
     Args:
-        volume: where its files lie, for messages.
-        cache: where copies of them may lie, likewise.
+        cache: where copies of its files may lie, for messages.
     """
 
-    def __init__(self, volume: Volume, cache: CacheConfig | None) -> None:
-        self._volume, self._cache = volume, cache
+    def __init__(self, cache: CacheConfig | None) -> None:
+        self._cache = cache
         self._kinds: dict[tuple[bytes, int], _Kind] = {}
 
     def array(self, span: Span, member: Located, token: str) -> NDArray[Any]:
@@ -156,13 +154,12 @@ class Values:
             raise self._fault(member, token, found)
 
     def _fault(self, member: Located, token: str, found: int) -> DigestError:
-        file, copy = member.place.file, ""
-        if self._cache is not None and self._volume.local_root is None:
+        file, copy = member.file, ""
+        if self._cache is not None:
             copy = f" If it is only the copy {self._cache.folder}/{file.digest.sha256} that was, delete that."
         return DigestError(
-            f"shard {file.shard}, {self._volume.path(file.path)}: {token}.{member.name}: CRC-32C {found:08x}, its "
-            f"commit record says {member.crc32c:08x}; the file was changed. {RESTORE}; "
-            f"`make verify` lists all that is damaged.{copy}"
+            f"{_where(member, token)}: CRC-32C {found:08x}, its commit record says {member.crc32c:08x}; the file was "
+            f"changed. {RESTORE}; `make verify` lists all that is damaged.{copy}"
         )
 
 
@@ -172,4 +169,4 @@ def _start(header: bytes) -> int:
 
 
 def _where(member: Located, token: str) -> str:
-    return f"shard {member.place.file.shard}, {member.place.file.path}: {token}.{member.name}"
+    return f"{member.file.where}: {token}.{member.name}"

@@ -46,9 +46,6 @@ RESTORE = (
 _BLOCK = 1 << 23
 _PART, _ROOM = ".part", ".room"
 
-Fetch = Callable[[int, int], bytes]
-"""(start, end) -> those bytes of the remote file."""
-
 
 class CacheConfig(BaseModel):
     """Where shards are kept, and how much of them.
@@ -67,12 +64,31 @@ class CacheConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A remote file: what it must be, where it is (for messages), and how its bytes are had."""
+class CommittedFile:
+    """A file that a commit record names.
 
+    Attributes:
+        shard: of the record.
+        path: in the dataset.
+        digest: what it must be.
+        where: it is, for messages.
+    """
+
+    shard: int
+    path: str
     digest: FileDigest
     where: str
-    fetch: Fetch
+
+
+def changed(file: CommittedFile, found: str) -> DigestError:
+    """In place of a file whose sha256 is not the recorded one."""
+    return DigestError(
+        f"{file.where}: sha256 {found}, its commit record says {file.digest.sha256}; the file was changed. {RESTORE}"
+    )
+
+
+Fetch = Callable[[CommittedFile, int, int], bytes]
+"""(file, start, end) -> its bytes [start, end), from the store."""
 
 
 class FileCache:
@@ -80,26 +96,27 @@ class FileCache:
 
     Args:
         config: folder and size.
+        fetch: how bytes come from the store.
 
     Raises:
         ConfigError: the folder cannot be made, or the system has no locks that processes share.
     """
 
-    def __init__(self, config: CacheConfig) -> None:
+    def __init__(self, config: CacheConfig, fetch: Fetch) -> None:
         if not _LOCKS:
             raise ConfigError("cache: processes share it by fcntl's locks, which this system does not have; give none")
-        self.config = config
+        self._config, self._fetch = config, fetch
         self._folder = Path(config.folder).absolute()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cache folder {self._folder}: {error.strerror}; give one on a local disk") from error
-        self._ahead: queue.SimpleQueue[Wanted] = queue.SimpleQueue()
+        self._ahead: queue.SimpleQueue[CommittedFile] = queue.SimpleQueue()
         self._asked: set[str] = set()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
-    def read(self, wanted: Wanted, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+    def read(self, wanted: CommittedFile, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
         """Ranges (start, size) of a file, which is fetched first where it is not here.
 
         Returns:
@@ -107,27 +124,24 @@ class FileCache:
 
         Raises:
             DigestError: what the store sent is not what was committed.
-            StoreError, FileNotFoundError: from `Wanted.fetch`.
+            StoreError, FileNotFoundError: from `fetch`.
         """
         final = self._folder / wanted.digest.sha256
         for _ in range(8):  # another process may make room between our fetch and our open
             try:
-                descriptor = positioned.open_file(final)
+                with open(final, "rb", buffering=0) as file:
+                    os.utime(file.fileno())
+                    found = [positioned.read_at(file.fileno(), size, start) for start, size in ranges]
             except FileNotFoundError:
                 if not self._bring(wanted):
                     return None
                 continue
-            try:
-                os.utime(descriptor)
-                found = [_pread(descriptor, size, start) for start, size in ranges]
-            finally:
-                os.close(descriptor)
             if all(len(data) == size for data, (_, size) in zip(found, ranges, strict=True)):
                 return found
             final.unlink(missing_ok=True)  # cut by somebody else, or by a machine that crashed
         return None
 
-    def ahead(self, wanted: Sequence[Wanted]) -> None:
+    def ahead(self, wanted: Sequence[CommittedFile]) -> None:
         """Fetch files in the background, in this order; one that cannot be had is left to the reader to find out.
 
         Those that are here count as used now, so that what comes does not push them out.
@@ -141,7 +155,7 @@ class FileCache:
                         self._asked.add(one.digest.sha256)
                         self._ahead.put(one)
             # daemons: an exit does not wait for a shard, and half of one never counts
-            while len(self._threads) < self.config.fetchers:
+            while len(self._threads) < self._config.fetchers:
                 self._threads.append(threading.Thread(target=self._serve, name="shard-cache", daemon=True))
                 self._threads[-1].start()
 
@@ -153,7 +167,7 @@ class FileCache:
             with self._lock:
                 self._asked.discard(wanted.digest.sha256)
 
-    def _bring(self, wanted: Wanted) -> bool:
+    def _bring(self, wanted: CommittedFile) -> bool:
         """Have the file here; False when there is no room. One process fetches, others wait for it."""
         final = self._folder / wanted.digest.sha256
         while not final.exists():
@@ -162,11 +176,27 @@ class FileCache:
                     continue
                 if not self._reserve(descriptor, wanted.digest.size):
                     return False
-                _download(descriptor, wanted)
+                self._download(descriptor, wanted)
                 os.utime(descriptor)
                 with self._room():  # or who counts meanwhile would see it under neither name
                     os.rename(_part_of(final), final)
         return True
+
+    def _download(self, descriptor: int, wanted: CommittedFile) -> None:
+        """Fill a part from the store, block by block, and hold its digest against the recorded one."""
+        for last in (False, True):  # once more, since a byte may have turned over on the way
+            digest, size = hashlib.sha256(), wanted.digest.size
+            with open(descriptor, "wb", closefd=False) as part:
+                part.seek(0)
+                for start in range(0, size, _BLOCK):
+                    data = self._fetch(wanted, start, min(start + _BLOCK, size))
+                    digest.update(data)
+                    part.write(data)
+            if digest.hexdigest() == wanted.digest.sha256:
+                break
+            if last:
+                raise changed(wanted, digest.hexdigest())
+        getattr(os, "fdatasync", os.fsync)(descriptor)  # a machine that crashes must not leave a name before the bytes
 
     @contextlib.contextmanager
     def _part(self, final: Path) -> Iterator[int | None]:
@@ -190,17 +220,17 @@ class FileCache:
 
     def _reserve(self, descriptor: int, size: int) -> bool:
         """Give a part its full size, having removed what was used longest ago."""
-        if size > self.config.max_bytes:
+        if size > self._config.max_bytes:
             return False
         with self._room():
             os.ftruncate(descriptor, 0)  # what another left of it
             kept, used = self._held()
             for _, path, freed in sorted(kept):
-                if used + size <= self.config.max_bytes:
+                if used + size <= self._config.max_bytes:
                     break
                 path.unlink(missing_ok=True)
                 used -= freed
-            if used + size > self.config.max_bytes:
+            if used + size > self._config.max_bytes:
                 return False
             try:
                 _allocate(descriptor, max(size, 1))
@@ -236,34 +266,6 @@ def _allocate(descriptor: int, size: int) -> None:
 
 def _part_of(final: Path) -> Path:
     return final.with_name(final.name + _PART)
-
-
-def _download(descriptor: int, wanted: Wanted) -> None:
-    """Fill a part from the store, block by block, and hold its digest against the recorded one."""
-    for last in (False, True):  # once more, since a byte may have turned over on the way
-        digest, size = hashlib.sha256(), wanted.digest.size
-        for start in range(0, size, _BLOCK):
-            data = wanted.fetch(start, min(start + _BLOCK, size))
-            digest.update(data)
-            rest, place = memoryview(data), start
-            while rest:
-                written = os.pwrite(descriptor, rest, place)
-                rest, place = rest[written:], place + written
-        if digest.hexdigest() == wanted.digest.sha256:
-            break
-        if last:
-            raise DigestError(
-                f"{wanted.where}: sha256 {digest.hexdigest()}, its commit record says {wanted.digest.sha256}; the file "
-                f"was changed. {RESTORE}"
-            )
-    getattr(os, "fdatasync", os.fsync)(descriptor)  # a machine that crashes must not leave a name before the bytes
-
-
-def _pread(descriptor: int, size: int, start: int) -> bytes:
-    data = positioned.read_at(descriptor, size, start)
-    while data and len(data) < size and (more := positioned.read_at(descriptor, size - len(data), start + len(data))):
-        data += more
-    return data
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

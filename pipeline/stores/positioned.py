@@ -33,7 +33,14 @@ def open_file(path: str | os.PathLike[str]) -> int:
 
 
 def read_at(descriptor: int, size: int, place: int) -> bytes:
-    """The bytes from `place` on, `size` of them or as many as one call gives; none at the end of the file."""
+    """The `size` bytes from `place` on, fewer where the file ends."""
+    data = _pread(descriptor, size, place)
+    while data and len(data) < size and (more := _pread(descriptor, size - len(data), place + len(data))):
+        data += more
+    return data
+
+
+def _pread(descriptor: int, size: int, place: int) -> bytes:
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, place)
     with _turns:
@@ -42,12 +49,15 @@ def read_at(descriptor: int, size: int, place: int) -> bytes:
 
 
 def read_into(descriptor: int, target: memoryview, place: int) -> int:
-    """Read the bytes from `place` on into `target`; how many one call gave, 0 at the end of the file."""
-    if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [target], place)
-    data = read_at(descriptor, len(target), place)
-    target[: len(data)] = data
-    return len(data)
+    """Fill `target` with the bytes from `place` on; how many there were, fewer where the file ends."""
+    if not hasattr(os, "preadv"):
+        data = read_at(descriptor, len(target), place)
+        target[: len(data)] = data
+        return len(data)
+    done = 0
+    while done < len(target) and (count := os.preadv(descriptor, [target[done:]], place + done)):
+        done += count
+    return done
 
 
 def is_cached(descriptor: int, place: int) -> bool:

@@ -11,7 +11,6 @@ memory map; committed files are never edited.)
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import operator
@@ -20,42 +19,34 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedIOBase
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stores import positioned
-from pipeline.stores.cache import RESTORE, CacheConfig, FileCache, Wanted
+from pipeline.stores.cache import RESTORE, CacheConfig, CommittedFile, FileCache, changed
 from pipeline.stores.disk import told_of_read
 from pipeline.stores.volume import Buffer, Volume
-from shards_schema.commit import FileDigest
-from shards_schema.errors import DatasetError, DigestError, MissingFileError, StoreError
+from shards_schema.errors import DatasetError, MissingFileError
 
-_BLOCK = 1 << 22
 _LARGE = 1 << 16
 """Bytes of a range for which a question is cheaper than the hint."""
 
 _size = operator.attrgetter("size")
 
 
-@dataclass(frozen=True, slots=True)
-class CommittedFile:
-    """A file that a commit record names: its shard, its path in the dataset, and what it must be."""
-
-    shard: int
-    path: str
-    digest: FileDigest
-
-
-class ByteRange(NamedTuple):
-    """The bytes [start, start + size) of a file."""
+class Located(NamedTuple):
+    """A member of one sample: its file, which bytes [offset, offset + size) of it, their CRC-32C (None: not to be
+    checked), and its name."""
 
     file: CommittedFile
-    start: int
+    offset: int
     size: int
+    crc32c: int | None
+    name: str
 
 
 class Span(Protocol):
@@ -82,31 +73,37 @@ class _File:
     Its reader has it, and the calls under way: whoever else kept it would keep a descriptor.
     """
 
-    def __init__(self, descriptor: int, where: str, size: int) -> None:
-        self.descriptor, self._where, self._size = descriptor, where, size
+    def __init__(self, descriptor: int, file: CommittedFile) -> None:
+        self.descriptor, self._file = descriptor, file
         weakref.finalize(self, os.close, descriptor).atexit = False
 
     def check_size(self) -> None:
         """Whether it is as long as it was committed; raises `DatasetError`."""
-        _check_size(self._where, os.fstat(self.descriptor).st_size, self._size)
+        _check_size(self._file, os.fstat(self.descriptor).st_size)
+
+    def read(self, place: int, size: int) -> bytes:
+        """The bytes from `place` on; raises `DatasetError` where there are not as many."""
+        with told_of_read(self._file.where):
+            data = positioned.read_at(self.descriptor, size, place)
+        self._check_end(place + len(data), place + size)
+        return data
 
     def fill(self, target: memoryview, place: int) -> None:
-        """Read the bytes from `place` on; raises `DatasetError` where there are not as many."""
-        while target:
-            try:
-                count = positioned.read_into(self.descriptor, target, place)
-            except OSError as error:
-                raise StoreError(f"{self._where}: could not be read at byte {place}: {error.strerror}") from error
-            if not count:
-                self.check_size()
-                raise DatasetError(f"{self._where}: ends at byte {place}, but has its size; try again")
-            target, place = target[count:], place + count
+        """The same, into `target`."""
+        with told_of_read(self._file.where):
+            count = positioned.read_into(self.descriptor, target, place)
+        self._check_end(place + count, place + len(target))
+
+    def _check_end(self, found: int, expected: int) -> None:
+        if found != expected:
+            self.check_size()
+            raise DatasetError(f"{self._file.where}: ends at byte {found}, but has its size; try again")
 
     @cached_property
     def map(self) -> memoryview:
         """All of it, for as long as anybody looks at it."""
-        with told_of_read(self._where):
-            return positioned.mapped(self.descriptor, self._size)
+        with told_of_read(self._file.where):
+            return positioned.mapped(self.descriptor, self._file.digest.size)
 
     def is_cached(self, offset: int) -> bool:
         """See `positioned.is_cached`."""
@@ -126,27 +123,17 @@ class _FileSpan:
 
     __slots__ = ("_file", "_reader", "_start", "size")
 
-    def __init__(self, reader: RangeReader, file: CommittedFile, start: int, size: int) -> None:
-        self._reader, self._file, self._start, self.size = reader, file, start, size
+    def __init__(self, reader: RangeReader, member: Located) -> None:
+        self._reader, self._file, self._start, self.size = reader, member.file, member.offset, member.size
 
     def first(self, count: int) -> bytes:
-        return self._read(min(count, self.size))
+        return self._reader.file(self._file).read(self._start, min(count, self.size))
 
     def into(self, target: NDArray[np.uint8], start: int) -> None:
         self._reader.file(self._file).fill(target.data, self._start + start)
 
     def copy(self) -> bytes:
-        return self._read(self.size)
-
-    def _read(self, size: int) -> bytes:
-        file = self._reader.file(self._file)
-        with contextlib.suppress(OSError):
-            data = positioned.read_at(file.descriptor, size, self._start)
-            if len(data) == size:
-                return data
-        whole = bytearray(size)  # more than one call gives, or a fault, which is met again and told
-        file.fill(memoryview(whole), self._start)
-        return bytes(whole)
+        return self.first(self.size)
 
     def view(self) -> Buffer:
         return self._reader.file(self._file).map[self._start : self._start + self.size]
@@ -187,14 +174,14 @@ class RangeReader:
     def __init__(self, url: str, *, check_digests: bool, max_open: int, cache: CacheConfig | None = None) -> None:
         self._volume = Volume(url)
         self._local = self._volume.local_root is not None
-        self._cache = FileCache(cache) if cache is not None and not self._local else None
+        self._cache = FileCache(cache, self._request) if cache is not None and not self._local else None
         self._check_digests, self._max_open = check_digests, max(1, max_open)
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _File] = OrderedDict()
         self._checked: set[str] = set()
 
-    def open(self, ranges: Sequence[ByteRange]) -> Sequence[Span]:
-        """The ranges, in order: of a local disk to be read, of a store or a cache fetched all at once.
+    def open(self, members: Sequence[Located]) -> Sequence[Span]:
+        """The members, in order: of a local disk to be read, of a store or a cache fetched all at once.
 
         Raises:
             MissingFileError: a file is not there.
@@ -202,60 +189,61 @@ class RangeReader:
             DatasetError: a file does not have the recorded size.
         """
         if self._local:
-            for r in ranges:
-                self._file(r.file)
-            return [_FileSpan(self, r.file, r.start, r.size) for r in ranges]
-        if self._cache is None:
-            return [_Fetched(data) for data in self._requested(ranges)]
-        out: dict[ByteRange, bytes] = {}
-        for file in {r.file.path: r.file for r in ranges}.values():
-            own = [r for r in ranges if r.file == file]
-            try:
-                found = self._cache.read(self._cacheable(file), [(r.start, r.size) for r in own])
-            except FileNotFoundError as error:
-                raise self._missing(file) from error
-            out.update(zip(own, self._requested(own) if found is None else found, strict=True))
-        return [_Fetched(out[r]) for r in ranges]
-
-    def _requested(self, ranges: Sequence[ByteRange]) -> list[bytes]:
-        for file in {r.file.path: r.file for r in ranges}.values():
+            for m in members:
+                self._file(m.file)
+            return [_FileSpan(self, m) for m in members]
+        found = self._cached(members)
+        left = [m for m in members if m not in found]
+        for file in dict.fromkeys(m.file for m in left):
             self._check_remote(file)
-        found = self._volume.read_ranges([(r.file.path, r.start, r.start + r.size) for r in ranges])
+        found.update(zip(left, self._requested([(m.file, m.offset, m.offset + m.size) for m in left]), strict=True))
+        return [_Fetched(found[m]) for m in members]
+
+    def _cached(self, members: Sequence[Located]) -> dict[Located, bytes]:
+        found: dict[Located, bytes] = {}
+        if self._cache is None:
+            return found
+        for file in dict.fromkeys(m.file for m in members):
+            own = [m for m in members if m.file == file]
+            try:
+                kept = self._cache.read(file, [(m.offset, m.size) for m in own])
+            except FileNotFoundError as error:
+                raise _missing(file) from error
+            if kept is not None:
+                found.update(zip(own, kept, strict=True))
+        return found
+
+    def _requested(self, ranges: Sequence[tuple[CommittedFile, int, int]]) -> list[bytes]:
         out: list[bytes] = []
-        for data, range_ in zip(found, ranges, strict=True):
-            if isinstance(data, Exception) or len(data) != range_.size:
-                raise self._remote_fault(range_.file, data, range_.size)
+        found = self._volume.read_ranges([(file.path, start, end) for file, start, end in ranges])
+        for data, (file, start, end) in zip(found, ranges, strict=True):
+            if isinstance(data, Exception) or len(data) != end - start:
+                raise self._remote_fault(file, data, end - start)
             out.append(data)
         return out
+
+    def _request(self, file: CommittedFile, start: int, end: int) -> bytes:
+        return self._requested([(file, start, end)])[0]
 
     def bring(self, files: Sequence[CommittedFile]) -> None:
         """Begin to fetch files into the cache, in this order, and do not wait; nothing without a cache."""
         if self._cache is not None:
-            self._cache.ahead([self._cacheable(file) for file in files])
+            self._cache.ahead(files)
 
-    def _cacheable(self, file: CommittedFile) -> Wanted:
-        def fetch(start: int, end: int) -> bytes:
-            (data,) = self._volume.read_ranges([(file.path, start, end)])
-            if isinstance(data, Exception) or len(data) != end - start:
-                raise self._remote_fault(file, data, end - start)
-            return data
-
-        return Wanted(file.digest, self._where(file), fetch)
-
-    def expect(self, ranges: Sequence[ByteRange]) -> None:
-        """Begin to read ranges of local files into the page cache, and do not wait; raises what `open` would.
+    def expect(self, members: Sequence[Located]) -> None:
+        """Begin to read members of local files into the page cache, and do not wait; raises what `open` would.
 
         The kernel looks up every page of what it is told to expect, half as much work as to copy them. So where the
-        middle of the largest range is there (its ends may have come with a neighbour), all are taken to be there: give
-        ranges that are read together, such as those of one sample.
+        middle of the largest is there (its ends may have come with a neighbour), all are taken to be there: give
+        members that are read together, such as those of one sample.
         """
-        if not self._local or not ranges:
+        if not self._local or not members:
             return
-        largest = max(ranges, key=_size)
-        if largest.size >= _LARGE and self._file(largest.file).is_cached(largest.start + largest.size // 2):
+        largest = max(members, key=_size)
+        if largest.size >= _LARGE and self._file(largest.file).is_cached(largest.offset + largest.size // 2):
             return
-        for r in ranges:
-            self._file(r.file).expect(r.start, r.size)
+        for m in members:
+            self._file(m.file).expect(m.offset, m.size)
 
     def file(self, file: CommittedFile) -> _File:
         """A local file, for a range of it: still open, or open again. To be used and let go of.
@@ -274,11 +262,12 @@ class RangeReader:
                 with told_of_read(path := self._volume.path(file.path)):
                     descriptor = self._descriptor(path)
             except MissingFileError as error:
-                raise self._missing(file) from error
-            opened = _File(descriptor, self._where(file), file.digest.size)
+                raise _missing(file) from error
+            opened = _File(descriptor, file)
             opened.check_size()
-            if self._check_digests and file.path not in self._checked:
-                self._check_digest(file, hashlib.sha256(opened.map).hexdigest())
+            if self._check_digests:
+                with open(descriptor, "rb", closefd=False) as whole, told_of_read(path):
+                    self._check_digest(file, whole)
             self._open[file.path] = opened
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)
@@ -298,18 +287,11 @@ class RangeReader:
         if not self._check_digests:
             return
         with self._lock:
-            if file.path in self._checked:
-                return
-            digest, size = hashlib.sha256(), 0
             try:
-                with self._volume.open(file.path) as opened:
-                    while block := opened.read(_BLOCK):
-                        digest.update(block)
-                        size += len(block)
+                with self._volume.open(file.path) as whole:
+                    self._check_digest(file, whole)
             except FileNotFoundError as error:
-                raise self._missing(file) from error
-            _check_size(self._where(file), size, file.digest.size)
-            self._check_digest(file, digest.hexdigest())
+                raise _missing(file) from error
 
     def _remote_fault(self, file: CommittedFile, got: bytes | Exception, size: int) -> Exception:
         """What a failed request means: the file is gone, it was cut, or the store failed us (with its own error).
@@ -317,37 +299,38 @@ class RangeReader:
         A server that knows no ranges (``python -m http.server``) sends the file from its beginning.
         """
         try:
-            _check_size(self._where(file), self._volume.size(file.path), file.digest.size)
+            _check_size(file, self._volume.size(file.path))
         except FileNotFoundError:
-            return self._missing(file)
+            return _missing(file)
         except DatasetError as error:
             return error
         if isinstance(got, Exception):
             return got
         if len(got) > size:
             return DatasetError(
-                f"{self._where(file)}: asked for {size} bytes, the server sent {len(got)}: it does not know byte "
+                f"{file.where}: asked for {size} bytes, the server sent {len(got)}: it does not know byte "
                 "ranges; copy the dataset to a local disk, or serve it by something that does (nginx, an object store)"
             )
-        return DatasetError(f"{self._where(file)}: the store sent {len(got)} bytes of a range of {size}; try again")
+        return DatasetError(f"{file.where}: the store sent {len(got)} bytes of a range of {size}; try again")
 
-    def _check_digest(self, file: CommittedFile, found: str) -> None:
+    def _check_digest(self, file: CommittedFile, whole: BufferedIOBase) -> None:
+        """Hold a file against its record, once."""
+        if file.path in self._checked:
+            return
+        found = hashlib.file_digest(whole, "sha256").hexdigest()
+        _check_size(file, whole.tell())
         if found != file.digest.sha256:
-            raise DigestError(
-                f"{self._where(file)}: sha256 {found}, its commit record says {file.digest.sha256}; the file was "
-                f"changed. {RESTORE}"
-            )
+            raise changed(file, found)
         self._checked.add(file.path)
 
-    def _missing(self, file: CommittedFile) -> MissingFileError:
-        return MissingFileError(f"{self._where(file)} is not there, but its commit record is. {RESTORE}")
 
-    def _where(self, file: CommittedFile) -> str:
-        return f"shard {file.shard}, {self._volume.path(file.path)}"
+def _missing(file: CommittedFile) -> MissingFileError:
+    return MissingFileError(f"{file.where} is not there, but its commit record is. {RESTORE}")
 
 
-def _check_size(where: str, found: int, committed: int) -> None:
-    if found != committed:
+def _check_size(file: CommittedFile, found: int) -> None:
+    if found != file.digest.size:
         raise DatasetError(
-            f"{where}: {found} bytes, its commit record says {committed}; the file was cut or changed. {RESTORE}"
+            f"{file.where}: {found} bytes, its commit record says {file.digest.size}; the file was cut or changed. "
+            f"{RESTORE}"
         )

@@ -9,15 +9,16 @@ into records, reports and errors.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import threading
 from collections.abc import Sequence
-from typing import IO, Any
+from io import BufferedIOBase
+from typing import Any
 
 import fsspec
 from fsspec.config import conf
+from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import get_protocol
 
 from pipeline.stores.parts import PartsUpload
@@ -219,9 +220,9 @@ class RemoteStore:
         except FileNotFoundError:
             return
 
-    def open(self, path: str, size: int) -> IO[bytes]:
-        """A file for reading, by requests of 8 MiB that are retried one by one."""
-        return io.BufferedReader(_Ranges(self, path, size), _BLOCK)
+    def open(self, path: str, size: int) -> BufferedIOBase:
+        """A file for reading, by requests of some 8 MiB that are retried one by one."""
+        return _File(self, path, size)
 
     def abort_uploads(self, folder: str) -> int:
         """Abort uploads in parts that killed processes began below a folder (S3); returns how many."""
@@ -233,34 +234,15 @@ class RemoteStore:
             return 0
 
 
-class _Ranges(io.RawIOBase):
-    """A remote file for `io.BufferedReader`."""
+class _File(AbstractBufferedFile):  # type: ignore[misc]
+    """A remote file, whose bytes come by `RemoteStore.read`."""
 
     def __init__(self, store: RemoteStore, path: str, size: int) -> None:
-        self._store, self._path, self._size, self._position = store, path, size, 0
+        self._store = store
+        super().__init__(store.fs, path, "rb", _BLOCK, size=size)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = max(0, begin + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._position + len(buffer), self._size)
-        if end <= self._position:
-            return 0
-        data = self._store.read(self._path, self._position, end)
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self._store.read(self.path, start, end)
 
 
 _stores: dict[str, RemoteStore] = {}

@@ -19,8 +19,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -189,7 +190,7 @@ class Volume:
         """The bytes of (name, start, end) each, of files on a remote store; an exception where they cannot be had."""
         return self._store.read_ranges([(f"{self._root}/{name}", start, end) for name, start, end in ranges])
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedIOBase:
         """A file for reading, seekable.
 
         Raises:

@@ -49,7 +49,7 @@ print(digest.hexdigest())
 if "fcntl" in missing:
     from pipeline.stores.cache import FileCache
     try:
-        FileCache(ls.CacheConfig(folder=sys.argv[2], max_bytes=1))
+        FileCache(ls.CacheConfig(folder=sys.argv[2], max_bytes=1), lambda *_: b"")
     except ls.ConfigError as error:
         assert "does not have; give none" in str(error)
     else:

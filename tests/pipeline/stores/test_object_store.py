@@ -26,7 +26,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from pipeline.reading.reader import Dataset
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
-from pipeline.stores.cache import CacheConfig, FileCache, Wanted
+from pipeline.stores.cache import CacheConfig, CommittedFile, FileCache
 from pipeline.stores.retry import (
     ENVIRONMENT,
     StoreConfig,
@@ -252,18 +252,24 @@ def test_images_are_fetched_side_by_side_within_bounds(monkeypatch: pytest.Monke
 # --- the cache
 
 
-def wanted(data: bytes, fetched: list[tuple[int, int]] | None = None, wait: float = 0) -> Wanted:
-    def fetch(start: int, end: int) -> bytes:
+def wanted(data: bytes, where: str = "memory://x") -> CommittedFile:
+    file = CommittedFile(0, "x.tar", FileDigest(len(data), hashlib.sha256(data).hexdigest()), where)
+    STORE[file] = [data]
+    return file
+
+
+STORE: dict[CommittedFile, list[bytes]] = {}
+"""What is sent for a file, download by download; the last for ever."""
+
+
+def cache(folder: Path, max_bytes: int, fetched: list[tuple[int, int]] | None = None) -> FileCache:
+    def fetch(file: CommittedFile, start: int, end: int) -> bytes:
         if fetched is not None:
             fetched.append((start, end))
-        time.sleep(wait)
-        return data[start:end]
+        sent = STORE[file]
+        return (sent.pop(0) if len(sent) > 1 else sent[0])[start:end]
 
-    return Wanted(FileDigest(len(data), hashlib.sha256(data).hexdigest()), "memory://x", fetch)
-
-
-def cache(folder: Path, max_bytes: int) -> FileCache:
-    return FileCache(CacheConfig(folder=str(folder), max_bytes=max_bytes))
+    return FileCache(CacheConfig(folder=str(folder), max_bytes=max_bytes), fetch)
 
 
 def held(folder: Path) -> int:
@@ -277,39 +283,40 @@ def held(folder: Path) -> int:
 
 def test_a_file_is_fetched_once(tmp_path: Path) -> None:
     data, fetched = os.urandom((8 << 20) + 5), list[tuple[int, int]]()
-    one, other = cache(tmp_path, 1 << 30), cache(tmp_path, 1 << 30)
+    one, other = cache(tmp_path, 1 << 30, fetched), cache(tmp_path, 1 << 30, fetched)
     ranges = [(0, 3), (1 << 20, 100), (8 << 20, 5)]
     for store in (one, other, one):
-        assert store.read(wanted(data, fetched), ranges) == [data[a : a + n] for a, n in ranges]
+        assert store.read(wanted(data), ranges) == [data[a : a + n] for a, n in ranges]
     assert fetched == [(0, 8 << 20), (8 << 20, (8 << 20) + 5)]
     assert held(tmp_path) == len(data)
 
 
 def test_what_was_used_longest_ago_goes(tmp_path: Path) -> None:
     files = [bytes([i]) * 1000 for i in range(4)]
-    store, fetched = cache(tmp_path, 3000), list[tuple[int, int]]()
+    fetched = list[tuple[int, int]]()
+    store = cache(tmp_path, 3000, fetched)
     for i in (0, 1, 2, 0, 3):  # 3 pushes out 1
         store.read(wanted(files[i]), [(0, 1)])
         assert held(tmp_path) <= 3000
+    fetched.clear()
     for i in (0, 2, 3):
-        store.read(wanted(files[i], fetched), [(0, 1)])
+        store.read(wanted(files[i]), [(0, 1)])
     assert not fetched
-    store.read(wanted(files[1], fetched), [(0, 1)])
+    store.read(wanted(files[1]), [(0, 1)])
     assert len(fetched) == 1
-    assert store.read(wanted(b"x" * 3001, fetched), [(0, 1)]) is None  # larger than the cache: not kept
+    assert store.read(wanted(b"x" * 3001), [(0, 1)]) is None  # larger than the cache: not kept
     assert len(fetched) == 1
     assert held(tmp_path) == 3000
 
 
 def test_what_arrives_wrong_is_not_kept(tmp_path: Path) -> None:
-    good = wanted(b"x" * 100)
-    bad = Wanted(good.digest, "s3://b/toy/000000.tar", lambda start, end: b"y" * (end - start))
+    file = wanted(b"x" * 100, "s3://b/toy/000000.tar")
+    STORE[file] = [b"y" * 100]
     with pytest.raises(DigestError, match=r"s3://b/toy/000000.tar: sha256 .* commit record says"):
-        cache(tmp_path, 1000).read(bad, [(0, 1)])
+        cache(tmp_path, 1000).read(file, [(0, 1)])
     assert held(tmp_path) == 0
-    answers = [b"y" * 100, b"x" * 100]  # wrong on the way, once
-    once = Wanted(good.digest, "x", lambda start, end: answers.pop(0)[start:end])
-    assert cache(tmp_path, 1000).read(once, [(0, 1)]) == [b"x"]
+    STORE[file] = [b"y" * 100, b"x" * 100]  # wrong on the way, once
+    assert cache(tmp_path, 1000).read(file, [(0, 1)]) == [b"x"]
 
 
 def test_a_file_that_was_cut_on_disk_is_fetched_again(tmp_path: Path) -> None:
@@ -324,18 +331,20 @@ def test_a_file_that_was_cut_on_disk_is_fetched_again(tmp_path: Path) -> None:
 PROCESS = """
 import sys, time, random, hashlib
 from pathlib import Path
-from pipeline.stores.cache import CacheConfig, FileCache, Wanted
+from pipeline.stores.cache import CacheConfig, CommittedFile, FileCache
 from shards_schema.commit import FileDigest
 folder, log, (max_bytes, seed, wait) = Path(sys.argv[1]), Path(sys.argv[2]), map(float, sys.argv[3:6])
-cache, rng = FileCache(CacheConfig(folder=str(folder), max_bytes=max_bytes)), random.Random(seed)
+def content(i):
+    return bytes([i]) * (1000 + i)
+def fetch(file, start, end):
+    with log.open("a") as seen:
+        seen.write(f"{file.shard}\\n")
+    time.sleep(wait)
+    return content(file.shard)[start:end]
+cache = FileCache(CacheConfig(folder=str(folder), max_bytes=max_bytes), fetch)
+rng = random.Random(seed)
 def wanted(i):
-    data = bytes([i]) * (1000 + i)
-    def fetch(start, end):
-        with log.open("a") as file:
-            file.write(f"{i}\\n")
-        time.sleep(wait)
-        return data[start:end]
-    return Wanted(FileDigest(len(data), hashlib.sha256(data).hexdigest()), "x", fetch)
+    return CommittedFile(i, "x.tar", FileDigest(1000 + i, hashlib.sha256(content(i)).hexdigest()), "x")
 print("ready", flush=True)
 for _ in range(int(sys.argv[6])):
     i = rng.randrange(8)
