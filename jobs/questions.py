@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import config as job_config
 from jobs import usage
@@ -28,6 +28,9 @@ from questions.units import read_units, units_of, units_text
 from reports import questions as tables
 from reports.outputs import write_text
 from shards_schema.errors import ConfigError
+
+Side = Annotated[int, Field(ge=1, le=16_384)]
+"""Pixels along a side of an image."""
 
 
 class ScoreConfig(BaseModel):
@@ -52,7 +55,7 @@ class ScoreConfig(BaseModel):
     rules: Literal["official", "xiaomi", "both"]
     coordinates: Coordinates
     blind: LocalPath | None = None
-    input_size: tuple[int, int] | None = None
+    input_size: tuple[Side, Side] | None = None
     ambiguous: Literal["drop", "keep"] = "drop"
     out: OutPath | None = None
 
