@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.stores.disk import told
+from pipeline.stores.disk import wrap_os_errors
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -17,7 +17,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         StoreError: it could not be written (the disk is full, the folder may not be written to, ...).
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with told(str(path)):
+    with wrap_os_errors(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write(draft)

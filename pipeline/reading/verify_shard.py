@@ -18,7 +18,7 @@ from pipeline.stores import statistics
 from pipeline.stores.checksum import crc32c
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.decode import decode_jpeg
-from pipeline.stores.disk import told_of_read
+from pipeline.stores.disk import wrap_read_errors
 from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
 from shards_schema import layout
@@ -134,7 +134,7 @@ class ShardCheck:
 
     def _digest(self, path: str) -> tuple[int, str]:
         digest, size = hashlib.sha256(), 0
-        with told_of_read(self.volume.path(path)), self.volume.open(path) as file:
+        with wrap_read_errors(self.volume.path(path)), self.volume.open(path) as file:
             while block := file.read(1 << 22):
                 digest.update(block)
                 size += len(block)

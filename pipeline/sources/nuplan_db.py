@@ -31,7 +31,7 @@ from typing import IO, Any, Final
 from urllib.parse import quote
 
 from pipeline.sources.files import again, local_path
-from pipeline.stores.disk import told
+from pipeline.stores.disk import wrap_os_errors
 from pipeline.stores.remote import is_local, store_of
 from shards_schema.errors import SampleError, StoreError
 from shards_schema.inputs.reading import judged
@@ -152,7 +152,7 @@ def _local(url: str, where: str) -> Generator[str, None, None]:
 def _copy(url: str, size: int, known: str) -> IO[bytes]:
     """A temporary file with what is at a URL, of which the store tells `size` and `known`; it goes with its object."""
     store = store_of(url)
-    with told(f"{tempfile.gettempdir()} (for a copy of {url})"):
+    with wrap_os_errors(f"{tempfile.gettempdir()} (for a copy of {url})"):
         copy = tempfile.NamedTemporaryFile(prefix="last-shards-", suffix=".db")  # noqa: SIM115 (it is what is given)
         with store.open(store.path_of(url), size) as file:
             shutil.copyfileobj(file, copy, 1 << 23)

@@ -12,7 +12,7 @@ from shards_schema.errors import MissingFileError, StoreError
 
 
 @contextmanager
-def told(path: str) -> Iterator[None]:
+def wrap_os_errors(path: str) -> Iterator[None]:
     """Turn what the operating system says of a write into a sentence for a person.
 
     Raises:
@@ -33,7 +33,7 @@ def told(path: str) -> Iterator[None]:
 
 
 @contextmanager
-def told_of_read(path: str) -> Iterator[None]:
+def wrap_read_errors(path: str) -> Iterator[None]:
     """The same of a read: what is not there, and what could not be looked at, are two things.
 
     Raises:

@@ -31,7 +31,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from pipeline.stores.disk import gone, told
+from pipeline.stores.disk import gone, wrap_os_errors
 from pipeline.stores.remote import RemoteStore, store_of
 from pipeline.stores.volume import Volume
 from shards_schema import layout
@@ -157,7 +157,8 @@ def _file_lock(volume: Volume, claim: dict[str, Any], key: str, *, lost: bool = 
             os.close(descriptor)
             if error.errno in _NO_LOCKS:
                 return None
-            with told(path if own else f"{path}, which is of {_owner(path)} and not to be locked by this user"):
+            where = path if own else f"{path}, which is of {_owner(path)} and not to be locked by this user"
+            with wrap_os_errors(where):
                 raise
         # the one before may have removed the file between our open and our lock
         with contextlib.suppress(FileNotFoundError):
@@ -167,7 +168,7 @@ def _file_lock(volume: Volume, claim: dict[str, Any], key: str, *, lost: bool = 
                 _take_away(path)  # nobody holds it; it cannot say that we do, so ours takes its place
         os.close(descriptor)
     try:
-        with told(path):
+        with wrap_os_errors(path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(claim).encode(), 0)
         return _FileLock(volume, claim, key, descriptor)
@@ -182,7 +183,7 @@ def _file_lock(volume: Volume, claim: dict[str, Any], key: str, *, lost: bool = 
 def _open_lock(path: str) -> tuple[int, bool]:
     """A descriptor of the file, made where there is none, and whether it may be written."""
     try:
-        with told(path):
+        with wrap_os_errors(path):
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), True
     except StoreError as error:
         if not isinstance(error.__cause__, PermissionError):
@@ -301,9 +302,9 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 def _held(volume: Volume, data: bytes, key: str, begin: str = "") -> HeldError:
     who = _parsed(data)
-    told = ", ".join(f"{key} {who[key]}" for key in ("host", "pid", "user", "since") if key in who)
+    whom = ", ".join(f"{key} {who[key]}" for key in ("host", "pid", "user", "since") if key in who)
     return HeldError(
-        f"{volume.path('').rstrip('/')}: {begin}another run is writing this dataset ({told or 'it does not say who'}); "
+        f"{volume.path('').rstrip('/')}: {begin}another run is writing this dataset ({whom or 'it does not say who'}); "
         f"wait until it ends, or give another {key}="
     )
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from pipeline.stores import positioned
 from pipeline.stores.cache import RESTORE, CacheConfig, CommittedFile, FileCache, changed
-from pipeline.stores.disk import told_of_read
+from pipeline.stores.disk import wrap_read_errors
 from pipeline.stores.volume import Buffer, Volume
 from shards_schema.errors import DatasetError, MissingFileError
 
@@ -83,14 +83,14 @@ class _File:
 
     def read(self, place: int, size: int) -> bytes:
         """The bytes from `place` on; raises `DatasetError` where there are not as many."""
-        with told_of_read(self._file.where):
+        with wrap_read_errors(self._file.where):
             data = positioned.read_at(self.descriptor, size, place)
         self._check_end(place + len(data), place + size)
         return data
 
     def fill(self, target: memoryview, place: int) -> None:
         """The same, into `target`."""
-        with told_of_read(self._file.where):
+        with wrap_read_errors(self._file.where):
             count = positioned.read_into(self.descriptor, target, place)
         self._check_end(place + count, place + len(target))
 
@@ -102,7 +102,7 @@ class _File:
     @cached_property
     def map(self) -> memoryview:
         """All of it, for as long as anybody looks at it."""
-        with told_of_read(self._file.where):
+        with wrap_read_errors(self._file.where):
             return positioned.mapped(self.descriptor, self._file.digest.size)
 
     def is_cached(self, offset: int) -> bool:
@@ -259,14 +259,14 @@ class RangeReader:
                 self._open.move_to_end(file.path)
                 return self._open[file.path]
             try:
-                with told_of_read(path := self._volume.path(file.path)):
+                with wrap_read_errors(path := self._volume.path(file.path)):
                     descriptor = self._descriptor(path)
             except MissingFileError as error:
                 raise _missing(file) from error
             opened = _File(descriptor, file)
             opened.check_size()
             if self._check_digests:
-                with open(descriptor, "rb", closefd=False) as whole, told_of_read(path):
+                with open(descriptor, "rb", closefd=False) as whole, wrap_read_errors(path):
                     self._check_digest(file, whole)
             self._open[file.path] = opened
             while len(self._open) > self._max_open:

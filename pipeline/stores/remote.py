@@ -24,10 +24,10 @@ from fsspec.utils import get_protocol
 from pipeline.stores.parts import PartsUpload
 from pipeline.stores.retry import (
     ENVIRONMENT,
+    describe,
     retrying,
     status_of,
     store_config,
-    told,
     transient,
     without_credentials,
 )
@@ -191,7 +191,7 @@ class RemoteStore:
         try:
             retrying(lambda: self.fs.put_file(local, path, **options), what, self.config)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise StoreError(f"{what}: {told(error)}: there is no such bucket or folder") from error
+            raise StoreError(f"{what}: {describe(error)}: there is no such bucket or folder") from error
         return None
 
     def write(self, path: str, data: bytes, *, new: bool = False) -> None:

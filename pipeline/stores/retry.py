@@ -110,7 +110,8 @@ def retrying(call: Callable[[], Result], what: str, config: StoreConfig) -> Resu
                 continue
             raise fault or StoreError(
                 f"{what}: failed {attempt} times in {time.monotonic() - began:.0f} s, the last time with "
-                f"{told(error)}; when the store is well again, run the same command again ({ENVIRONMENT} sets attempts)"
+                f"{describe(error)}; when the store is well again, run the same command again "
+                f"({ENVIRONMENT} sets attempts)"
             ) from error
     raise AssertionError("not reached")
 
@@ -136,12 +137,12 @@ def _refusal(error: Exception, what: str) -> StoreError | None:
         return StoreError(f"{what}: HF_HUB_OFFLINE is set, so the hub was not asked")
     if names & _NOT_A_FILE:
         return StoreError(
-            f"{what}: {told(error)}: nothing is known of the file: check the URL, and the token in the environment and "
-            "its rights"
+            f"{what}: {describe(error)}: nothing is known of the file: check the URL, and the token in the environment "
+            "and its rights"
         )
     if isinstance(error, PermissionError) or _status(error) in (401, 403):
         return StoreError(
-            f"{what}: refused ({told(error)}): check the credentials in the environment, and their rights"
+            f"{what}: refused ({describe(error)}): check the credentials in the environment, and their rights"
         )
     return None
 
@@ -197,7 +198,7 @@ def transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _ERRNO
 
 
-def told(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """An error of a store in a few words: status and code where it has them, else class and text. No credentials."""
     for link in _chain(error):
         status, code = _status(link), _code(link)

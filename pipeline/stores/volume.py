@@ -25,7 +25,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.stores.disk import fsync_folder, gone, make_folder, told, told_of_read
+from pipeline.stores.disk import fsync_folder, gone, make_folder, wrap_os_errors, wrap_read_errors
 from pipeline.stores.remote import RemoteStore, is_local, store_of
 from shards_schema import layout
 from shards_schema.commit import FileDigest
@@ -78,7 +78,7 @@ class FileWriter:
             self._hashing = self._hasher.submit(self._update, pending)
         views = [memoryview(buffer).cast("B") for buffer in pending if len(buffer)]
         while views:
-            with told(self._name):
+            with wrap_os_errors(self._name):
                 written = os.writev(self._descriptor, views[:_IOV_MAX])
             while views and written >= len(views[0]):
                 written -= len(views.pop(0))
@@ -152,7 +152,7 @@ class Volume:
         if self._local:
             path = self.path(name)
             try:
-                with told_of_read(path):
+                with wrap_read_errors(path):
                     return stat.S_ISREG(os.stat(path).st_mode)
             except MissingFileError:
                 return False
@@ -170,7 +170,7 @@ class Volume:
             if info is None:
                 raise MissingFileError(f"{self.path(name)} is not there")
             return int(info["size"])
-        with told_of_read(path := self.path(name)):
+        with wrap_read_errors(path := self.path(name)):
             return os.stat(path).st_size
 
     def read(self, name: str) -> bytes:
@@ -180,7 +180,7 @@ class Volume:
             MissingFileError: it is not there.
             StoreError: the store or the disk refused the request, or failed too often.
         """
-        with told_of_read(path := self.path(name)):
+        with wrap_read_errors(path := self.path(name)):
             if not self._local:
                 return self._store.read(f"{self._root}/{name}")
             with open(path, "rb") as file:
@@ -196,7 +196,7 @@ class Volume:
         Raises:
             MissingFileError: it is not there.
         """
-        with told_of_read(path := self.path(name)):
+        with wrap_read_errors(path := self.path(name)):
             return open(path, "rb") if self._local else self._store.open(f"{self._root}/{name}", self.size(name))
 
     def names(self, folder: str) -> list[str]:
@@ -214,7 +214,7 @@ class Volume:
         if self._local:
             path = self.path(folder).rstrip("/")
             try:
-                with told_of_read(path), os.scandir(path) as entries:
+                with wrap_read_errors(path), os.scandir(path) as entries:
                     return sorted(e.name for e in entries if (e.is_dir() if kind == "directory" else e.is_file()))
             except MissingFileError:
                 return []
@@ -224,7 +224,7 @@ class Volume:
     def walk(self) -> list[str]:
         """Every file, as a path relative to the root, sorted."""
         if self._local:
-            with told_of_read(self._root):
+            with wrap_read_errors(self._root):
                 walked = os.walk(self._root, onerror=_raise)
                 under = [Path(folder, name) for folder, _, names in walked for name in names]
             return sorted(path.relative_to(self._root).as_posix() for path in under)
@@ -238,7 +238,7 @@ class Volume:
         """
         if not self._local:
             return
-        with told(self._root):
+        with wrap_os_errors(self._root):
             if not self._made:
                 make_folder(Path(self._root))
                 self._made = True
@@ -264,7 +264,7 @@ class Volume:
             self._store.remove(f"{self._root}/{name}")
             return
         old, new = Path(self._root, name), Path(self._root, to)
-        with told(str(new)):
+        with wrap_os_errors(str(new)):
             make_folder(new.parent, Path(self._root))
             there = old.is_file()
             if there:
@@ -285,7 +285,7 @@ class Volume:
         final = Path(self._root, name)
         temp = Path(self._root, layout.TEMP, f"{name.replace('/', '%')}.{uuid.uuid4().hex[:12]}")
         self.make()
-        with told(str(final)):
+        with wrap_os_errors(str(final)):
             temp.parent.mkdir(exist_ok=True)
             make_folder(final.parent, Path(self._root))
             descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -294,19 +294,19 @@ class Volume:
             try:
                 yield writer
                 writer.finish()
-                with told(str(final)):
+                with wrap_os_errors(str(final)):
                     os.fsync(descriptor)
             finally:
                 writer.close()
-                with told(str(final)):  # network disks say here that a write failed
+                with wrap_os_errors(str(final)):  # network disks say here that a write failed
                     os.close(descriptor)
-            with told(str(final)):
+            with wrap_os_errors(str(final)):
                 os.replace(temp, final)
         except BaseException:
             with suppress(OSError):  # on a disk that went read-only it stays until the next `sweep`
                 temp.unlink()
             raise
-        with told(str(final)):
+        with wrap_os_errors(str(final)):
             fsync_folder(final.parent)
 
     @contextmanager
@@ -332,7 +332,7 @@ class Volume:
         if not temp.is_dir():
             return 0
         count = 0
-        with told(str(temp)):
+        with wrap_os_errors(str(temp)):
             for _ in range(_SWEEPS):
                 for left in temp.iterdir():
                     left.unlink(missing_ok=True)

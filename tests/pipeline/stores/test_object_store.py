@@ -30,9 +30,9 @@ from pipeline.stores.cache import CacheConfig, CommittedFile, FileCache
 from pipeline.stores.retry import (
     ENVIRONMENT,
     StoreConfig,
+    describe,
     retrying,
     store_config,
-    told,
     transient,
     without_credentials,
 )
@@ -159,7 +159,7 @@ def test_a_url_with_a_secret_is_refused_and_not_repeated(url: str) -> None:
 
 def test_errors_of_libraries_are_told_without_secrets() -> None:
     error = OSError(errno.EIO, "GET https://me:hunter2@host/x?token=hunter2&y=1 'https://h/z?sig=hunter2'")
-    assert "hunter2" not in told(error)
+    assert "hunter2" not in describe(error)
     assert without_credentials("s3://bucket/a/b is not there") == "s3://bucket/a/b is not there"
 
 
