@@ -4,7 +4,7 @@ A shard exists when, and only when, its record does; a record names every file o
 every member of its tar with offset, size and checksum, so that a reader needs neither a directory listing nor a tar
 parser, and sees a changed bit in what it hands out without reading the rest of the file.
 
-    {"schema_version": 3, "column": "vggt", "shard": 0,
+    {"schema_version": 1, "column": "vggt", "shard": 0,
      "dataset": "<seal of dataset.json>", "fingerprint": "<of column.json>",
      "planned": 64, "written": 63,
      "quarantined": [{"token": ..., "row": 17, "code": "image_truncated", "reason": "..."}],
@@ -13,8 +13,6 @@ parser, and sees a changed bit in what it hands out without reading the rest of 
      "tokens": [...], "rows": [...],                                  # the written ones, in order
      "members": {"l23_grid.npy": [[offset, size, crc32c], ...], ...}, # of the data, aligned with tokens
      "sha256": "..."}
-
-Records of schema versions 1 and 2 have ``[offset, size]``: their members are read unchecked.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from typing import Any, NamedTuple
 
 from shards_schema.codecs import seal, unseal
 from shards_schema.errors import DatasetError
-from shards_schema.layout import CHECKSUMS, READABLE, SCHEMA_VERSION
+from shards_schema.layout import SCHEMA_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +45,11 @@ class Quarantined:
 
 
 class Member(NamedTuple):
-    """The data of one member of a tar: its first byte there, its bytes, and their CRC-32C as an unsigned number.
-
-    `crc32c` is None in records of versions before `layout.CHECKSUMS`, which have none.
-    """
+    """The data of one member of a tar: its first byte there, its bytes, and their CRC-32C as an unsigned number."""
 
     offset: int
     size: int
-    crc32c: int | None = None
+    crc32c: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +63,6 @@ class CommitRecord:
         tokens: tokens written, in the order of the tar.
         rows: their rows in the Zarr arrays.
         members: member extension (``l23_grid.npy``) -> where its data lies in the tar, aligned with `tokens`.
-        version: of the schema that it was written under.
     """
 
     column: str
@@ -81,7 +75,6 @@ class CommitRecord:
     tokens: tuple[str, ...]
     rows: tuple[int, ...]
     members: Mapping[str, tuple[Member, ...]]
-    version: int = SCHEMA_VERSION
 
     @property
     def written(self) -> int:
@@ -94,7 +87,7 @@ class CommitRecord:
         return sum(file.size for file in self.files.values())
 
     def check(self) -> None:
-        """Closed accounting: planned = written + quarantined, no token twice, each member and its checksum for each.
+        """Closed accounting: planned = written + quarantined, no token twice, each member for each.
 
         Raises:
             DatasetError: the record contradicts itself.
@@ -109,18 +102,13 @@ class CommitRecord:
             raise DatasetError(f"{where}: a token stands in it twice")
         if len(self.rows) != self.written or any(len(m) != self.written for m in self.members.values()):
             raise DatasetError(f"{where}: rows or members are not one for each of the {self.written} tokens")
-        checked = self.version >= CHECKSUMS
-        if any((m.crc32c is not None) != checked for members in self.members.values() for m in members):
-            raise DatasetError(
-                f"{where}: members should have {'a' if checked else 'no'} CRC-32C in a record of version {self.version}"
-            )
 
     def to_bytes(self) -> bytes:
         """The sealed document."""
         self.check()
         return seal(
             {
-                "schema_version": self.version,
+                "schema_version": SCHEMA_VERSION,
                 "column": self.column,
                 "shard": self.shard,
                 "dataset": self.dataset,
@@ -133,10 +121,7 @@ class CommitRecord:
                 "files": {path: {"size": f.size, "sha256": f.sha256} for path, f in sorted(self.files.items())},
                 "tokens": list(self.tokens),
                 "rows": list(self.rows),
-                "members": {
-                    name: [[n for n in m if n is not None] for m in members]
-                    for name, members in sorted(self.members.items())
-                },
+                "members": {name: list(members) for name, members in sorted(self.members.items())},
             },
             compact=True,
         )
@@ -162,7 +147,6 @@ class CommitRecord:
                 tokens=tuple(document["tokens"]),
                 rows=tuple(document["rows"]),
                 members={k: tuple(Member(*m) for m in v) for k, v in document["members"].items()},
-                version=document["schema_version"],
             )
             record.check()
         except DatasetError as error:
@@ -173,12 +157,12 @@ class CommitRecord:
 
 
 def check_version(document: Mapping[str, Any], where: str) -> None:
-    """Refuse a document of a schema version that this code does not read.
+    """Refuse a document of another schema version.
 
     Raises:
-        DatasetError: it is none of `layout.READABLE`.
+        DatasetError: it is not of `layout.SCHEMA_VERSION`.
     """
-    found = document.get("schema_version")
-    if found not in READABLE:
-        known = ", ".join(map(str, READABLE))
-        raise DatasetError(f"{where}: schema version {found}, this code reads {known}; use the matching release")
+    if (found := document.get("schema_version")) != SCHEMA_VERSION:
+        raise DatasetError(
+            f"{where}: schema version {found}, this code reads {SCHEMA_VERSION}; use the matching release"
+        )

@@ -12,21 +12,8 @@ logs/...   (timings, witnesses of the images that were read: the only files that
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
-"""Raised when a reader of the last version could misread a dataset of the next.
-
-2: targets may be stored encoded (a reader of 1 would take the codes for values), and columns carry statistics.
-3: commit records carry a CRC-32C for each member (a reader of 2 takes pairs only, and would refuse the record).
-"""
-
-READABLE = (1, 2, 3)
-"""Versions that this code reads, and goes on with; documents of several may stand in one dataset.
-
-A column of version 1 is one of 2 without statistics; a record of 1 or 2 is one of 3 without checksums of its members.
-"""
-
-CHECKSUMS = 3
-"""The first version whose commit records carry checksums."""
+SCHEMA_VERSION = 1
+"""Raised when a reader of the last version could misread a dataset of the next; every document carries it."""
 
 DATASET = "dataset.json"
 PLAN = "plan.parquet"

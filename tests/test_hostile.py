@@ -215,7 +215,7 @@ RECORDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a checksum of 33 bits": lambda d: d["members"]["mean.npy"][0].__setitem__(2, 1 << 32),
     "a negative checksum": lambda d: d["members"]["mean.npy"][0].__setitem__(2, -1),
     "two checksums": lambda d: d["members"]["mean.npy"][0].append(0),
-    "checksums in a version that has none": lambda d: d.update(schema_version=2),
+    "another schema version": lambda d: d.update(schema_version=2),
     "a row beyond 64 bits": lambda d: d["rows"].__setitem__(0, 1 << 70),
 }
 

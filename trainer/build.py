@@ -37,8 +37,8 @@ def restore_answers(state: Mapping[str, Any], student: StudentConfig) -> Answers
             state["steps"],
             state["smoothing"],
             state["relative"],
-            regression=state.get("regression", 0.0),  # checkpoints of before there was a choice
-            expected=state.get("expected", False),
+            regression=state["regression"],
+            expected=state["expected"],
         )
     return _text(state["steps"], state["digits"], student)
 

@@ -180,10 +180,8 @@ def _keep(record: CommitRecord, dataset: str, fingerprint: str, volume: Volume, 
         )
     if path not in record.files:
         raise DatasetError(f"{where}: names no file {path}")
-    members = {
-        name: np.array(
-            [(m.offset, m.size, m.crc32c if checked and m.crc32c is not None else _UNCHECKED) for m in each], np.int64
-        ).reshape(-1, 3)  # of no samples as well
+    members = {  # [n, 3] of no samples as well
+        name: np.array([m if checked else (*m[:2], _UNCHECKED) for m in each], np.int64).reshape(-1, 3)
         for name, each in record.members.items()
     }
     file = CommittedFile(record.shard, path, record.files[path], f"shard {record.shard}, {volume.path(path)}")

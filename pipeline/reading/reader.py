@@ -5,8 +5,7 @@ Opening reads `dataset.json`, `column.json` and the commit records of the asked-
 read straight into memory of their own or of the caller's (`owned`, `take`); targets that are stored encoded are decoded
 to float32. On any other fsspec store a read is one batch of range requests. Only committed shards exist here, and a
 fault is an error that names shard and file, never a sample less. Every member is held against the CRC-32C in its commit
-record before its value is handed out, so that a bit that changed after the commit is an error as well (datasets of
-schema versions 1 and 2 have no checksums).
+record before its value is handed out, so that a bit that changed after the commit is an error as well.
 
     dataset = Dataset("out/demo")
     for token in dataset.tokens("samples", "vggt"):              # the join: written in both, in plan order
@@ -62,7 +61,7 @@ class Dataset:
         url: a local path or any fsspec URL.
         columns: the columns to open; None is all. Those not named are not touched.
         check_digests: hash each tar when it is first read from, and compare with its commit record: what no member's
-            checksum says (headers, padding, somebody who means harm; datasets without checksums).
+            checksum says (headers, padding, somebody who means harm).
         check_members: compare each member with its checksum, on every read. Some 40 to 70 us for a MB, which is little
             beside a JPEG to decode and much beside arrays that are mapped and lie in memory already.
         max_open: tars that stay open at once (local disks), whatever is waiting to be read; views of older ones stay
@@ -140,8 +139,8 @@ class Dataset:
         """Mean, std, min and max of each channel of a target, over every sample that is written in the column.
 
         Raises:
-            AbsentError: no such column or target, or one without statistics: it has no channel axis, the run is not
-                finished, or the column was made before there were any.
+            AbsentError: no such column or target, or one without statistics: it has no channel axis, or the run is not
+                finished.
             DatasetError: the file is damaged.
         """
         path = layout.statistics(self._column(column).manifest.column)
@@ -151,7 +150,7 @@ class Dataset:
             except MissingFileError as error:
                 raise AbsentError(
                     f"{self.url}: column {column} has no statistics ({error}); they are written when a run ends, for "
-                    "targets with a channel axis, and not to columns that were made before there were any"
+                    "targets with a channel axis"
                 ) from error
         found = self._statistics[column]
         if target not in found:

@@ -56,7 +56,7 @@ class ShardCheck:
     zarr: bool
 
     def names(self, manifest: ColumnManifest, shard: int) -> set[str]:
-        """The data files of a shard, by the layout; those of schema version 1 have no statistics."""
+        """The data files of a shard, by the layout."""
         names = {layout.tar(manifest.column, shard)}
         if self.zarr:
             names |= {layout.zarr_chunk(manifest.column, s.name, shard, 1 + len(s.shape)) for s in zarr_specs(manifest)}
@@ -111,8 +111,6 @@ class ShardCheck:
         if expected != found:
             yield f"accounts for other samples than the plan ({len(found)} against {len(expected)})"
         names = self.names(manifest, shard)
-        if record.version == 1:
-            names.discard(layout.shard_statistics(record.column, shard))
         if names != set(record.files):
             yield f"names other files than the layout has: {sorted(names ^ set(record.files))[:3]}"
 
@@ -230,9 +228,8 @@ class ShardCheck:
 
 
 def _changed(tar: bytes | memoryview, place: Member) -> bool:
-    """Whether a member has another checksum than its record says; False where that has none."""
-    data = memoryview(tar)[place.offset : place.offset + place.size]
-    return place.crc32c is not None and crc32c(data) != place.crc32c
+    """Whether a member has another checksum than its record says."""
+    return crc32c(memoryview(tar)[place.offset : place.offset + place.size]) != place.crc32c
 
 
 def _member_fault(

@@ -31,10 +31,7 @@ INDEX_SCHEMA = pa.schema(
         ("crc32c", pa.uint32()),
     ]
 )
-"""One row a tar member: the bytes of `<token>.<member>` are [offset, offset + size) of `<column>/<shard>.tar`.
-
-`crc32c` is null where the record has none. Tables made before records had any lack the column.
-"""
+"""One row a tar member: the bytes of `<token>.<member>` are [offset, offset + size) of `<column>/<shard>.tar`."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [

@@ -88,7 +88,7 @@ def _fault(record: CommitRecord) -> str | None:
             _whole(m.offset) and _whole(m.size) and (tar is None or m.offset + m.size <= tar.size) for m in places
         ):
             return f"members {name!r:.80} do not lie within the tar"
-        if not all(m.crc32c is None or (_whole(m.crc32c) and m.crc32c < 1 << 32) for m in places):
+        if not all(_whole(m.crc32c) and m.crc32c < 1 << 32 for m in places):
             return f"members {name!r:.80} should have a CRC-32C each, a count below 2^32"
     return None
 

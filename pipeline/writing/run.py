@@ -38,6 +38,7 @@ from shards_schema.errors import DatasetError, IncompleteError, MismatchError
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.plan import Plan, PlanConfig
 from shards_schema.specs import refuse_reserved
+from shards_schema.statistics import measured
 
 SYNTHETIC_NOTICE = "The frames are generated (synthetic): this is not driving data."
 RANDOM_NOTICE = "Made with RANDOM WEIGHTS: {}. These targets carry no knowledge; do not train on them."
@@ -243,23 +244,21 @@ def close(run: Run) -> list[ColumnTotal]:
     """
     _stand(run)
     totals: dict[str, ColumnTotal] = {}
-    measured: Counter[str] = Counter()
-    index.write(run.volume, _records(run, totals, measured), run.plan)
-    for column, shards in measured.items():
-        if shards == run.plan.shards:  # fewer: some were made before there were statistics
+    index.write(run.volume, _records(run, totals), run.plan)
+    for column, manifest in run.columns.items():
+        if measured(manifest.targets):
             statistics.write(run.volume, column, range(run.plan.shards))
     settle(run.volume)
     run.volume.sweep()  # a worker that outlived its driver may have left a file under way
     return [totals[column] for column in run.columns]
 
 
-def _records(run: Run, totals: dict[str, ColumnTotal], measured: Counter[str]) -> Iterator[CommitRecord]:
+def _records(run: Run, totals: dict[str, ColumnTotal]) -> Iterator[CommitRecord]:
     """Every record, by column and shard, checked and counted as it passes: only a few are in memory.
 
     Args:
         run: begun.
         totals: is given each column's sums.
-        measured: is given each column's number of shards with statistics.
     """
     counts = run.plan.counts()
     for column in sorted({*columns_of(run.volume), *run.columns}):  # a store may list late what was just written
@@ -278,7 +277,6 @@ def _records(run: Run, totals: dict[str, ColumnTotal], measured: Counter[str]) -
         for record in read_records(run.volume, column, range(run.plan.shards)):
             _check_record(record, run.dataset, manifest, counts[record.shard])
             total.add(record)
-            measured[column] += layout.shard_statistics(column, record.shard) in record.files
             yield record
         totals[column] = total.total()
         if totals[column].planned != run.plan.samples:

@@ -76,7 +76,7 @@ def refuse_exchanged(volume: Volume, shards: Iterable[int]) -> None:
 def _read(volume: Volume, shard: int) -> tuple[int, Mapping[str, Any]]:
     try:
         found = documents.parse_json(volume.read(layout.shard_log(shard)))["read"]
-    except (DatasetError, LookupError, TypeError, ValueError):  # none, damaged, or of an earlier release
+    except (DatasetError, LookupError, TypeError, ValueError):  # none, or damaged
         found = {}
     return shard, found if isinstance(found, dict) else {}
 

@@ -223,9 +223,6 @@ def test_what_a_checkpoint_keeps_makes_the_same_answers() -> None:
     assert isinstance(again, MotionAnswers)
     assert torch.equal(again.motions, answers.motions)
     assert (again.regression, again.expected) == (3.0, True)
-    before = {k: v for k, v in state.items() if k not in ("regression", "expected")}  # of before there was a choice
-    old = restore_answers(before, TinyConfig())
-    assert old.expectation(status_of(1)) is None
 
 
 def test_a_zero_has_no_sign() -> None:

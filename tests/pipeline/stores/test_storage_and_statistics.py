@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
@@ -22,7 +21,7 @@ from pipeline.stores.fidelity import Int8Gate
 from pipeline.stores.records import committed
 from pipeline.stream import ShardStream, StreamConfig
 from shards_schema import layout
-from shards_schema.codecs import seal, seal_of, unseal
+from shards_schema.codecs import seal, unseal
 from shards_schema.errors import AbsentError, ConfigError, DatasetError, MismatchError, SpecError
 from shards_schema.specs import TargetSpec
 from teachers.base import Targets, TeacherInput, column_manifest, fingerprint
@@ -304,31 +303,3 @@ def test_the_gate_waits_where_the_rest_may_still_mend_it() -> None:
         gate.add(x, -x if i < 2 else x)  # 0.8 % of the vectors
         gate.check_begun("here", 256)
     gate.check("here")
-
-
-def test_a_dataset_of_version_1_is_read_and_gone_on_with(source: ToySource, tmp_path: Path) -> None:
-    out = make(source, tmp_path / "out", Tokens())
-    for path in sorted(out.rglob("*.parquet")):
-        if "stat" in path.name:
-            path.unlink()
-    one: dict[str, Any] = {"schema_version": 1}
-    root = out / layout.DATASET
-    root.write_bytes(seal(unseal(root.read_bytes(), "") | one))
-    for path in out.glob("*/*.json"):
-        if path.name == "column.json":
-            path.write_bytes(seal(unseal(path.read_bytes(), "") | one))
-        elif layout.shard_of_record(path.name) is not None:
-            record = unseal(path.read_bytes(), "") | one | {"dataset": seal_of(root.read_bytes())}
-            record["files"] = {k: v for k, v in record["files"].items() if "stats" not in k}
-            record["members"] = {k: [m[:2] for m in v] for k, v in record["members"].items()}
-            path.write_bytes(seal(record, compact=True))
-    pq.write_table(pq.read_table(out / layout.INDEX).drop_columns(["crc32c"]), out / layout.INDEX)
-    assert verify(str(out)).faults == ()
-    dataset = Dataset(str(out))
-    assert len(dataset.read(dataset.tokens()[0])["tokens"]) == 3
-    make(source, out, Tokens())  # nothing to do: it closes
-    with pytest.raises(AbsentError, match="made before"):
-        dataset.statistics("tokens", "grid")
-    make(source, out, Tokens(name="second"))
-    assert verify(str(out)).faults == ()
-    assert Dataset(str(out)).statistics("second", "grid").count == 15 * 30

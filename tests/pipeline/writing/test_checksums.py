@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -20,7 +19,7 @@ from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
 from shards_schema import layout
-from shards_schema.codecs import seal, seal_of, unseal
+from shards_schema.codecs import seal, unseal
 from shards_schema.commit import Member
 from shards_schema.errors import DigestError
 from tests.committed import commit
@@ -76,22 +75,6 @@ def flip(path: Path, at: int, bit: int = 0) -> None:
 
 def tar(out: Path, member: str) -> Path:
     return out / layout.tar(column_of(member), SHARD)
-
-
-def as_version_2(out: Path) -> None:
-    """Make of a dataset what was written before records had checksums."""
-    root = out / layout.DATASET
-    root.write_bytes(seal(unseal(root.read_bytes(), "") | {"schema_version": 2}))
-    for path in (p for column in ("samples", "toy") for p in (out / column).glob("*.json")):
-        document = unseal(path.read_bytes(), "") | {"schema_version": 2}
-        if layout.shard_of_record(path.name) is None:
-            path.write_bytes(seal(document))
-        else:
-            document["dataset"] = seal_of(root.read_bytes())
-            document["members"] = {k: [m[:2] for m in v] for k, v in document["members"].items()}
-            path.write_bytes(seal(document, compact=True))
-    index = pq.read_table(out / layout.INDEX).drop_columns(["crc32c"])
-    pq.write_table(index, out / layout.INDEX)
 
 
 @pytest.mark.parametrize("member", KINDS)
@@ -188,36 +171,7 @@ def test_a_store_and_a_cache(out: Path, tmp_path: Path) -> None:
         fs.rm("/checksums", recursive=True)
 
 
-def test_a_dataset_without_checksums_is_read_and_gone_on_with(source: ToySource, made: Path, out: Path) -> None:
-    """Of version 2; one of version 1 is in test_storage_and_statistics.py."""
-    as_version_2(out)
-    assert verify(str(out)).faults == ()
-    old, new = Dataset(str(out)), Dataset(str(made))
-    for token in new.tokens("samples", "toy"):
-        assert repr(old.read(token)) == repr(new.read(token))
-    records = {p: p.read_bytes() for p in out.glob("*/0*.json")}
-    commit(source, out, [ToyTeacher(), ToyTeacher(name="second", gain=2.0)], storage=STORED)  # of this version
-    assert all(path.read_bytes() == data for path, data in records.items())
-    assert json.loads((out / layout.record("second", 0)).read_bytes())["schema_version"] == layout.SCHEMA_VERSION
-    index = pq.read_table(out / layout.INDEX).to_pandas()
-    assert set(index[index["crc32c"].notna()]["column"]) == {"second"}
-    assert index["crc32c"].isna().any()
-    assert verify(str(out)).faults == ()
-    # nobody can see it in the old column without the digest of the file; in the new one it is seen
-    token, (offset, size, checksum) = place(out, "grid.npy")
-    assert checksum is None
-    flip(tar(out, "grid.npy"), offset + size - 1)
-    mixed = Dataset(str(out))
-    assert not np.array_equal(mixed.read(token)["toy"]["grid"], new.read(token)["toy"]["grid"])
-    with pytest.raises(DigestError, match="sha256"):
-        Dataset(str(out), check_digests=True).read(token)
-    place_of_it = read_record(Volume(str(out)), "second", SHARD).members["grid.npy"][2]
-    flip(out / layout.tar("second", SHARD), place_of_it.offset + place_of_it.size - 1)
-    with pytest.raises(DigestError, match=rf"second/000001\.tar: {token}\.grid\.npy: CRC-32C"):
-        mixed.read(token, {"second": None})
-
-
-def test_an_index_that_lacks_checksums_is_a_fault_where_records_have_them(out: Path) -> None:
+def test_an_index_that_lacks_checksums_is_a_fault(out: Path) -> None:
     index = pq.read_table(out / layout.INDEX)
     pq.write_table(index.drop_columns(["crc32c"]), out / layout.INDEX)
     (fault,) = verify(str(out)).faults
