@@ -13,17 +13,17 @@ READY  := $(VENV)/.ready
 WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint bench bench-gpu chaos clean
+.PHONY: help setup data plan teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint bench bench-gpu chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "  All from data to fidelity, bench, bench-gpu and chaos take SET=\"key=value ...\"; some have words of their own:"
-	@echo "    CONFIG  teachers, probe: $(CONFIG); sft, experiments: configs/sft_demo.yaml; grpo: configs/grpo_demo.yaml"
-	@echo "    OUT     teachers, probe, verify, inspect, fidelity: $(OUT); sft, experiments, grpo: runs/NAME; evaluate: runs/evaluation"
+	@echo "    CONFIG  plan, teachers, probe: $(CONFIG); sft, experiments: configs/sft_demo.yaml; grpo: configs/grpo_demo.yaml"
+	@echo "    OUT     plan, teachers, probe, verify, inspect, fidelity: $(OUT); sft, experiments, grpo: runs/NAME; evaluate: runs/evaluation"
 	@echo "    DATA    data: $(DATA); sft, experiments, grpo, evaluate: $(WORLD)"
 	@echo "    POLICY  grpo, evaluate: $(POLICY)"
-	@echo "  teachers and probe read the logs that CONFIG names: SET=\"source.root=DIR\" names others."
+	@echo "  plan, teachers and probe read the logs that CONFIG names: SET=\"source.root=DIR\" names others."
 	@echo "  What a job's keys are: $(PY) -m jobs.NAME --help"
 
 $(READY): pyproject.toml constraints.txt
@@ -35,6 +35,9 @@ setup: $(READY) ## make .venv with the pinned dependencies
 
 data: $(READY) ## generate the synthetic NAVSIM-format dataset in DATA
 	$(PY) -m jobs.data "out=$(DATA)" $(SET)
+
+plan: $(READY) ## what `make teachers` would find, write and take, and what forbids it; nothing is made
+	$(PY) -m jobs.plan "$(CONFIG)" "out=$(OUT)" $(SET)
 
 teachers: $(READY) ## run the teachers: logs in, committed shards in OUT (again = resume)
 	$(PY) -m jobs.teachers "$(CONFIG)" "out=$(OUT)" $(SET)

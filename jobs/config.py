@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import math
 import os
 import re
 import select
@@ -30,12 +29,10 @@ from shards_schema.inputs.refusals import annotations_at, options_of, problems
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=", re.DOTALL)
 _QUOTED = re.compile(r"'.*'|\".*\"", re.DOTALL)
 _YAML = ".yaml"
 _NULLS = ("~", "Null", "NULL")
-_LARGEST = (1 << 63) - 1
 _READER_GONE = 141
 """What a shell says of a process that SIGPIPE ended."""
 
@@ -79,7 +76,7 @@ def load(model: type[Model], arguments: Sequence[str], *, beside: Iterable[str] 
     for key, value in _given(model, overrides):
         _set(values, key, value)
     try:
-        return model.model_validate(_expand(values))
+        return model.model_validate(documents.expanded(values))
     except ValidationError as error:
         told = describe(error, files[0] if files else "command line", model, beside=beside)
         missing = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing" and len(e["loc"]) == 1]
@@ -100,7 +97,7 @@ def load_around(around: type[Model], inner: type[BaseModel], arguments: list[str
     fields = around.model_fields.keys() - {"recipe"}
     own = [a for a in arguments if a.partition("=")[0] in fields]
     recipe = load(inner, [a for a in arguments if a not in own], beside=fields)
-    values = _expand(dict(_given(around, own)))
+    values = documents.expanded(dict(_given(around, own)))
     try:
         return around(recipe=recipe, **values)
     except ValidationError as error:
@@ -209,31 +206,6 @@ def _recordable(key: str, text: str) -> str:
     if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
         raise ConfigError(f"{key}: {text!r:.80} holds bytes that are no UTF-8, or a NUL, which no record can hold")
     return text
-
-
-def _expand(value: Any, key: str = "") -> Any:
-    """A value with its ``${VAR}``, where it is one that something can be: in a file's name, in a record."""
-    if isinstance(value, dict):
-        return {k: _expand(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_expand(v, key) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{key}: {value} is no number that a key can have")
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        raise ConfigError(f"{key}: a number of {len(str(value))} digits; the largest that a key can have is {_LARGEST}")
-    if not isinstance(value, str):
-        return value
-    text = _VARIABLE.sub(_variable, value)
-    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
-        raise ConfigError(f"{key}: {text!r:.80} holds bytes that are no UTF-8, or a NUL: no record can hold such text")
-    return text
-
-
-def _variable(match: re.Match[str]) -> str:
-    if not os.environ.get(match[1], ""):
-        how = "is empty" if match[1] in os.environ else "is not set"
-        raise ConfigError(f"the config names ${{{match[1]}}}, which {how} in the environment")
-    return os.environ[match[1]]
 
 
 def run(main: Callable[[list[str]], object], *, interrupted: str = "interrupted") -> NoReturn:

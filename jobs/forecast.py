@@ -1,23 +1,20 @@
-"""What is certain before a run begins: what its scenes have, what it will write and take, and what is refused for it.
+"""What is certain before a run begins, in words: what its scenes have, what it writes and takes, and what is refused.
 
-`python -m jobs.plan` prints this and ends; `jobs.teachers` prints it before Ray is started and weights are loaded.
+`python -m jobs.plan` prints this and ends; `jobs.teachers` prints it before Ray is started and weights are loaded. What
+there is to say comes from `pipeline.writing.forecast`.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
-
-import pyarrow.compute as pc
 
 from jobs.recipe import TeachersConfig
 from pipeline.sources.base import Scan, Source
-from pipeline.stores import generations
-from pipeline.stores.records import committed, read_manifest
 from pipeline.stores.volume import Volume
-from pipeline.writing import batch_sizes, coverage, forecast
+from pipeline.writing import coverage, forecast
+from pipeline.writing.forecast import Forecast
 from pipeline.writing.samples import SamplesColumn
 from reports.tables import bytes_text, table
 from shards_schema import layout
@@ -26,8 +23,8 @@ from teachers.base import Needs, Teacher
 
 def prepare(
     config: TeachersConfig, source: Source, volume: Volume, samples: SamplesColumn, teachers: Sequence[Teacher]
-) -> Scan:
-    """Look, tell, refuse; what is left is to be planned.
+) -> Forecast:
+    """Look, tell, refuse; the scan of what is left is to be planned.
 
     Args:
         config: the recipe.
@@ -40,50 +37,22 @@ def prepare(
         ConfigError: what no scene can have, or a teacher that can take none of the images.
         IncompleteError: more would be left out than `max_quarantined` allows.
     """
-    needs = coverage.column_needs(samples.config, teachers)
-    coverage.refuse_impossible(source, needs)
+    coverage.refuse_impossible(source, coverage.column_needs(samples.config, teachers))
     print(f"scanning the logs: {_source_text(source.describe())}", flush=True)
-    scan = coverage.look(source, needs, processes=config.scan_processes)
-    known = generations.read(volume, *read_manifest(volume)) if volume.exists(layout.DATASET) else None
-    if config.plan.require:
-        scan = coverage.only_covered(source, scan, needs, config.plan.require, _tokens(known, volume))
-    print(_logs_text(scan))
-    print(f"images of the future are asked for by {', '.join(_ahead(needs)) or 'no column'}")
-    made = [column for column in needs if known is not None and len(committed(volume, column)) >= known.shards]
-    scan, grown = _still_needed(scan, known, volume, made)
-    todo = [column for column in needs if grown or column not in made]
-    looked = forecast.glances(source, scan) if todo else []
-    sizes = forecast.sizes(samples, teachers, config.teachers, looked)
-    found = coverage.coverage(source, scan, needs)
-    print(_columns_text(config, volume, found, sizes, todo), flush=True)
-    coverage.refuse_short(source, scan, needs, todo, config.max_quarantined)
-    for note in forecast.calibration_notes(samples.config.views, looked) if layout.SAMPLES in todo else ():
+    found = forecast.look(config, source, volume, samples, teachers)
+    print(_logs_text(found.scan))
+    print(f"images of the future are asked for by {', '.join(_ahead(found.needs)) or 'no column'}")
+    print("\n".join([_columns_text(found), _together(found), _space(found, volume)]), flush=True)
+    found.refuse_short(source)
+    for note in found.calibration_notes():
         print(f"NOTE: {note}", flush=True)
-    forecast.refuse_shapes([teacher for teacher in teachers if teacher.name in todo], looked)
-    return scan
+    forecast.refuse_shapes([teacher for teacher in teachers if teacher.name in found.todo], found.looked)
+    return found
 
 
 def _ahead(needs: Mapping[str, Needs | None]) -> list[str]:
     """The columns that want an image after now, which NAVSIM's own downloads have none of."""
     return [column for column, need in needs.items() if need is not None and any(i.step > 0 for i in need.images)]
-
-
-def _still_needed(
-    scan: Scan, known: generations.Generations | None, volume: Volume, made: Sequence[str]
-) -> tuple[Scan, bool]:
-    """The scan without the missing images of what is made, and whether there are more scenes than are planned."""
-    grown = known is None or len(scan.refs) > known.now.plan["samples"]
-    lost = {column: scenes for column, scenes in scan.missing.items() if scenes}
-    if behind := lost.keys() & made:
-        planned = _tokens(known, volume) if grown else frozenset[str]()
-        for column in behind:
-            lost[column] = {t: images for t, images in lost[column].items() if t not in planned} if grown else {}
-    return replace(scan, missing=lost), grown
-
-
-def _tokens(known: generations.Generations | None, volume: Volume) -> frozenset[str]:
-    """Of the scenes that a dataset has planned."""
-    return frozenset() if known is None else frozenset(pc.unique(known.plan(volume).table["token"]).to_pylist())
 
 
 def _source_text(source: Mapping[str, Any]) -> str:
@@ -101,75 +70,72 @@ def _logs_text(scan: Scan) -> str:
     return "\n".join([*lines, *(f"NOTE: {note}" for note in scan.notes)])
 
 
-def _columns_text(
-    config: TeachersConfig,
-    volume: Volume,
-    columns: Sequence[coverage.Coverage],
-    sizes: Mapping[str, forecast.Size],
-    todo: Sequence[str],
-) -> str:
-    """A table, what is lacking, and what all of it takes.
-
-    Args:
-        config: the recipe.
-        volume: where the dataset goes, or is.
-        columns: in order.
-        sizes: by column.
-        todo: the columns that are still to be made.
-    """
-    rows, notes, whole = [], [], 0
-    hours: dict[str, float | None] = {}
-    for found in columns:
-        name, scenes, size = found.column, found.scenes, sizes[found.column]
-        if name in todo and name in config.teachers:
-            hours[name] = _hours(config, volume, name, scenes)
-        zarr = size.zarr if config.zarr else 0
-        whole += scenes * ((size.tar or 0) + zarr) if name in todo else 0
+def _columns_text(found: Forecast) -> str:
+    """A row a column, and below them what is lacking."""
+    rows, notes = [], []
+    for column in found.columns:
+        whole, zarr = None if column.tar is None else column.scenes * column.tar, column.scenes * column.zarr
         rows.append(
             [
-                name,
-                "not known" if found.covered is None else f"{found.covered} of {scenes}",
-                "not known" if size.tar is None else bytes_text(size.tar),
-                "not known" if size.tar is None else bytes_text(scenes * size.tar),
-                bytes_text(scenes * zarr) if zarr else "-",
-                _hours_text(hours[name]) if name in hours else "-" if name in todo else "made",
+                column.name,
+                "not known" if column.covered is None else f"{column.covered} of {column.scenes}",
+                "not known" if column.tar is None else bytes_text(column.tar),
+                "not known" if whole is None else bytes_text(whole),
+                bytes_text(zarr) if zarr and found.recipe.zarr else "-",
+                "made" if column.made else "-" if column.name == layout.SAMPLES else _hours_text(column),
             ]
         )
-        notes += [f"  {name} lacks {found.lacking}"] if found.lacking else []
-    head = ["column", "scenes with all images", "a sample", "tars", "zarr", "device hours"]
-    scenes = max(found.scenes for found in columns)
-    return "\n".join([table(head, rows), *notes, _together(config, scenes, hours), _space(volume, whole)])
+        notes += [f"  {column.name} lacks {column.lacking}"] if column.lacking else []
+    return "\n".join(
+        [table(["column", "scenes with all images", "a sample", "tars", "zarr", "device hours"], rows), *notes]
+    )
 
 
-def _hours(config: TeachersConfig, volume: Volume, column: str, scenes: int) -> float | None:
-    """Of a column on one device: as stated, else as `jobs.probe` measured."""
-    each = config.rate.get(column) if isinstance(config.rate, Mapping) else None
-    if each is None and (measured := batch_sizes.rate(volume, column, config.teachers[column])) is not None:
-        each = measured[0]
-    return None if each is None else scenes / each / 3600
+def _hours_text(column: forecast.ColumnForecast) -> str:
+    return "not known" if column.rate is None else f"{column.scenes / column.rate / 3600:.1f}"
 
 
-def _hours_text(hours: float | None) -> str:
-    return "not known" if hours is None else f"{hours:.1f}"
-
-
-def _together(config: TeachersConfig, scenes: int, hours: Mapping[str, float | None]) -> str:
-    if isinstance(config.rate, int | float):
-        return f"{scenes / config.rate / 3600:.1f} device hours at {config.rate:g} scenes/s of a device (rate)"
-    known = [each for each in hours.values() if each is not None]
-    if len(known) < len(hours):
-        lost = ", ".join(column for column, each in hours.items() if each is None)
+def _together(found: Forecast) -> str:
+    hours, rate = found.hours(), found.recipe.rate
+    if hours is None:
+        unknown = ", ".join(_unmeasured(found.columns, found.todo))
         return (
-            f"device hours of {lost} are not known: `make probe` measures a network (batch_size: auto), "
+            f"device hours of {unknown} are not known: `make probe` measures a network (batch_size: auto), "
             "rate.COLUMN=SCENES_A_SECOND states it"
         )
-    return f"{sum(known):.1f} device hours in all"
+    if isinstance(rate, int | float):
+        return f"{hours:.1f} device hours at {rate:g} scenes/s of a device (rate)"
+    return f"{hours:.1f} device hours in all"
 
 
-def _space(volume: Volume, needed: int) -> str:
+def _unmeasured(columns: Sequence[forecast.ColumnForecast], among: Sequence[str]) -> list[str]:
+    return [column.name for column in columns if column.rate is None and column.name in among]
+
+
+def scaled(found: Forecast, scenes: int, devices: int) -> str:
+    """The same recipe over so many scenes, on so many devices."""
+    tars, zarr = found.size(scenes, zarr=False), found.size(scenes, zarr=True)
+    unknown = [column.name for column in found.columns if column.tar is None]
+    hours = found.hours(scenes, devices=devices)
+    return (
+        f"{scenes} scenes on {devices} device{'s' * (devices != 1)}: {bytes_text(tars)} in tars"
+        + (f" (without {', '.join(unknown)}, whose size is not known)" if unknown else "")
+        + f", {bytes_text(zarr)} with targets.zarr; "
+        + (
+            f"hours not known, for {', '.join(_unmeasured(found.columns, [*found.needs]))}"
+            if hours is None
+            else f"{hours:.1f} hours, if every device is at work all the time"
+        )
+    )
+
+
+def _space(found: Forecast, volume: Volume) -> str:
+    needed, tars = found.size(), found.size(zarr=False)
+    parts = f"{bytes_text(tars)} in tars and {bytes_text(needed - tars)} in targets.zarr: " if needed > tars else ""
+    told = f"{parts}{bytes_text(needed)} to write"
     if (folder := volume.local_root) is None:
-        return f"{bytes_text(needed)} to write; how much room the store has is not known"
+        return f"{told}; how much room the store has is not known"
     folder = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(folder).free
-    told = f"{bytes_text(needed)} to write, {bytes_text(free)} free at {folder}"
+    told = f"{told}, {bytes_text(free)} free at {folder}"
     return told if needed <= free else f"NOT ENOUGH ROOM: {told}"

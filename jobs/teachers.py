@@ -26,7 +26,7 @@ from cluster.timings import Timings
 from jobs import config as job_config
 from jobs import forecast
 from jobs.progress import bar, lines
-from jobs.recipe import TeachersConfig, build_teacher
+from jobs.recipe import TeachersConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.stores.lease import Lease, hold
@@ -42,6 +42,7 @@ from shards_schema import layout
 from shards_schema.errors import IncompleteError
 from shards_schema.manifests import ColumnManifest
 from teachers.base import Teacher, column_manifest
+from teachers.registry import build_teacher
 
 
 class Progress:
@@ -139,7 +140,7 @@ def _run(
     sigterm: Preemption,
     began: float,
 ) -> None:
-    scan = forecast.prepare(config, source, Volume(config.out), samples, columns)
+    scan = forecast.prepare(config, source, Volume(config.out), samples, columns).scan
     run = runs.begin(
         source,
         config.out,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from last_shards.planning import plan
     from pipeline.reading.reader import Dataset
     from pipeline.reading.verify import verify
     from pipeline.stores.cache import CacheConfig
@@ -80,12 +81,14 @@ __all__ = [
     "TeacherInput",
     "WeightsError",
     "__version__",
+    "plan",
     "score",
     "verify",
     "webdataset",
 ]
 
 _HOMES = {
+    "last_shards.planning": ["plan"],
     "pipeline.reading.reader": ["Dataset"],
     "pipeline.stores.cache": ["CacheConfig"],
     "pipeline.stream.collate": ["LatentCollator"],
@@ -104,6 +107,7 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 _EXTRAS = {
+    "last_shards.planning": "teachers",
     "pipeline.stream.webdataset": "webdataset",
     "pipeline.stream": "stream",
     "pipeline.reading.verify": "verify",

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from shards_schema.errors import ConfigError, ShardsError
 from shards_schema.inputs.refusals import problems
 from shards_schema.specs import NAME, refuse_reserved
+from shards_schema.storage import stored_specs
 from teachers.base import Teacher
 
 GROUP = "last_shards.teachers"
@@ -76,6 +77,22 @@ def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) ->
         raise ConfigError(f"{kind}: {kinds[kind]} returned a {type(teacher).__name__}, which is not a Teacher")
     if teacher.name != (column or fields.get("name", kind)):
         raise ConfigError(f"{kind}: asked for the column {column or kind!r}, but the teacher is named {teacher.name!r}")
+    return teacher
+
+
+def build_teacher(column: str, fields: Mapping[str, Any]) -> Teacher:
+    """The teacher of a recipe's column, not loaded: what can be said against its config without its weights is said.
+
+    Args:
+        column: its name.
+        fields: that teacher's config; `kind` where the column has another name, `storage` of its targets.
+
+    Raises:
+        ConfigError: as `build`; or a storage that a target cannot have.
+    """
+    given = {key: value for key, value in fields.items() if key not in ("kind", "storage")}
+    teacher = build(str(fields.get("kind", column)), given, column=column)
+    stored_specs(teacher.specs, fields.get("storage") or {})
     return teacher
 
 

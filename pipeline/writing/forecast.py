@@ -1,4 +1,4 @@
-"""What a run will write, and whether its teachers can take the images: from the specs, and a look at three scenes.
+"""What a run will find, write and take: from the logs, the folders of images, the specs, and a look at three scenes.
 
 Of an image only the header is looked at: what is in it may be anything, and this is the driver, not a worker.
 """
@@ -8,15 +8,20 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from pipeline.sources.base import Scan, Source
+from pipeline.stores import generations
 from pipeline.stores.decode import JpegHeader, read_header
-from pipeline.writing import calibration
+from pipeline.stores.records import committed, read_manifest
+from pipeline.stores.volume import Volume
+from pipeline.writing import batch_sizes, calibration, coverage
 from pipeline.writing.images import read_image
+from pipeline.writing.recipe import Recipe
 from pipeline.writing.samples import SamplesColumn, StoredImage
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SampleError
@@ -24,7 +29,7 @@ from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from shards_schema.specs import TEXT, TargetSpec
 from shards_schema.storage import stored_specs
-from teachers.base import Teacher, needs_of
+from teachers.base import Needs, Teacher, needs_of
 
 _BLOCK = 512
 """Of a tar: a member has one for its name, and fills its last."""
@@ -58,6 +63,173 @@ class Glance:
         except SampleError:
             return None
         return self.images[path]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnForecast:
+    """A column, before a run.
+
+    Attributes:
+        name: of the column.
+        scenes: of the plan.
+        covered: of them, those with every image that it asks for; None where teacher or source does not say.
+        lacking: the images that are missing, in words; "" for none.
+        tar: bytes of a sample in its tar; None where that is not known.
+        zarr: bytes of its rows in `targets.zarr`, whether or not the recipe wants them.
+        made: whether it is committed for every scene.
+        rate: scenes a second of one device, as the recipe states it or as `jobs.probe` measured it; None where neither
+            does, infinite where no device works for it.
+    """
+
+    name: str
+    scenes: int
+    covered: int | None
+    lacking: str
+    tar: int | None
+    zarr: int
+    made: bool
+    rate: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run finds, writes and takes.
+
+    Attributes:
+        recipe: as it was given.
+        scan: what the source has; ``scan.refs`` are the scenes.
+        columns: in their order, `samples` first.
+        needs: column -> what it asks every scene for; None where the teacher does not say.
+        looked: the scenes that were looked at; none where nothing is to be made.
+    """
+
+    recipe: Recipe
+    scan: Scan
+    columns: tuple[ColumnForecast, ...]
+    needs: Mapping[str, Needs | None] = field(repr=False)
+    looked: Sequence[Glance] = field(repr=False)
+
+    @property
+    def scenes(self) -> int:
+        """How many are planned."""
+        return len(self.scan.refs)
+
+    @property
+    def todo(self) -> tuple[str, ...]:
+        """The columns that are still to be made."""
+        return tuple(column.name for column in self.columns if not column.made)
+
+    def size(self, scenes: int | None = None, *, zarr: bool | None = None) -> int:
+        """Bytes to write; a column of which the size is not known counts for nothing.
+
+        Args:
+            scenes: of every column; None is what this run has to do.
+            zarr: with `targets.zarr` or without; None is as the recipe has it.
+        """
+        both = self.recipe.zarr if zarr is None else zarr
+        return sum(
+            (self.scenes if scenes is None else scenes) * ((column.tar or 0) + (column.zarr if both else 0))
+            for column in self.columns
+            if scenes is not None or not column.made
+        )
+
+    def hours(self, scenes: int | None = None, *, devices: int = 1) -> float | None:
+        """What it takes with so many devices at work all the time; None where the rate of some column is not known.
+
+        Args:
+            scenes: of every column; None is what this run has to do.
+            devices: GPUs, or whatever the rate is of.
+        """
+        count = self.scenes if scenes is None else scenes
+        if isinstance(self.recipe.rate, int | float):
+            return count / self.recipe.rate / 3600 / devices
+        rates = [column.rate for column in self.columns if scenes is not None or not column.made]
+        return None if None in rates else sum(count / rate for rate in rates if rate) / 3600 / devices
+
+    def refuse_short(self, source: Source) -> None:
+        """Refuse what is sure to leave out more than the recipe's `max_quarantined`.
+
+        Raises:
+            IncompleteError: with the numbers, and the ways out.
+        """
+        coverage.refuse_short(source, self.scan, self.needs, self.todo, self.recipe.max_quarantined)
+
+    def calibration_notes(self) -> list[str]:
+        """What to say of images that are not those of their calibration, where `samples` is to be made.
+
+        Raises:
+            ConfigError: of a view no intrinsics can be known.
+        """
+        return calibration_notes(self.recipe.samples.views, self.looked) if layout.SAMPLES in self.todo else []
+
+
+def look(
+    recipe: Recipe, source: Source, volume: Volume, samples: SamplesColumn, teachers: Sequence[Teacher]
+) -> Forecast:
+    """Read every log, list every folder of images that a column asks for, and look at three scenes.
+
+    Args:
+        recipe: which says what is wanted.
+        source: its logs.
+        volume: where the dataset goes, or is.
+        samples: the `samples` column.
+        teachers: constructed, not loaded.
+
+    Raises:
+        ConfigError: what no scene can have, by the recipe alone; or ``plan.require`` leaves none.
+    """
+    needs = coverage.column_needs(samples.config, teachers)
+    coverage.refuse_impossible(source, needs)
+    scan = coverage.look(source, needs, processes=recipe.scan_processes)
+    known = generations.read(volume, *read_manifest(volume)) if volume.exists(layout.DATASET) else None
+    if recipe.plan.require:
+        scan = coverage.only_covered(source, scan, needs, recipe.plan.require, _tokens(known, volume))
+    made = [column for column in needs if known is not None and len(committed(volume, column)) >= known.shards]
+    scan, grown = _still_needed(scan, known, volume, made)
+    made = [] if grown else made
+    looked = glances(source, scan) if len(made) < len(needs) else []
+    each = sizes(samples, teachers, recipe.teachers, looked)
+    columns = [
+        ColumnForecast(
+            found.column,
+            found.scenes,
+            found.covered,
+            found.lacking,
+            each[found.column].tar,
+            each[found.column].zarr,
+            found.column in made,
+            _rate(recipe, volume, found.column),
+        )
+        for found in coverage.coverage(source, scan, needs)
+    ]
+    return Forecast(recipe, scan, tuple(columns), needs, looked)
+
+
+def _rate(recipe: Recipe, volume: Volume, column: str) -> float | None:
+    """Of a column on one device: as stated, else as `jobs.probe` measured."""
+    if column not in recipe.teachers:
+        return math.inf
+    stated = recipe.rate.get(column) if isinstance(recipe.rate, Mapping) else None
+    measured = batch_sizes.rate(volume, column, recipe.teachers[column]) if stated is None else None
+    return measured[0] if measured else stated
+
+
+def _still_needed(
+    scan: Scan, known: generations.Generations | None, volume: Volume, made: Sequence[str]
+) -> tuple[Scan, bool]:
+    """The scan without the missing images of what is made, and whether there are more scenes than are planned."""
+    grown = known is None or len(scan.refs) > known.now.plan["samples"]
+    lost = {column: scenes for column, scenes in scan.missing.items() if scenes}
+    if behind := lost.keys() & made:
+        planned = _tokens(known, volume) if grown else frozenset[str]()
+        for column in behind:
+            lost[column] = {t: images for t, images in lost[column].items() if t not in planned} if grown else {}
+    return replace(scan, missing=lost), grown
+
+
+def _tokens(known: generations.Generations | None, volume: Volume) -> frozenset[str]:
+    """Of the scenes that a dataset has planned."""
+    return frozenset() if known is None else frozenset(pc.unique(known.plan(volume).table["token"]).to_pylist())
 
 
 def glances(source: Source, scan: Scan) -> list[Glance]:

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from shards_schema.errors import ConfigError
 
 if TYPE_CHECKING:
     import yaml
@@ -26,6 +30,10 @@ LOG_BYTES = 1 << 30
 DEPTH = 100
 """Of what is written as a tree; ours is 8 deep."""
 
+LARGEST = (1 << 63) - 1
+"""Of a number that a key can have."""
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _INDICATORS = re.compile(rf"^[ \-?:]{{{DEPTH},}}", re.MULTILINE)
 """Blocks in YAML go deeper by an indent, or by indicators in a row: ``- - - x``."""
 
@@ -136,6 +144,35 @@ def once(keys: Iterable[str], where: str = "") -> None:
         if key in seen:
             raise UnreadableError(f"gives the key {key!r:.80} twice{where}; keep one")
         seen.add(key)
+
+
+def expanded(value: Any, key: str = "") -> Any:
+    """A config's value with its ``${VAR}``, where it is one that something can be: in a file's name, in a record.
+
+    Raises:
+        ConfigError: a variable that is not set, a number that no key can have, text that no record can hold.
+    """
+    if isinstance(value, dict):
+        return {k: expanded(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+    if isinstance(value, list):
+        return [expanded(v, key) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}: {value} is no number that a key can have")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ConfigError(f"{key}: a number of {len(str(value))} digits; the largest that a key can have is {LARGEST}")
+    if not isinstance(value, str):
+        return value
+    text = _VARIABLE.sub(_variable, value)
+    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
+        raise ConfigError(f"{key}: {text!r:.80} holds bytes that are no UTF-8, or a NUL: no record can hold such text")
+    return text
+
+
+def _variable(match: re.Match[str]) -> str:
+    if not os.environ.get(match[1], ""):
+        how = "is empty" if match[1] in os.environ else "is not set"
+        raise ConfigError(f"the config names ${{{match[1]}}}, which {how} in the environment")
+    return os.environ[match[1]]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import last_shards as ls
 from cluster.hopeless import Hopeless
 from jobs import plan as plan_job
 from jobs import teachers as teachers_job
@@ -17,6 +19,7 @@ from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes
 from pipeline.writing.task import ColumnReceipt, ShardReceipt
+from reports.tables import bytes_text
 from shards_schema.errors import ConfigError, IncompleteError
 from tests import navsim_root
 from tests.inline_job import run_inline
@@ -78,6 +81,65 @@ def test_the_hours_are_stated_or_measured_or_not_known(tmp_path: Path, capsys: p
     batch_sizes.write(Volume(str(tmp_path / "out")), {"vggt": batch_sizes.entry(config, 8, "a card", figures)})
     assert "1.5 device hours in all" in told("rate={cosmos: 0.02}", "teachers.vggt.batch_size=auto")
     assert "device hours of vggt are not known" in told("rate={cosmos: 0.02}", "teachers.vggt.heads=[depth]")
+
+
+def test_bytes_and_hours_for_other_numbers_of_scenes_and_devices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 16})
+    given = [*command(tmp_path, f"{{vggt: {VGGT}, cosmos: {FUTURE}}}"), "scenes=7200", "devices=4"]
+    plan_job.main([*given, "rate={vggt: 2, cosmos: 1}"])
+    told = capsys.readouterr().out.splitlines()[-1]
+    each = ls.plan(given_recipe(tmp_path))
+    tars = 7200 * sum(column.tar or 0 for column in each.columns)
+    assert f"7200 scenes on 4 devices: {bytes_text(tars)} in tars, " in told
+    assert f"{bytes_text(tars + 7200 * sum(column.zarr for column in each.columns))} with targets.zarr" in told
+    assert "; 0.8 hours" in told  # 3 hours of one device
+    plan_job.main(given)
+    assert "hours not known, for vggt, cosmos" in capsys.readouterr().out
+
+
+def given_recipe(root: Path) -> dict[str, Any]:
+    """What `command` says, as a program says it."""
+    source = {"kind": "navsim", "root": str(root / "data"), "split": "mini", "filter": {"frame_interval": 1}}
+    teachers = {"vggt": yaml.safe_load(VGGT), "cosmos": yaml.safe_load(FUTURE)}
+    return {"out": str(root / "out"), "source": source, "teachers": teachers, "plan": {"shard_size": 2}}
+
+
+def test_a_program_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 17, "log_b": 15})
+    found = ls.plan(given_recipe(tmp_path), rate={"vggt": 0.5, "cosmos": 0.5})
+    assert [column.name for column in found.columns] == ["samples", "vggt", "cosmos"] == [*found.todo]
+    assert (found.scenes, found.columns[1].covered) == (6, 6)
+    assert found.size() == found.size(6) > found.size(zarr=False) > 0
+    assert found.hours() == pytest.approx(6 * 4 / 3600)
+    assert found.hours(600, devices=8) == pytest.approx(300 / 3600)
+    monkeypatch.setenv("THE_DATA", str(tmp_path / "data"))
+    given = given_recipe(tmp_path)
+    given["source"]["root"] = "${THE_DATA}"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(given))
+    assert ls.plan(tmp_path / "mine.yaml").scan == found.scan
+    assert ls.plan(tmp_path / "mine.yaml").hours() is None
+    run_inline(monkeypatch)
+    teachers_job.main([str(tmp_path / "mine.yaml"), *SMALL])
+    assert ls.plan(tmp_path / "mine.yaml").todo == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"teecher": {}}, "teecher.*teachers"),
+        ({"plan": {"shard_size": 0}}, "plan.shard_size: .*greater than or equal to 1"),
+        ({"teachers": {"cosmos": {"weights": {"random": 0}, "network": "huge"}}}, "network"),
+        ({"source": {"kind": "navsim", "root": "${NOT_SET_ANYWHERE}", "split": "mini"}}, "NOT_SET_ANYWHERE"),
+    ],
+)
+def test_a_program_is_refused_in_the_same_words(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    navsim_root.write(tmp_path / "data", {"log_a": 14})
+    with pytest.raises(ConfigError, match=told):
+        ls.plan(given_recipe(tmp_path), **changes)
+    with pytest.raises(ConfigError, match=r"recipe nowhere\.yaml: No such file"):
+        ls.plan("nowhere.yaml")
 
 
 def test_a_batch_size_that_nobody_has_measured_is_no_reason_not_to_plan(

@@ -1,0 +1,67 @@
+"""`ls.plan`: what a recipe finds, writes and takes, as an object; `python -m jobs.plan` prints the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.sources import registry as sources
+from pipeline.stores.volume import Volume
+from pipeline.writing import batch_sizes, forecast
+from pipeline.writing.forecast import Forecast
+from pipeline.writing.recipe import Recipe
+from pipeline.writing.samples import SamplesColumn
+from shards_schema.errors import ConfigError
+from shards_schema.inputs import documents
+from teachers.registry import build_teacher
+
+
+def plan(recipe: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> Forecast:
+    """Read every log, list every folder of images that a column asks for, and say what a run would do. Nothing is made.
+
+        found = ls.plan("configs/navtrain.yaml", out="/data/shards", rate={"vggt": 24.0, "cosmos": 30.0, "pdm": 20.0})
+        found.scenes, found.columns[0].covered, found.scan.skipped
+        found.size(), found.size(100_000, zarr=False)           # bytes
+        found.hours(100_000, devices=8)                         # None where nobody knows a rate
+
+    No weights are loaded and no GPU is asked for; a synthetic source is generated where it is not there yet.
+
+    Args:
+        recipe: a YAML as those in `configs/`, or what stands in one.
+        changes: keys of the recipe, in the place of its own (whole values: ``teachers={...}``).
+
+    Raises:
+        ConfigError: no such file, or a value that cannot be; what no scene can have; teachers that can take none of the
+            images.
+        IncompleteError: more would be left out than ``max_quarantined`` allows.
+    """
+    name = "the recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)
+    config = Recipe.of({**(recipe if isinstance(recipe, Mapping) else _read(name)), **changes}, name)
+    sized = {column: _without_auto(fields) for column, fields in config.teachers.items()}
+    config, volume = config.model_copy(update={"teachers": sized}), Volume(config.out)
+    teachers = [build_teacher(column, fields) for column, fields in config.teachers.items()]
+    source = sources.build(config.source)
+    samples = SamplesColumn(config.samples, num_history=source.num_history, num_future=source.num_future)
+    found = forecast.look(config, source, volume, samples, teachers)
+    found.refuse_short(source)
+    forecast.refuse_shapes([teacher for teacher in teachers if teacher.name in found.todo], found.looked)
+    return found
+
+
+def _read(name: str) -> Mapping[str, Any]:
+    try:
+        values = documents.parse_yaml(documents.read(Path(name), documents.YAML_BYTES))
+    except OSError as error:
+        raise ConfigError(f"recipe {name}: {error.strerror}") from error
+    except documents.UnreadableError as error:
+        raise ConfigError(f"recipe {name} {error}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"recipe {name}: expected a mapping, got {type(values).__name__}")
+    return values
+
+
+def _without_auto(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch size that nobody has measured yet decides nothing that is told here."""
+    return {key: value for key, value in fields.items() if (key, value) != ("batch_size", batch_sizes.AUTO)}
