@@ -1,4 +1,4 @@
-"""The light meter's table, its headline, and the same as markdown for docs/benchmarks.md."""
+"""The light meter's table, its headline, and the same as markdown for docs/results/benchmarks.md."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Real: the plan, the documents on a local disk, the commit records, the index, the dispatcher, Ray's own part of the
 driver. Each is measured in a process of its own: peak memory is VmHWM less what the imports hold, seconds are of CPU
 (all of this is one thread's work, and the machine is shared). Made up: the scenes, and the cluster
-(`benchmarks/simulator.py`). With `scale.svg=docs/scale.svg` the curves are drawn there.
+(`benchmarks/simulator.py`). With `scale.svg=docs/results/scale.svg` the curves are drawn there.
 
     scenes    made up: scenes and columns
     driver    the driver's work, measured

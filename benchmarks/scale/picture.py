@@ -1,4 +1,4 @@
-"""The curves of docs/scale.svg: the driver's memory and time, and the cluster's efficiency and losses."""
+"""The curves of docs/results/scale.svg: the driver's memory and time, and the cluster's efficiency and losses."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ logs, which shuffling readers need) to the fullest open shard that still has roo
 stays empty: every shard owns `shard_size` rows of the Zarr arrays, and row = shard * shard_size + place.
 
 Ten million scenes are planned in one process, so scenes are columns (Arrow, NumPy) throughout and Python sees only
-pieces and shards: `docs/scale.md` has the figures.
+pieces and shards: `docs/results/scale.md` has the figures.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ faults   every call of the write path fails in turn, or is where the process die
 jobs     the real job on a real local Ray: kill -9, SIGTERM, hangs, poison, full disks, clocks, a second driver
 leavings 50 runs of the real job, half of them interrupted: processes, memory and temp files that they leave
 soak     half an hour of small shards in one process
-report   docs/reliability.md from what the others wrote into out/chaos/
+report   docs/results/reliability.md from what the others wrote into out/chaos/
 
 Nothing is imported from here by the product, which is touched only as a user, a kernel or a disk would.
 Without a part: everything that takes minutes, and then the report. CHAOS=50 in the environment makes it longer.

@@ -1,4 +1,4 @@
-"""`docs/reliability.md` from what the parts wrote into ``out/chaos/``: no figure in it is typed by hand.
+"""`docs/results/reliability.md` from what the parts wrote into ``out/chaos/``: no figure in it is typed by hand.
 
 The page has the tables of faults, the soak with its plot, and the bugs that were found, each with its test
 (`tests.chaos.found`; a test that is not there stops the report). A part that was not run is told as not run.
@@ -27,7 +27,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    page: str = str(ROOT / "docs" / "reliability.md")
+    page: str = str(ROOT / "docs" / "results" / "reliability.md")
 
 
 def page(faults: dict[str, Any] | None, jobs: dict[str, Any] | None, soak: dict[str, Any] | None) -> str:
@@ -44,7 +44,7 @@ def page(faults: dict[str, Any] | None, jobs: dict[str, Any] | None, soak: dict[
             "",
             "`make test` strikes every step of a shard's commit with every kind of fault, a whole run at a stride, and",
             "the real job once (`tests/chaos/`); the rest is `make chaos`. Equal means: to the byte, on one",
-            "machine; what is equal between machines: [format.md](format.md#equal-to-the-bit).",
+            "machine; what is equal between machines: [format.md](../format.md#equal-to-the-bit).",
             "",
             "## Every fault point of the write path",
             "",
