@@ -27,6 +27,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.stores import positioned
+from pipeline.stores.disk import is_at
 from shards_schema.commit import FileDigest
 from shards_schema.errors import ConfigError, DigestError, ShardsError
 
@@ -205,9 +206,9 @@ class FileCache:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield descriptor if _is_at(descriptor, path) else None
+            yield descriptor if is_at(descriptor, path) else None
         finally:
-            if _is_at(descriptor, path):  # and we hold its lock, so it is nobody else's
+            if is_at(descriptor, path):  # and we hold its lock, so it is nobody else's
                 path.unlink()
             os.close(descriptor)
 
@@ -268,14 +269,6 @@ def _part_of(final: Path) -> Path:
     return final.with_name(final.name + _PART)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` names the open file."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
 def _abandoned(path: Path) -> bool:
     """Remove a part that no process holds; whether it was one."""
     try:
@@ -284,7 +277,7 @@ def _abandoned(path: Path) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, path):
+        if is_at(descriptor, path):
             path.unlink()
             return True
     except BlockingIOError:

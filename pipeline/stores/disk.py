@@ -63,6 +63,14 @@ def gone(root: str, what: str = "") -> StoreError:
     )
 
 
+def is_at(descriptor: int, path: str | Path) -> bool:
+    """Whether `path` names the open file; False where there is none."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def make_folder(folder: Path, root: Path | None = None) -> None:
     """Make a folder and its parents, each durable: a name is on disk when the folder that holds it was fsynced.
 

@@ -4,8 +4,8 @@ Local disks (and network ones with locks): `flock` on ``.lock``, which the kerne
 however it dies; who left the file matters to nobody, so one of another user is taken away where the folder's rights
 allow that. Object stores, and file systems without locks: ``.lock`` is made with create-if-absent (atomic on S3
 and GCS; elsewhere check, then create) and rewritten every `BEAT` seconds by its holder. A newcomer that sees no beat
-for `EXPIRY` seconds takes it over; a holder that finds itself replaced (it was suspended for so long) is told by
-`check`. The file is gone after the run.
+for `EXPIRY` seconds takes it over (on S3 only in the version that it saw, so that of two newcomers one is refused); a
+holder that finds itself replaced (it was suspended for so long) is told by `check`. The file is gone after the run.
 
 The claim is the file under its name, not a descriptor: `check`, which a driver asks every second, looks whether the
 file there is its own. One that somebody removed is made again, unless another run came in meanwhile: then this one is
@@ -23,16 +23,16 @@ import fcntl
 import getpass
 import json
 import os
-import pwd
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.stores.disk import gone, wrap_os_errors
-from pipeline.stores.remote import RemoteStore, store_of
+from pipeline.stores.disk import gone, is_at, wrap_os_errors
+from pipeline.stores.remote import store_of
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.errors import HeldError, StoreError
@@ -69,115 +69,121 @@ def hold(volume: Volume, *, key: str = "out", beat: float = BEAT, expiry: float 
         HeldError: another run is on it; says who, where and since when.
         StoreError: the claim cannot be written.
     """
-    claim = {
-        "id": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "user": _user(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-    }
+    claim = _Claim(volume, key)
     lock: _FileLock | _Heartbeat | None = None
     if volume.local_root is not None:
         volume.make()
-        lock = _file_lock(volume, claim, key)
-    lock = lock or _heartbeat(volume, claim, key, beat, expiry)
+        lock = _file_lock(claim)
+    lock = lock or _Heartbeat(claim, beat, expiry)
     try:
         yield lock
     finally:
         lock.close()
 
 
+class _Claim:
+    """What this run writes into the file, and how it tells of another's; `key` as in `hold`."""
+
+    def __init__(self, volume: Volume, key: str) -> None:
+        self.volume, self._key = volume, key
+        self._who = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "user": _user(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        }
+
+    def text(self, **more: int) -> bytes:
+        return json.dumps({**self._who, **more}).encode()
+
+    def is_in(self, data: bytes) -> bool:
+        return _parsed(data).get("id") == self._who["id"]
+
+    def held(self, data: bytes, begin: str = "") -> HeldError:
+        who = _parsed(data)
+        whom = ", ".join(f"{name} {who[name]}" for name in ("host", "pid", "user", "since") if name in who)
+        return HeldError(
+            f"{self.volume.path('').rstrip('/')}: {begin}another run is writing this dataset "
+            f"({whom or 'it does not say who'}); wait until it ends, or give another {self._key}="
+        )
+
+
 class _FileLock:
     """A lock of the kernel's on the file that has the name.
 
     Args:
-        volume: the dataset, with its root.
         claim: what the file says.
-        key: see `hold`.
+        path: of the file, whose folder is the dataset's.
         descriptor: of the file, locked.
     """
 
-    def __init__(self, volume: Volume, claim: dict[str, Any], key: str, descriptor: int) -> None:
-        self._volume, self._claim, self._key, self._descriptor = volume, claim, key, descriptor
-        self._path = _lock_path(volume)
-        self._root = os.stat(os.path.dirname(self._path))
+    def __init__(self, claim: _Claim, path: str, descriptor: int) -> None:
+        self._claim, self._path, self._descriptor = claim, path, descriptor
+        self._folder = os.path.dirname(path)
+        self._root = os.stat(self._folder)
         self._turn = threading.Lock()
 
     def check(self) -> None:
         """See `Lease`. What cannot be looked at now may be at the next look."""
         with self._turn:
             try:
-                if self._ours():
+                if is_at(self._descriptor, self._path):
                     return
-                root = os.stat(os.path.dirname(self._path))
+                root = os.stat(self._folder)
             except (FileNotFoundError, NotADirectoryError) as error:
-                raise gone(os.path.dirname(self._path)) from error
+                raise gone(self._folder) from error
             except OSError:
                 return
             if not os.path.samestat(root, self._root):
-                raise gone(os.path.dirname(self._path), "another folder is there now")
-            made = _file_lock(self._volume, self._claim, self._key, lost=True)
-            if made is not None:
+                raise gone(self._folder, "another folder is there now")
+            if (made := _file_lock(self._claim, _REMOVED)) is not None:
                 os.close(self._descriptor)
                 self._descriptor = made._descriptor
-
-    def _ours(self) -> bool:
-        """Whether the file under the name is the locked one; False where there is none."""
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
-        except FileNotFoundError:
-            return False
 
     def close(self) -> None:
         """Let go; the file goes first, while nobody else can hold it. Where it cannot (a disk that went read-only) it
         stays and holds nobody: the lock is the kernel's, and ends with the descriptor."""
         with contextlib.suppress(OSError):
-            if self._ours():  # else it is another run's
+            if is_at(self._descriptor, self._path):  # else it is another run's
                 os.unlink(self._path)
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 
 
-def _lock_path(volume: Volume) -> str:
-    return os.path.join(str(volume.local_root), layout.LOCK)
-
-
-def _file_lock(volume: Volume, claim: dict[str, Any], key: str, *, lost: bool = False) -> _FileLock | None:
-    """The lock; None where the file system has none. `lost`: this run had it, and the file was removed."""
-    path = _lock_path(volume)
+def _file_lock(claim: _Claim, begin: str = "") -> _FileLock | None:
+    """The lock; None where the file system has none. `begin`: of what is told where another run has it."""
+    path = os.path.join(str(claim.volume.local_root), layout.LOCK)
     while True:
         descriptor, own = _open_lock(path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 4096, 0)
-            os.close(descriptor)
-            raise _held(volume, holder, key, _REMOVED if lost else "") from None
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in _NO_LOCKS:
-                return None
-            where = path if own else f"{path}, which is of {_owner(path)} and not to be locked by this user"
-            with wrap_os_errors(where):
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise claim.held(os.pread(descriptor, 4096, 0), begin) from None
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return None
+                where = path if own else f"{path}, which is of {_owner(path)} and not to be locked by this user"
+                with wrap_os_errors(where):
+                    raise
+            if not is_at(descriptor, path):  # the one before has removed it between our open and our lock
+                continue
+            if not own:  # nobody holds it; it cannot say that we do, so ours takes its place
+                _take_away(path)
+                continue
+            try:
+                with wrap_os_errors(path):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, claim.text(), 0)
+                lock = _FileLock(claim, path, descriptor)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
                 raise
-        # the one before may have removed the file between our open and our lock
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                if own:
-                    break
-                _take_away(path)  # nobody holds it; it cannot say that we do, so ours takes its place
-        os.close(descriptor)
-    try:
-        with wrap_os_errors(path):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(claim).encode(), 0)
-        return _FileLock(volume, claim, key, descriptor)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        with contextlib.suppress(OSError):
-            os.close(descriptor)  # or this process would hold the dataset against its own next run
-        raise
+            undo.pop_all()
+            return lock
 
 
 def _open_lock(path: str) -> tuple[int, bool]:
@@ -213,83 +219,74 @@ def _take_away(path: str) -> None:
 
 def _owner(path: str) -> str:
     try:
-        return f"user {pwd.getpwuid(os.stat(path).st_uid).pw_name}"
+        return f"user {Path(path).owner()}"
     except (KeyError, OSError):
         return "another user"
 
 
 class _Heartbeat:
-    """Rewrites the claim until it is stopped, and notices when it is no longer there."""
+    """A claim that is rewritten until it is let go of, and noticed when it is no longer there."""
 
-    def __init__(
-        self, store: RemoteStore, path: str, volume: Volume, claim: dict[str, Any], key: str, beat: float
-    ) -> None:
-        self._store, self._path, self._volume, self._claim, self._beat = store, path, volume, claim, beat
-        self._key = key
+    def __init__(self, claim: _Claim, beat: float, expiry: float) -> None:
+        root = claim.volume.local_root
+        url = claim.volume.url if root is None else f"file://{root}"
+        self._claim, self._beat, self._store = claim, beat, store_of(url)
+        self._path = f"{self._store.path_of(url).rstrip('/')}/{layout.LOCK}"
+        self._take(expiry)
         self._stop = threading.Event()
         self._lost: bytes | None = None
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
 
+    def _take(self, expiry: float) -> None:
+        seen, etag, deadline = self._read(), None, time.monotonic() + expiry
+        now = seen
+        while now is not None and time.monotonic() < deadline:
+            time.sleep(min(self._beat, max(deadline - time.monotonic(), 0.01)))
+            etag = self._store.etag(self._path)  # before the bytes: where those are of a later version, we are refused
+            if (now := self._read()) not in (seen, None):
+                raise self._claim.held(now or b"")
+        if now is None:
+            etag = None
+        elif etag is None:
+            self._store.remove(self._path)
+        # what is raised here also comes when the answer to our own first attempt was lost
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            self._store.write(self._path, self._claim.text(beat=0), new=etag is None, over=etag)
+        found = self._read() or b""
+        if not self._claim.is_in(found):
+            raise self._claim.held(found)
+
     def check(self) -> None:
         """See `Lease`."""
-        self._volume.make()
+        self._claim.volume.make()
         if self._lost is not None:
-            raise _held(self._volume, self._lost, self._key, _EXPIRED)
+            raise self._claim.held(self._lost, _EXPIRED)
 
     def _run(self) -> None:
         count = 0
         while not self._stop.wait(self._beat):
             with contextlib.suppress(OSError):  # a store that fails for long: the next beat may reach it
-                found = _read(self._store, self._path)
-                if found is not None and _parsed(found).get("id") != self._claim["id"]:
+                found = self._read()
+                if found is not None and not self._claim.is_in(found):
                     self._lost = found
                     return
                 count += 1
                 # one that was removed is made as at first: another run may be just before it
-                self._store.write(self._path, json.dumps({**self._claim, "beat": count}).encode(), new=found is None)
+                self._store.write(self._path, self._claim.text(beat=count), new=found is None)
 
     def close(self) -> None:
         """Stop beating, and let go."""
         self._stop.set()
         self._thread.join()
-        found = _read(self._store, self._path)
-        if found is not None and _parsed(found).get("id") == self._claim["id"]:
+        if self._claim.is_in(self._read() or b""):
             self._store.remove(self._path)
 
-
-def _heartbeat(volume: Volume, claim: dict[str, Any], key: str, beat: float, expiry: float) -> _Heartbeat:
-    url = volume.url if volume.local_root is None else f"file://{volume.local_root}"
-    store = store_of(url)
-    path = f"{store.path_of(url).rstrip('/')}/{layout.LOCK}"
-    _take(store, path, volume, claim, key, beat, expiry)
-    return _Heartbeat(store, path, volume, claim, key, beat)
-
-
-def _take(
-    store: RemoteStore, path: str, volume: Volume, claim: dict[str, Any], key: str, beat: float, expiry: float
-) -> None:
-    seen, deadline = _read(store, path), time.monotonic() + expiry
-    while seen is not None:
-        time.sleep(min(beat, max(deadline - time.monotonic(), 0.01)))
-        now = _read(store, path)
-        if now is not None and now != seen:
-            raise _held(volume, now, key)
-        if now is None or time.monotonic() >= deadline:
-            store.remove(path)
-            break
-    with contextlib.suppress(FileExistsError):  # also when the answer to our own first attempt was lost
-        store.write(path, json.dumps({**claim, "beat": 0}).encode(), new=True)
-    found = _read(store, path) or b""
-    if _parsed(found).get("id") != claim["id"]:
-        raise _held(volume, found, key)
-
-
-def _read(store: RemoteStore, path: str) -> bytes | None:
-    try:
-        return store.read(path)
-    except FileNotFoundError:
-        return None
+    def _read(self) -> bytes | None:
+        try:
+            return self._store.read(self._path)
+        except FileNotFoundError:
+            return None
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
@@ -298,15 +295,6 @@ def _parsed(data: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _held(volume: Volume, data: bytes, key: str, begin: str = "") -> HeldError:
-    who = _parsed(data)
-    whom = ", ".join(f"{key} {who[key]}" for key in ("host", "pid", "user", "since") if key in who)
-    return HeldError(
-        f"{volume.path('').rstrip('/')}: {begin}another run is writing this dataset ({whom or 'it does not say who'}); "
-        f"wait until it ends, or give another {key}="
-    )
 
 
 def _user() -> str:

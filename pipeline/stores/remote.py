@@ -194,18 +194,30 @@ class RemoteStore:
             raise StoreError(f"{what}: {describe(error)}: there is no such bucket or folder") from error
         return None
 
-    def write(self, path: str, data: bytes, *, new: bool = False) -> None:
-        """Write a small object by one PUT; with `new` only where there is none (atomic on S3 and GCS).
+    def etag(self, path: str) -> str | None:
+        """The version of an object, for `write`; None where there is none, or the store has no such writes."""
+        found = self.info(path) if "s3" in _protocols(self.fs) else None
+        return None if found is None else str(found["ETag"])
+
+    def write(self, path: str, data: bytes, *, new: bool = False, over: str | None = None) -> None:
+        """Write a small object by one PUT.
+
+        Args:
+            path: of the object.
+            data: all of it.
+            new: only where there is none (atomic on S3 and GCS).
+            over: only where there is this version (`etag`).
 
         Raises:
-            FileExistsError: there is one; after a retry it may be this very one.
+            FileExistsError: there is one, or another version; after a retry it may be this very one.
+            FileNotFoundError: there is none to be written over.
             StoreError: the store refused or failed.
         """
-        mode = {"mode": "create"} if new else {}
+        only = {"mode": "create"} if new else {"IfMatch": over} if over is not None else {}
         try:
-            retrying(lambda: self.fs.pipe_file(path, data, **mode), f"write {self.shown(path)}", self.config)
+            retrying(lambda: self.fs.pipe_file(path, data, **only), f"write {self.shown(path)}", self.config)
         except OSError as error:
-            if new and status_of(error) == 412:  # precondition failed
+            if only and status_of(error) == 412:  # precondition failed
                 raise FileExistsError(self.shown(path)) from error
             raise
 

@@ -22,8 +22,9 @@ from pipeline.reading.verify import verify
 from pipeline.sources import registry
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.stores.cache import CacheConfig
+from pipeline.stores.lease import hold
 from pipeline.stores.records import committed
-from pipeline.stores.remote import store_of
+from pipeline.stores.remote import RemoteStore, store_of
 from pipeline.stores.retry import ENVIRONMENT, StoreConfig
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
@@ -31,7 +32,7 @@ from pipeline.writing import run as runs
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
-from shards_schema.errors import DatasetError, IncompleteError, MissingFileError, StoreError
+from shards_schema.errors import DatasetError, HeldError, IncompleteError, MissingFileError, StoreError
 from shards_schema.plan import PlanConfig
 from teachers.base import column_manifest
 from tests.s3_server import Faults, FaultyS3, s3_server
@@ -153,8 +154,8 @@ def uploads(prefix: str) -> list[Any]:
 def test_large_files_go_in_parts_and_leave_none_behind(s3: FaultyS3) -> None:
     volume = Volume("s3://bucket/large")
     data = os.urandom((12 << 20) + 7)
-    s3.reset(Faults({"500": 0.3, "lost": 0.2}, seed=3, only="partNumber"))
-    for _ in range(20):  # which requests fail follows from the upload's id, which is the server's to choose
+    for _ in range(30):  # which requests fail follows from the upload's id, which is the server's to choose
+        s3.reset(Faults({"500": 0.15, "lost": 0.1}, seed=3, only="partNumber"))
         assert volume.put("x", data).size == len(data)
         if s3.met():
             break
@@ -177,6 +178,25 @@ def test_large_files_go_in_parts_and_leave_none_behind(s3: FaultyS3) -> None:
     s3.reset()
     assert volume.sweep() == 1
     assert [u["Key"] for u in uploads("large")] == ["largest/other"]  # another's is left alone
+
+
+def test_of_two_that_take_a_dead_claim_over_one_is_refused(s3: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume, claim, others = Volume("s3://bucket/dead"), {"beat": 0.05, "expiry": 0.2}, list[Any]()
+    write = RemoteStore.write
+
+    def write_late(self: RemoteStore, *arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(RemoteStore, "write", write)
+        others.append(hold(volume, **claim))
+        others[0].__enter__()  # while the first is about to write
+        write(self, *arguments, **options)
+
+    volume.put(layout.LOCK, b'{"host": "dead"}')
+    monkeypatch.setattr(RemoteStore, "write", write_late)
+    with pytest.raises(HeldError, match=f"pid {os.getpid()}"):
+        hold(volume, **claim).__enter__()
+    others[0].__exit__(None, None, None)
+    assert volume.walk() == []
+    assert {a.method for a in s3.log if a.key.endswith(layout.LOCK)} == {"GET", "HEAD", "PUT", "DELETE"}
 
 
 # --- the job
