@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from benchmarks.measure import spread, temporary
 from benchmarks.workload import FUTURE, HISTORY, FixedTeacher, WindowSource, begin, write_logs
@@ -24,31 +24,27 @@ from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import WorkerConfig
 from reports.tables import table
+from shards_schema.inputs.models import StrictModel
 from teachers import registry as teachers
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        actors: how many, each number a row.
-        cpus: of the Ray that is started.
-        size: of the images (width, height).
-        shards: of a run; each is one log.
-        shard_size: scenes a shard.
-        batch_ms: of the sleeping teacher, for 8 scenes.
-        repeats: of each row.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     actors: tuple[int, ...] = (1, 2)
+    """How many, each number a row."""
     cpus: int = Field(default=2, ge=1)
+    """Of the Ray that is started."""
     size: tuple[int, int] = (480, 270)
+    """Of the images (width, height)."""
     shards: int = Field(default=24, ge=4)
+    """Of a run; each is one log."""
     shard_size: int = Field(default=16, ge=1)
+    """Scenes a shard."""
     batch_ms: float = 80
+    """Of the sleeping teacher, for 8 scenes."""
     repeats: int = Field(default=3, ge=1)
+    """Of each row."""
 
 
 def run(config: Config) -> None:

@@ -22,9 +22,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from benchmarks.measure import ROOT, temporary
+from shards_schema.inputs.models import StrictModel
 from shards_schema.records import CHANNELS
 
 _CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0")
@@ -39,24 +40,19 @@ _LINKS = 60_000
 """Names that one file is given; ext4 ends at 65,000."""
 
 
-class Config(BaseModel):
-    """The measurement.
-
-    Attributes:
-        logs: of the tree.
-        scenes: of the tree, at most 88 a log.
-        boxes: annotated objects of a frame.
-        processes: that read logs; the recipe has 16.
-        folder: where the tree is made, and left; None for a folder that goes away.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """The measurement."""
 
     logs: int = Field(default=1192, ge=1)
+    """Of the tree."""
     scenes: int = Field(default=103_288, ge=1)
+    """Of the tree, at most 88 a log."""
     boxes: int = Field(default=10, ge=0)
+    """Annotated objects of a frame."""
     processes: int = Field(default=2, ge=1)
+    """That read logs; the recipe has 16."""
     folder: str | None = None
+    """Where the tree is made, and left; None for a folder that goes away."""
 
 
 def run(config: Config) -> None:

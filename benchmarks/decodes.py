@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from unittest import mock
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from benchmarks.measure import temporary
 from benchmarks.workload import CLIP, FUTURE, HISTORY, FixedTeacher, WindowSource, begin, write_logs
@@ -20,23 +20,19 @@ from pipeline.stores.decode import decode_jpeg
 from pipeline.writing import images
 from pipeline.writing.worker import WorkerConfig
 from reports.tables import table
+from shards_schema.inputs.models import StrictModel
 from shards_schema.records import Image
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        short: scenes of each log that fits into a shard (navtrain's have 87 on average).
-        long: scenes of each log that must be cut.
-        shard_sizes: the default, and one that is too small for such clips.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     short: tuple[int, ...] = (40, 87, 87, 120, 140, 200)
+    """Scenes of each log that fits into a shard (navtrain's have 87 on average)."""
     long: tuple[int, ...] = (700,)
+    """Scenes of each log that must be cut."""
     shard_sizes: tuple[int, ...] = Field(default=(256, 64))
+    """The default, and one that is too small for such clips."""
 
 
 def run(config: Config) -> None:

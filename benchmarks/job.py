@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from benchmarks.measure import spread, temporary
 from benchmarks.workload import (
@@ -37,39 +37,33 @@ from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import WorkerConfig
 from reports.tables import table
+from shards_schema.inputs.models import StrictModel
 from teachers.base import TeacherInput
 
 
-class Load(BaseModel):
+class Load(StrictModel):
     """One workload: images of `size` (width, height), and a teacher that takes `batch_ms` for `batch_size` scenes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: tuple[int, int]
     batch_ms: float
     batch_size: int = 8
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        loads: what is run. Full HD costs a core 9 ms an image against 1 ms, so two cores are asked for half the speed.
-        shards: of a run; each is one log.
-        shard_size: scenes a shard; small, so that many begin and end in a short run.
-        repeats: of each variant, taken in turn.
-        ray: whether to run the Ray variant as well.
-        worker: of both variants.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     loads: tuple[Load, ...] = (Load(size=(480, 270), batch_ms=80), Load(size=(1920, 1080), batch_ms=160))
+    """What is run. Full HD costs a core 9 ms an image against 1 ms, so two cores are asked for half the speed."""
     shards: int = Field(default=8, ge=1)
+    """Of a run; each is one log."""
     shard_size: int = Field(default=96, ge=1)
+    """Scenes a shard; small, so that many begin and end in a short run."""
     repeats: int = Field(default=3, ge=1)
+    """Of each variant, taken in turn."""
     ray: bool = True
+    """Whether to run the Ray variant as well."""
     worker: WorkerConfig = WorkerConfig(device="cpu")
+    """Of both variants."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from benchmarks.measure import ROOT, spread, temporary
 from benchmarks.workload import (
@@ -36,16 +36,15 @@ from benchmarks.workload import (
 )
 from pipeline.writing.worker import WorkerConfig
 from reports.tables import table
+from shards_schema.inputs.models import StrictModel
 
 FIXED_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "262144"}
 WRITE_BUFFERS = 4 << 20
 """Of one open file: a block that is written, one that is hashed, one that is filled, and a sample's `.npy`."""
 
 
-class Config(BaseModel):
+class Config(StrictModel):
     """Knobs: (shards of the dataset, shards in flight) of each row, and the load."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: tuple[tuple[int, int], ...] = ((4, 2), (16, 2), (4, 1), (4, 3))
     size: tuple[int, int] = (960, 540)

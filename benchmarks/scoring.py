@@ -25,12 +25,13 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from maps.folder import INDEX
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from reports.tables import table
 from scoring import ContextBatch, Polygons, RewardContext, Version, collate, complete, score
+from shards_schema.inputs.models import StrictModel
 from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from teachers.base import TeacherInput
@@ -42,26 +43,21 @@ DEVKIT_CACHING_MS = "300-1000"
 LOCATION = "us-ma-boston"
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        scenes: in a batch.
-        candidates: trajectories a scene.
-        threads: that torch may use; the machine's cores at most.
-        repeats: of each measurement, after one that does not count.
-        data: a folder with metric_cache_v1, metric_cache_v2, golden_v1.json, golden_v2.json, logs and maps.
-        built: scenes that the teacher builds contexts of, in batches of 16.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     scenes: int = Field(default=64, ge=1)
+    """In a batch."""
     candidates: int = Field(default=16, ge=1)
+    """Trajectories a scene."""
     threads: int = Field(default=2, ge=1)
+    """That torch may use; the machine's cores at most."""
     repeats: int = Field(default=7, ge=1)
+    """Of each measurement, after one that does not count."""
     data: Path = DATA
+    """A folder with metric_cache_v1, metric_cache_v2, golden_v1.json, golden_v2.json, logs and maps."""
     built: int = Field(default=32, ge=1)
+    """Scenes that the teacher builds contexts of, in batches of 16."""
 
 
 def run(config: Config) -> None:

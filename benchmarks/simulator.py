@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from cluster.dispatch import Dispatcher, Verdict
+from shards_schema.inputs.models import StrictModel
 
 USEFUL = "useful"
 LOSSES = {
@@ -33,53 +34,53 @@ LOSSES = {
 """What a second of a GPU that is not useful went to."""
 
 
-class Fleet(BaseModel):
-    """The cluster and its troubles. Rates are mean times between events, in hours; 0 is never.
-
-    Attributes:
-        scenes_per_second: of one GPU; with 256 scenes at most a shard takes up to two minutes.
-        spread: sigma of the lognormal factor on each attempt's time.
-        slow_nodes, slow_factor: share of nodes that are slower, and how much.
-        load_seconds, load_spread: median and sigma of a worker's start (process, weights).
-        fill_seconds: decoding before the first batch, where the worker held no other task.
-        gpu_mtbf: hours of one GPU between deaths of its worker.
-        hang_mtbf: hours of one GPU between hangs of its worker, which nobody but the deadline notices.
-        look_seconds: between two looks of the driver at the deadline.
-        node_mtbf, repair: hours of one node between losses of all its GPUs, and until it is back.
-        preempt_mtbf, preempted: the same for preemptions, which are announced and charge nobody.
-        detect_seconds: until the driver hears of a dead worker (a node's health check; a preemption is told at once).
-        raising, killing: shares of tasks that always raise, and that always kill their worker.
-        broken: GPUs that load and then raise on everything, at once.
-        driver_ms: of the driver, for each message that it handles.
-        link_ms: of the wire, each way.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Fleet(StrictModel):
+    """The cluster and its troubles. Rates are mean times between events, in hours; 0 is never."""
 
     gpus: int = Field(default=1000, ge=1)
     gpus_per_node: int = Field(default=8, ge=1)
     in_flight: int = Field(default=2, ge=1)
     max_attempts: int = Field(default=3, ge=1)
     scenes_per_second: float = 2.0
+    """Of one GPU; with 256 scenes at most a shard takes up to two minutes."""
     spread: float = 0.2
+    """Sigma of the lognormal factor on each attempt's time."""
     slow_nodes: float = 0.02
+    """Share of nodes that are slower."""
     slow_factor: float = 2.5
+    """How much slower those are."""
     load_seconds: float = 90
+    """Median of a worker's start (process, weights)."""
     load_spread: float = 0.3
+    """Sigma of that start."""
     fill_seconds: float = 2
+    """Decoding before the first batch, where the worker held no other task."""
     gpu_mtbf: float = 1000
+    """Hours of one GPU between deaths of its worker."""
     hang_mtbf: float = 0
+    """Hours of one GPU between hangs of its worker, which nobody but the deadline notices."""
     look_seconds: float = 5
+    """Between two looks of the driver at the deadline."""
     node_mtbf: float = 250
+    """Hours of one node between losses of all its GPUs."""
     repair: float = 0.5
+    """Hours until a lost node is back."""
     preempt_mtbf: float = 0
+    """Hours of one node between preemptions, which are announced and charge nobody."""
     preempted: float = 0.1
+    """Hours until a preempted node is back."""
     detect_seconds: float = 30
+    """Until the driver hears of a dead worker (a node's health check; a preemption is told at once)."""
     raising: float = 1e-4
+    """Share of tasks that always raise."""
     killing: float = 2e-5
+    """Share of tasks that always kill their worker."""
     broken: int = 1
+    """GPUs that load and then raise on everything, at once."""
     driver_ms: float = 2
+    """Of the driver, for each message that it handles."""
     link_ms: float = 1
+    """Of the wire, each way."""
     seed: int = 0
 
     def calm(self) -> Fleet:

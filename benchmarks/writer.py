@@ -18,7 +18,7 @@ import numpy as np
 import webdataset
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from zarr.storage import LocalStore
 
 from benchmarks.measure import fsync, interleaved, spread, temporary
@@ -28,6 +28,7 @@ from pipeline.stores.zarr import ZarrShardWriter, create_array
 from reports.tables import table
 from shards_schema import layout
 from shards_schema.codecs import npy_bytes
+from shards_schema.inputs.models import StrictModel
 from shards_schema.specs import TargetSpec
 
 SPEC = TargetSpec(
@@ -35,10 +36,8 @@ SPEC = TargetSpec(
 )
 
 
-class Config(BaseModel):
+class Config(StrictModel):
     """Knobs: samples in all, samples a shard, bytes of the JPEG-like member, runs of each writer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=400, ge=1)
     shard_size: int = Field(default=50, ge=1)

@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from ray._private import services
 
 from cluster import ends, preemption, shipping
 from shards_schema.errors import ConfigError
 from shards_schema.inputs import reach
+from shards_schema.inputs.models import StrictModel
 
 _OF_RAY = re.compile(r"^ray::|/ray/")
 """In the command line of a process that Ray has started."""
@@ -32,41 +33,35 @@ _REACH = 2.0
 """Seconds for a node to accept a connection."""
 
 
-class ClusterConfig(BaseModel):
-    """How many workers, and what each of them holds.
-
-    Attributes:
-        workers: actors; those that find no room wait for a node. None is as many as the GPUs hold, also those of nodes
-            that join later, or one where a worker has no GPU.
-        gpus_per_worker: GPUs that an actor reserves; a fraction shares one. 0 for CPU teachers.
-        cpus_per_worker: CPUs that an actor reserves.
-        cpus: CPUs of the local Ray that is started where RAY_ADDRESS is not set; None is all.
-        object_store_mb: of that local Ray; nothing large goes through it.
-        max_attempts: how often a shard is tried before the run gives up on it (see `cluster.dispatch`; also of
-        workers). shard_seconds: how long a worker may have a shard, waiting for its other shards included, before it is
-            taken for hung, killed and replaced. None goes by what the shards took: five times the longest of late,
-            never less than half an hour (six hours until one is done). What ran out of it has twice as long the next
-            time.
-        load_seconds: how long a worker may load its teachers before it is taken for hung, killed and replaced. None
-            goes by what the loads took, likewise: never less than two hours (six until one is done).
-        env: names (with wildcards) of the environment variables that workers of a joined cluster get from the driver.
-        wait_seconds: how long to wait at the start for a node that has room for a worker.
-        grace_seconds: after SIGTERM, how long shards under way may take to end before they are given up.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ClusterConfig(StrictModel):
+    """How many workers, and what each of them holds."""
 
     workers: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Actors; those that find no room wait for a node. None is as many as the GPUs hold, also those of nodes that join
+    later, or one where a worker has no GPU."""
     gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs that an actor reserves; a fraction shares one. 0 for CPU teachers."""
     cpus_per_worker: float = Field(default=1, ge=0)
+    """CPUs that an actor reserves."""
     cpus: int | None = Field(default=None, ge=1)
+    """CPUs of the local Ray that is started where RAY_ADDRESS is not set; None is all."""
     object_store_mb: int = Field(default=80, ge=75)
+    """Of that local Ray; nothing large goes through it."""
     max_attempts: int = Field(default=3, ge=1)
+    """How often a shard is tried before the run gives up on it (see `cluster.dispatch`; also of workers)."""
     shard_seconds: float | None = Field(default=None, gt=0)
+    """How long a worker may have a shard, waiting for its other shards included, before it is taken for hung, killed
+    and replaced. None goes by what the shards took: five times the longest of late, never less than half an hour (six
+    hours until one is done). What ran out of it has twice as long the next time."""
     load_seconds: float | None = Field(default=None, gt=0)
+    """How long a worker may load its teachers before it is taken for hung, killed and replaced. None goes by what the
+    loads took, likewise: never less than two hours (six until one is done)."""
     env: tuple[str, ...] = shipping.ENVIRONMENT
+    """Names (with wildcards) of the environment variables that workers of a joined cluster get from the driver."""
     wait_seconds: float = Field(default=0, ge=0)
+    """How long to wait at the start for a node that has room for a worker."""
     grace_seconds: float = Field(default=20, ge=0)
+    """After SIGTERM, how long shards under way may take to end before they are given up."""
 
 
 def joining() -> bool:

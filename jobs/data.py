@@ -21,17 +21,14 @@ from synthetic.nuplan_dataset import FOLDER, generate_nuplan
 
 
 class DataConfig(SyntheticConfig):
-    """What to make, and where.
-
-    Attributes:
-        out: the folder that becomes OPENSCENE_DATA_ROOT.
-        nuplan: whether to write nuPlan's ``.db`` logs of the same world too, below ``<out>/nuplan-v1.1``.
-        nuplan_10hz: the cameras that then have images at 10 Hz; the others have those of the 2 Hz frames.
-    """
+    """What to make, and where."""
 
     out: OutText = "data/synthetic"
+    """The folder that becomes OPENSCENE_DATA_ROOT."""
     nuplan: bool = False
+    """Whether to write nuPlan's ``.db`` logs of the same world too, below ``<out>/nuplan-v1.1``."""
     nuplan_10hz: tuple[str, ...] = ("CAM_F0",)
+    """The cameras that then have images at 10 Hz; the others have those of the 2 Hz frames."""
 
     @field_validator("nuplan_10hz", mode="before")
     @classmethod

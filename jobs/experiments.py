@@ -23,13 +23,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from jobs.progress import bar
 from jobs.sft import baseline_rows
 from reports.outputs import write_text
 from reports.tables import table
+from shards_schema.inputs.models import StrictModel
 from trainer import distributed
 from trainer.config import SFTConfig
 from trainer.evaluate import zeroed_latents
@@ -73,20 +74,15 @@ TRAINED: Mapping[str, Callable[[SFTConfig], dict[str, Any]]] = {
 }
 
 
-class ExperimentsConfig(BaseModel):
-    """What is repeated.
-
-    Attributes:
-        recipe: of `jobs.sft`; its `out` is the folder of all runs.
-        seeds: at least two, for a spread.
-        minutes: no run is begun later.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ExperimentsConfig(StrictModel):
+    """What is repeated."""
 
     recipe: SFTConfig
+    """Of `jobs.sft`; its `out` is the folder of all runs."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2, max_length=10)
+    """At least two, for a spread."""
     minutes: float = Field(default=120, gt=0)
+    """No run is begun later."""
 
 
 Results = dict[str, dict[int, dict[str, float]]]

@@ -20,7 +20,7 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from jobs import config as job_config
 from jobs.export_rows import Format, Row, row, write
@@ -30,6 +30,7 @@ from pipeline.stores.places import OutPath, Place
 from pipeline.stream import SampleTable
 from shards_schema import layout
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from trainer.answers.text import Written, parse_waypoints
 from trainer.data import refuse_other_rate
 from trainer.reward import POSES
@@ -44,40 +45,34 @@ STEP = 0.5
 """Seconds from one pose to the next."""
 
 
-class ExportConfig(BaseModel):
-    """What to write, and in which words.
-
-    Attributes:
-        out: the dataset: a path or an fsspec URL.
-        to: the file: JSON lines, or Parquet for verl.
-        format: whose file: ms-swift, trl-sft, trl-grpo, llama-factory or verl.
-        images: folder for the images; None is the file's name with ``_images``.
-        views: image members of `samples` that are shown, in order; None is all of them, () none.
-        columns: teacher columns whose latents will be fetched; samples that one of them lacks are left out.
-        steps: future poses of the answer; None is the 8 that the reward reads, or all where the samples have fewer.
-        placeholder: stands before the prompt, once an image; None is nothing. TRL puts in its own, so its formats have
-            none unless it is given.
-        prompt: of the user. Fields: speed [m/s], ax, ay [m/s^2], command, history (points), past [s], steps,
-            seconds [s].
-        point: one position of the answer and of the history. Fields: x, y [m], heading [rad].
-        separator: between points.
-        relative: write image paths relative to the folder of the JSONL file.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ExportConfig(StrictModel):
+    """What to write, and in which words."""
 
     out: Place
+    """The dataset: a path or an fsspec URL."""
     to: OutPath
+    """The file: JSON lines, or Parquet for verl."""
     format: Format = "ms-swift"
+    """Whose file: ms-swift, trl-sft, trl-grpo, llama-factory or verl."""
     images: OutPath | None = None
+    """Folder for the images; None is the file's name with ``_images``."""
     views: tuple[str, ...] | None = None
+    """Image members of `samples` that are shown, in order; None is all of them, () none."""
     columns: tuple[str, ...] = ()
+    """Teacher columns whose latents will be fetched; samples that one of them lacks are left out."""
     steps: int | None = Field(default=None, ge=1)
+    """Future poses of the answer; None is the 8 that the reward reads, or all where the samples have fewer."""
     placeholder: str | None = "<image>\n"
+    """Stands before the prompt, once an image; None is nothing. TRL puts in its own, so its formats have none unless it
+    is given."""
     prompt: str = PROMPT
+    """Of the user. Fields: speed [m/s], ax, ay [m/s^2], command, history (points), past [s], steps, seconds [s]."""
     point: str = "({x:.2f},{y:.2f},{heading:.3f})"
+    """One position of the answer and of the history. Fields: x, y [m], heading [rad]."""
     separator: str = " "
+    """Between points."""
     relative: bool = False
+    """Write image paths relative to the folder of the JSONL file."""
 
     @field_validator("point")
     @classmethod

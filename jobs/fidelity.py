@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from jobs import sft
@@ -32,43 +32,39 @@ from reports.storage.tokens import KINDS, random_vggt, synthetic
 from reports.tables import table
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SpecError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.specs import TargetSpec
 from shards_schema.storage import CHOICES, possible
 from trainer.config import SFTConfig
 
 
-class FidelityConfig(BaseModel):
-    """What to measure.
-
-    Attributes:
-        data: a committed dataset; None measures generated tokens only.
-        columns: of it; None is all teachers' columns.
-        samples: of the dataset, spread over it.
-        synthetic: synthetic samples of each kind; 0 for none.
-        vggt: preset of the VGGT network whose tokens are measured (tiny, small, 1b); None for none.
-        scenes: that it sees.
-        sft: a recipe of `jobs.sft`; its targets are stored in each choice, and the student trained on each.
-        overrides: ``key=value`` for that recipe, as on its own command line.
-        choices: that are trained on.
-        out: folder for `fidelity.json`, and for the datasets and students of `sft`.
-        seed: of everything that is generated.
-        torch_threads: None leaves torch's default.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class FidelityConfig(StrictModel):
+    """What to measure."""
 
     data: Place | None = None
+    """A committed dataset; None measures generated tokens only."""
     columns: tuple[str, ...] | None = None
+    """Of it; None is all teachers' columns."""
     samples: int = Field(default=64, ge=1)
+    """Of the dataset, spread over it."""
     synthetic: int = Field(default=8, ge=0)
+    """Synthetic samples of each kind; 0 for none."""
     vggt: str | None = "small"
+    """Preset of the VGGT network whose tokens are measured (tiny, small, 1b); None for none."""
     scenes: int = Field(default=2, ge=1)
+    """That it sees."""
     sft: str | None = None
+    """A recipe of `jobs.sft`; its targets are stored in each choice, and the student trained on each."""
     overrides: tuple[str, ...] = ()
+    """``key=value`` for that recipe, as on its own command line."""
     choices: tuple[str, ...] = CHOICES
+    """That are trained on."""
     out: OutText | None = None
+    """Folder for `fidelity.json`, and for the datasets and students of `sft`."""
     seed: int = 0
+    """Of everything that is generated."""
     torch_threads: int | None = Field(default=None, ge=1)
+    """None leaves torch's default."""
 
 
 def main(arguments: list[str]) -> dict[str, list[Figures]]:

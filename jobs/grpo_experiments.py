@@ -13,12 +13,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from jobs.grpo import AFTER, BEFORE, NAMES, Outcome, finished, rows_table, train
 from reports.intervals import Interval, over
 from reports.tables import table
+from shards_schema.inputs.models import StrictModel
 from trainer import distributed
 from trainer.grpo_config import GRPOConfig, GRPOControls
 
@@ -27,20 +28,15 @@ Results = dict[str, dict[int, Outcome]]
 """Row -> seed -> what the run came to."""
 
 
-class GRPOExperimentsConfig(BaseModel):
-    """What is repeated.
-
-    Attributes:
-        recipe: of `jobs.grpo`; its `out` is the folder of all runs, and ``{seed}`` in its `policy` the run's seed.
-        seeds: at least two, for a spread.
-        minutes: no run is begun later.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class GRPOExperimentsConfig(StrictModel):
+    """What is repeated."""
 
     recipe: GRPOConfig
+    """Of `jobs.grpo`; its `out` is the folder of all runs, and ``{seed}`` in its `policy` the run's seed."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2, max_length=20)
+    """At least two, for a spread."""
     minutes: float = Field(default=60, gt=0)
+    """No run is begun later."""
 
 
 def main(arguments: list[str]) -> Results:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from pipeline.reading.reader import Dataset
@@ -19,25 +19,21 @@ from reports.inspection.facts import Facts, gather
 from reports.outputs import write_bytes
 from reports.tables import bytes_text
 from shards_schema.errors import ShardsError
+from shards_schema.inputs.models import StrictModel
 
 
-class InspectConfig(BaseModel):
-    """What to look at.
-
-    Attributes:
-        out: the dataset: a path or an fsspec URL.
-        scenes: how many scenes the page shows.
-        page: where the page goes; None is ``<out>-inspect.html`` beside a local dataset, ``<name>-inspect.html`` in
-            the working directory for any other.
-        seed: of the choice of scenes.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class InspectConfig(StrictModel):
+    """What to look at."""
 
     out: Place
+    """The dataset: a path or an fsspec URL."""
     scenes: int = Field(default=6, ge=0, le=10_000)
+    """How many scenes the page shows."""
     page: OutPath | None = None
+    """Where the page goes; None is ``<out>-inspect.html`` beside a local dataset, ``<name>-inspect.html`` in the
+    working directory for any other."""
     seed: int = Field(default=0, ge=0)
+    """Of the choice of scenes."""
 
 
 def main(arguments: list[str]) -> int:

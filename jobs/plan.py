@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from jobs import forecast
@@ -22,23 +22,19 @@ from pipeline.writing import batch_sizes
 from pipeline.writing.plan import make_plan
 from pipeline.writing.samples import SamplesColumn
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from teachers.registry import build_teacher
 
 
-class PlanJobConfig(BaseModel):
-    """The recipe, and for what else its bytes and hours are told.
-
-    Attributes:
-        recipe: of `jobs.teachers`; its fields are given as there.
-        scenes: tell bytes and hours for so many scenes too; null is as many as there are.
-        devices: GPUs (or CPU workers, where `rate` is of one) that work at it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PlanJobConfig(StrictModel):
+    """The recipe, and for what else its bytes and hours are told."""
 
     recipe: TeachersConfig
+    """Of `jobs.teachers`; its fields are given as there."""
     scenes: int | None = Field(default=None, ge=1, le=1 << 40)
+    """Tell bytes and hours for so many scenes too; null is as many as there are."""
     devices: int = Field(default=1, ge=1, le=1 << 20)
+    """GPUs (or CPU workers, where `rate` is of one) that work at it."""
 
 
 def main(arguments: list[str]) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from jobs.recipe import TeachersConfig
@@ -28,6 +28,7 @@ from pipeline.writing import batch_sizes
 from pipeline.writing.device import device_name, refuse_absent, resolved
 from reports.tables import bytes_text, table
 from shards_schema.errors import ConfigError, SampleError
+from shards_schema.inputs.models import StrictModel
 from teachers import registry
 from teachers.base import PhasedTeacher, Teacher, TeacherInput
 from teachers.testing import synthetic_image, synthetic_scene
@@ -38,24 +39,19 @@ _IMAGE = (480, 270)
 """Width and height of their images [px], of nuPlan's aspect; `preprocess` makes them what the network wants."""
 
 
-class ProbeConfig(BaseModel):
-    """The recipe, and how to look.
-
-    Attributes:
-        recipe: of `jobs.teachers`; its fields are given as there.
-        memory_share: of the GPU's memory that is free (all teachers loaded), what a batch may take at its peak.
-        growth: a doubled batch must be faster by this share, or it is not taken.
-        seconds: to measure each size for, at least.
-        largest: size to stop at; None is the plan's shard_size, which no batch exceeds.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ProbeConfig(StrictModel):
+    """The recipe, and how to look."""
 
     recipe: TeachersConfig
+    """Of `jobs.teachers`; its fields are given as there."""
     memory_share: float = Field(default=0.8, gt=0, le=0.95)
+    """Of the GPU's memory that is free (all teachers loaded), what a batch may take at its peak."""
     growth: float = Field(default=0.03, ge=0)
+    """A doubled batch must be faster by this share, or it is not taken."""
     seconds: float = Field(default=2.0, gt=0)
+    """To measure each size for, at least."""
     largest: int | None = Field(default=None, ge=1)
+    """Size to stop at; None is the plan's shard_size, which no batch exceeds."""
 
 
 @dataclass(frozen=True, slots=True)

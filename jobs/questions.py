@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from jobs import usage
@@ -28,56 +28,46 @@ from questions.units import read_units, units_of, units_text
 from reports import questions as tables
 from reports.outputs import write_text
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
 """Pixels along a side of an image."""
 
 
-class ScoreConfig(BaseModel):
-    """What to score, and how.
-
-    Attributes:
-        units: the unit file that was asked.
-        outputs: what a model said: a file, or a folder of files.
-        rules: official (SURDS' evaluator), xiaomi (that of XEmbodied), or both: a table each, not to be mixed.
-        coordinates: of the model's points: pixels of the image, unit (0..1), thousand (0..1000), or model_input.
-        blind: what the same model said without the pictures (grey ones): a column beside its score.
-        input_size: width and height of the image that the processor made, for model_input.
-        ambiguous: drop or keep units whose objects cannot be told apart by their descriptions; the official score has
-            them.
-        out: JSON of every unit's score; null is none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ScoreConfig(StrictModel):
+    """What to score, and how."""
 
     units: LocalPath
+    """The unit file that was asked."""
     outputs: LocalPath
+    """What a model said: a file, or a folder of files."""
     rules: Literal["official", "xiaomi", "both"]
+    """official (SURDS' evaluator), xiaomi (that of XEmbodied), or both: a table each, not to be mixed."""
     coordinates: Coordinates
+    """Of the model's points: pixels of the image, unit (0..1), thousand (0..1000), or model_input."""
     blind: LocalPath | None = None
+    """What the same model said without the pictures (grey ones): a column beside its score."""
     input_size: tuple[Side, Side] | None = None
+    """Width and height of the image that the processor made, for model_input."""
     ambiguous: Literal["drop", "keep"] = "drop"
+    """Drop or keep units whose objects cannot be told apart by their descriptions; the official score has them."""
     out: OutPath | None = None
+    """JSON of every unit's score; null is none."""
 
 
-class ImportConfig(BaseModel):
-    """What to import.
-
-    Attributes:
-        surds: the folder of SURDS, which holds `split`/metadata.jsonl.
-        split: train or validation; nothing is trained on the latter.
-        out: the unit file.
-        official: a folder with SURDS' own question files; they are held against ours, and give the prompts' words.
-        order: of the images: that of the file, or by name.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ImportConfig(StrictModel):
+    """What to import."""
 
     surds: LocalPath
+    """The folder of SURDS, which holds `split`/metadata.jsonl."""
     split: Split
+    """train or validation; nothing is trained on the latter."""
     out: OutPath
+    """The unit file."""
     official: LocalPath | None = None
+    """A folder with SURDS' own question files; they are held against ours, and give the prompts' words."""
     order: Literal["file", "name"] = "file"
+    """Of the images: that of the file, or by name."""
 
 
 def score(config: ScoreConfig) -> int:

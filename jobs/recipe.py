@@ -7,10 +7,7 @@ from pipeline.writing.recipe import Recipe
 
 
 class TeachersConfig(Recipe):
-    """`configs/*.yaml`.
-
-    Attributes:
-        cluster: workers and Ray.
-    """
+    """`configs/*.yaml`."""
 
     cluster: ClusterConfig = ClusterConfig()
+    """Workers and Ray."""

@@ -1,13 +1,12 @@
 """What ``--help`` prints: the module's docstring, and each key of its config with type, default and meaning.
 
-Nothing is written twice: a meaning is the first sentence that the model's docstring has of it under ``Attributes:``,
-and the line of usage is the command in backticks that a job's docstring begins with. Parts of a config that are configs
+Nothing is written twice: a meaning is the docstring below the field, and the line of usage is the command in backticks
+that a job's docstring begins with. Parts of a config that are configs
 themselves are shown one level deep, as dotted keys. Values are as a recipe writes them (YAML).
 """
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
@@ -29,8 +28,6 @@ RECIPES = next((p for p in (_ROOT / "last_shards" / "configs", _ROOT / "configs"
 """Our own recipes: where a wheel has put them, or in the clone."""
 
 _COMMAND = re.compile(r"`+(python -m [^`]+)`+")
-_ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
-_SENTENCE = re.compile(r"(?<=\.)(?<!\be\.g\.) (?=[A-Z`]|\w+: )")
 _KEY_WIDTH = 26
 _WIDTHS = (80, 120)
 """Of a line, at least and at most."""
@@ -74,20 +71,16 @@ def _doc(main: Callable[..., object]) -> str:
 
 def _entries(model: type[BaseModel], prefix: str = "", given: BaseModel | None = None) -> Iterator[tuple[str, str]]:
     """Key and text of each field; `given` is the default of the whole, where that has its own."""
-    meanings = _meanings(model)
     for name, field in model.model_fields.items():
         default = getattr(given, name) if given is not None else field.get_default(call_default_factory=True)
         inner = _nested(field, default)
-        meaning = meanings.get(name, "")
         if inner is None or prefix:
-            yield (
-                f"{prefix}{name}",
-                _text(field, default, required=given is None and field.is_required())
-                + (f": {meaning}" if meaning else ""),
-            )
+            required = given is None and field.is_required()
+            told = f"{_short(field.annotation)}, " + ("required" if required else f"default {_shown(default)}")
+            yield f"{prefix}{name}", ". ".join(filter(None, (told, field.description)))
             continue
         kinds = _short(field.annotation)
-        yield f"{name}.*", (meaning or "see below") + ("" if kinds.startswith("{") else f" ({kinds})")
+        yield f"{name}.*", (field.description or "See below.") + ("" if kinds.startswith("{") else f" ({kinds})")
         yield from _entries(inner, f"{name}.", default if isinstance(default, inner) else None)
 
 
@@ -98,10 +91,6 @@ def _nested(field: FieldInfo, default: Any) -> type[BaseModel] | None:
         only: type[BaseModel] = models[0]
         return only
     return type(default) if isinstance(default, BaseModel) else None
-
-
-def _text(field: FieldInfo, default: Any, *, required: bool) -> str:
-    return f"{_short(field.annotation)}, " + ("required" if required else f"default {_shown(default)}")
 
 
 def _shown(value: Any) -> str:
@@ -140,27 +129,6 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Field -> the first sentence on it in the docstrings of the model and of those that it builds on."""
-    found: dict[str, str] = {}
-    for owner in reversed(model.__mro__):
-        lines = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")[2].splitlines()
-        names: list[str] = []
-        for text in lines:
-            if entry := _ENTRY.match(text):
-                names = entry[1].split(", ")
-                found |= dict.fromkeys(names, entry[2])
-            elif text.startswith("        "):
-                found |= {name: f"{found[name]} {text.strip()}" for name in names}
-            elif text.strip():
-                break  # another section
-    for text in list(found.values()):  # "batch: this. chunk: that." on one line
-        found |= {
-            k: v for k, v in re.findall(r"\. (\w+): ([^.]*)", text) if k in model.model_fields.keys() - found.keys()
-        }
-    return {name: _SENTENCE.split(text)[0].rstrip(".") for name, text in found.items()}
-
-
 def _paragraph(key: str, text: str, width: int) -> str:
     begin = f"  {key:{_KEY_WIDTH}} " if len(key) <= _KEY_WIDTH else f"  {key}  "
-    return textwrap.fill(text, width, initial_indent=begin, subsequent_indent=" " * (_KEY_WIDTH + 3))
+    return textwrap.fill(" ".join(text.split()), width, initial_indent=begin, subsequent_indent=" " * (_KEY_WIDTH + 3))

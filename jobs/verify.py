@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import time
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from pipeline.reading.verify import verify
 from pipeline.stores.places import Place
 from reports.tables import bytes_text, table
+from shards_schema.inputs.models import StrictModel
 
 UNFINISHED = 3
 
 
-class VerifyConfig(BaseModel):
-    """What to check.
-
-    Attributes:
-        out: the dataset: a path or an fsspec URL.
-        threads: shards that are read at once.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class VerifyConfig(StrictModel):
+    """What to check."""
 
     out: Place
+    """The dataset: a path or an fsspec URL."""
     threads: int = Field(default=2, ge=1, le=1024)
+    """Shards that are read at once."""
 
 
 def main(arguments: list[str]) -> int:

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from shards_schema.errors import DatasetError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.tables import from_parquet, to_parquet
 
 SCHEMA = pa.schema(
@@ -55,20 +56,15 @@ class SceneRef:
     start: int
 
 
-class PlanConfig(BaseModel):
-    """How scenes become shards.
-
-    Attributes:
-        shard_size: rows a shard has at most; aim at one to three minutes of teacher time.
-        seed: of the order in which logs are dealt.
-        require: columns; only scenes that have every image that these ask for are planned.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PlanConfig(StrictModel):
+    """How scenes become shards."""
 
     shard_size: int = Field(default=256, ge=1, le=1 << 20)
+    """Rows a shard has at most; aim at one to three minutes of teacher time."""
     seed: int = 0
+    """Of the order in which logs are dealt."""
     require: tuple[str, ...] = ()
+    """Columns; only scenes that have every image that these ask for are planned."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch.nn import functional
 
 from shards_schema.errors import ConfigError, WeightsError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.records import CHANNELS, Image, Scene
 from shards_schema.specs import NAME, TargetSpec
 from teachers import execution, files, images
@@ -99,37 +100,32 @@ ENCODERS: Mapping[str, Encoder] = MappingProxyType(
 _Count = Annotated[int, Field(ge=1)]
 
 
-class VJEPA2Config(BaseModel):
-    """What a V-JEPA 2 teacher is shown, and what of its tokens is kept.
-
-    Attributes:
-        name: the column.
-        weights: ``random``, ``hub`` with ``revision``, or ``path`` to a folder as the hub has it.
-        network: its size.
-        views: cameras, each a clip of its own.
-        steps: frames of a clip, ascending, an even number of them (0 is now; 0.5 s apart in NAVSIM). One after 0 makes
-            the targets depend on the future, all of them, since every token sees every other.
-        size: width and height [px] of the frames, multiples of 16, at most the side that the network was trained on.
-        pools: target name -> rows and columns of tokens to average the token grid into.
-        batch_size: scenes computed together.
-        dtype: float32, or bfloat16: autocast, with float32 residuals and norms.
-        attention: the kernel of the encoder's attention; see `teachers.execution`.
-        compile: whether the encoder's blocks are compiled. Batches then have `batch_size` scenes always.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class VJEPA2Config(StrictModel):
+    """What a V-JEPA 2 teacher is shown, and what of its tokens is kept."""
 
     name: str = Field(default="vjepa2", pattern="^" + NAME.pattern.replace(r"\Z", "$"))
+    """The column."""
     weights: WeightsConfig
+    """``random``, ``hub`` with ``revision``, or ``path`` to a folder as the hub has it."""
     network: Literal["vitl", "vith", "vitg", "vitg384", "tiny"] = "vitl"
+    """Its size."""
     views: tuple[str, ...] = Field(default=("CAM_F0",), min_length=1)
+    """Cameras, each a clip of its own."""
     steps: tuple[int, ...] = Field(default=(-3, -2, -1, 0), min_length=TUBELET)
+    """Frames of a clip, ascending, an even number of them (0 is now; 0.5 s apart in NAVSIM). One after 0 makes the
+    targets depend on the future, all of them, since every token sees every other."""
     size: tuple[_Count, _Count] = (256, 144)
+    """Width and height [px] of the frames, multiples of 16, at most the side that the network was trained on."""
     pools: Mapping[str, tuple[_Count, _Count]] = Field(default={"grid": (9, 16), "tok12": (3, 4)})
+    """Target name -> rows and columns of tokens to average the token grid into."""
     batch_size: int = Field(default=8, ge=1)
+    """Scenes computed together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """float32, or bfloat16: autocast, with float32 residuals and norms."""
     attention: execution.Attention = "auto"
+    """The kernel of the encoder's attention; see `teachers.execution`."""
     compile: bool = False
+    """Whether the encoder's blocks are compiled. Batches then have `batch_size` scenes always."""
 
     @model_validator(mode="after")
     def _possible(self) -> VJEPA2Config:

@@ -11,31 +11,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from shards_schema.errors import WeightsError
 from shards_schema.inputs import reach
+from shards_schema.inputs.models import StrictModel
 from teachers.digests import file_digest as file_digest  # and for those who ask here for it
 
 
-class WeightsConfig(BaseModel):
-    """Where the weights come from.
-
-    Attributes:
-        random: seed of randomly initialised weights.
-        hub: repository id on the Hugging Face hub, e.g. ``facebook/VGGT-1B``.
-        revision: commit of the repository; asked for with `hub`, so that a run can be repeated.
-        path: a local file, or a directory with the file in it.
-        file: the file in the repository or directory, where the teacher's default is not the one.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class WeightsConfig(StrictModel):
+    """Where the weights come from."""
 
     random: int | None = None
+    """Seed of randomly initialised weights."""
     hub: str | None = None
+    """Repository id on the Hugging Face hub, e.g. ``facebook/VGGT-1B``."""
     revision: str | None = None
+    """Commit of the repository; asked for with `hub`, so that a run can be repeated."""
     path: str | None = None
+    """A local file, or a directory with the file in it."""
     file: str | None = None
+    """The file in the repository or directory, where the teacher's default is not the one."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> WeightsConfig:

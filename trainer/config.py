@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.stores.places import OutText, Place
 from pipeline.stream import StreamConfig
+from shards_schema.inputs.models import StrictModel
 from trainer.answers.motion import MotionConfig
 from trainer.answers.text import TextConfig
 from trainer.data import DataConfig
@@ -27,28 +28,23 @@ GEOMETRY = TargetConfig(column="vggt", target="l23_tok12", grid={"tok12_token": 
 WEIGHTS = {1: LossWeights(wm=1, geo=1, answer=0.1), 2: LossWeights(wm=0.1, geo=0.1, answer=1)}
 
 
-class StageConfig(BaseModel):
-    """One stage.
-
-    Attributes:
-        stage: 1 or 2; names the allow table and the usual weights.
-        steps: optimiser steps.
-        weights: of the losses; None: 1/1/0.1 in stage 1, 0.1/0.1/1 in stage 2.
-        mask: the allow table, by the stage whose it is; None: this stage's (2 in stage 1 is the control without mask).
-        lr: peak learning rate.
-        warmup: share of the steps.
-        min_lr: share of `lr` that the cosine ends at.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class StageConfig(StrictModel):
+    """One stage."""
 
     stage: Literal[1, 2]
+    """1 or 2; names the allow table and the usual weights."""
     steps: int = Field(ge=1)
+    """Optimiser steps."""
     weights: LossWeights | None = None
+    """Of the losses; None: 1/1/0.1 in stage 1, 0.1/0.1/1 in stage 2."""
     mask: Literal[1, 2] | None = None
+    """The allow table, by the stage whose it is; None: this stage's (2 in stage 1 is the control without mask)."""
     lr: float = Field(default=4e-5, gt=0)
+    """Peak learning rate."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps."""
     min_lr: float = Field(default=0.0, ge=0, le=1)
+    """Share of `lr` that the cosine ends at."""
 
     @property
     def loss_weights(self) -> LossWeights:
@@ -64,92 +60,80 @@ class StageConfig(BaseModel):
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class OptimiserConfig(BaseModel):
-    """AdamW; matrices decay, vectors do not.
-
-    Attributes:
-        betas, weight_decay: of AdamW.
-        new_lr: factor on the learning rate of what is not pretrained (latents, adapters, answer head).
-        clip: largest gradient norm, over all parameters.
-        accumulate: batches a step.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class OptimiserConfig(StrictModel):
+    """AdamW; matrices decay, vectors do not."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Of AdamW."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Of AdamW."""
     new_lr: float = Field(default=1.0, gt=0)
+    """Factor on the learning rate of what is not pretrained (latents, adapters, answer head)."""
     clip: float = Field(default=1.0, gt=0)
+    """Largest gradient norm, over all parameters."""
     accumulate: int = Field(default=1, ge=1)
+    """Batches a step."""
 
 
-class ControlsConfig(BaseModel):
-    """Switches of the experiments; all off in an honest run.
-
-    Attributes:
-        shuffle_teachers: give each training sample the targets of another.
-        zero_latents: set the latents' states to zero while evaluating.
-        hide_images: make every image grey, in training and in evaluation.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ControlsConfig(StrictModel):
+    """Switches of the experiments; all off in an honest run."""
 
     shuffle_teachers: bool = False
+    """Give each training sample the targets of another."""
     zero_latents: bool = False
+    """Set the latents' states to zero while evaluating."""
     hide_images: bool = False
+    """Make every image grey, in training and in evaluation."""
 
 
-class SFTConfig(BaseModel):
-    """A supervised run.
-
-    Attributes:
-        data: the dataset, a path or URL.
-        out: where checkpoints and logs go.
-        seed: of the weights, of dropout, and (with stream.seed) of the order.
-        samples: what is read of a sample.
-        stream: order, batch size, threads.
-        student, answers: the policy and what it says.
-        targets: latent kind (wm, geo) -> the teacher's feature that it is aligned to.
-        statistics: what standardises targets. `split`: mean and std of the latents' own targets over the training
-            split, which is read once for it before the first step. `column`: those that came with the column, read in
-            no time; they are of single cells, all views and every log, so a target that is averaged has a std under 1.
-        adapter: hidden units of the adapters.
-        stages: in order.
-        optimiser, parallel, controls: see there.
-        dtype: bfloat16 runs forward passes in autocast; weights and optimiser stay as they are.
-        device: cpu, cuda; None: cuda where there is one.
-        evaluate_every, save_every, log_every: optimiser steps.
-        evaluate_limit: held-out samples looked at during training (the closing table always takes all).
-        keep: checkpoints kept.
-        baselines: whether the closing table has the learned baselines.
-        check_mask: whether the mask is checked by gradients on a first batch.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SFTConfig(StrictModel):
+    """A supervised run."""
 
     data: Place
+    """The dataset, a path or URL."""
     out: OutText
+    """Where checkpoints and logs go."""
     seed: int = 0
+    """Of the weights, of dropout, and (with stream.seed) of the order."""
     samples: DataConfig = DataConfig()
+    """What is read of a sample."""
     stream: StreamConfig = StreamConfig()
+    """Order, batch size, threads."""
     student: StudentConfig = TinyConfig()
+    """The policy."""
     answers: AnswerConfig = MotionConfig()
+    """What it says."""
     targets: Mapping[str, TargetConfig] = {"wm": DYNAMICS, "geo": GEOMETRY}
+    """Latent kind (wm, geo) -> the teacher's feature that it is aligned to."""
     statistics: Literal["split", "column"] = "split"
+    """What standardises targets. `split`: mean and std of the latents' own targets over the training split, which is
+    read once for it before the first step. `column`: those that came with the column, read in no time; they are of
+    single cells, all views and every log, so a target that is averaged has a std under 1."""
     adapter: int = Field(default=256, ge=1)
+    """Hidden units of the adapters."""
     stages: tuple[StageConfig, ...] = Field(min_length=1)
+    """In order."""
     optimiser: OptimiserConfig = OptimiserConfig()
     parallel: ParallelConfig = ParallelConfig()
     controls: ControlsConfig = ControlsConfig()
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs forward passes in autocast; weights and optimiser stay as they are."""
     device: str | None = None
+    """cpu, cuda; None: cuda where there is one."""
     evaluate_every: int = Field(default=200, ge=1)
+    """Optimiser steps."""
     save_every: int = Field(default=200, ge=1)
+    """Optimiser steps."""
     log_every: int = Field(default=20, ge=1)
+    """Optimiser steps."""
     evaluate_limit: int = Field(default=256, ge=1)
+    """Held-out samples looked at during training (the closing table always takes all)."""
     keep: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
     baselines: bool = True
+    """Whether the closing table has the learned baselines."""
     check_mask: bool = True
+    """Whether the mask is checked by gradients on a first batch."""
 
     @model_validator(mode="after")
     def _complete(self) -> SFTConfig:

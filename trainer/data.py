@@ -12,35 +12,31 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from pipeline.reading.reader import Dataset
 from pipeline.stores.decode import Side, decode_jpeg
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.records import COMMANDS
 from trainer.batch import Example
 from trainer.latents import TargetConfig
 
 
-class DataConfig(BaseModel):
-    """What is read of a dataset.
-
-    Attributes:
-        views: images of the samples column, as members (``cam_f0``), in order.
-        image: (width, height) that images are resized to while they are read; None keeps them.
-        steps: S, future steps of 0.5 s (8 are NAVSIM's 4 s).
-        held_out: share of the logs that is held out (at least one log).
-        split_seed: of the choice.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DataConfig(StrictModel):
+    """What is read of a dataset."""
 
     views: tuple[str, ...] = Field(default=("cam_f0",), min_length=1)
+    """Images of the samples column, as members (``cam_f0``), in order."""
     image: tuple[Side, Side] | None = None
+    """(width, height) that images are resized to while they are read; None keeps them."""
     steps: int = Field(default=8, ge=1, le=10_000)
+    """S, future steps of 0.5 s (8 are NAVSIM's 4 s)."""
     held_out: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the logs that is held out (at least one log)."""
     split_seed: int = 0
+    """Of the choice."""
 
 
 def notices(dataset: Dataset, targets: Mapping[str, TargetConfig]) -> list[str]:

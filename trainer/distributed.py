@@ -13,19 +13,17 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from shards_schema.errors import ConfigError, StoreError
+from shards_schema.inputs.models import StrictModel
 
 
-class ParallelConfig(BaseModel):
+class ParallelConfig(StrictModel):
     """How ranks share the work: ``ddp`` (a copy each) or ``fsdp`` (parameters, gradients, optimiser in parts)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: Literal["ddp", "fsdp"] = "ddp"
 

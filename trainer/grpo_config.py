@@ -4,40 +4,34 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.stores.places import LocalText, OutText, Place
 from pipeline.stream import StreamConfig
 from scoring import Version
+from shards_schema.inputs.models import StrictModel
 from trainer.config import OptimiserConfig
 from trainer.distributed import ParallelConfig
 from trainer.policy_loss import LossKind
 
 
-class RewardConfig(BaseModel):
-    """The reward.
-
-    Attributes:
-        column: of the teacher `pdm`.
-        version: ``v1``: PDMS, ``v2``: EPDMS.
-        use_human_filter: v2: what the human failed too counts as 1.
-        max_bytes: bound on the scorer's intermediates.
-        keep: contexts kept in memory.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RewardConfig(StrictModel):
+    """The reward."""
 
     column: str = "pdm"
+    """Of the teacher `pdm`."""
     version: Version = "v1"
+    """``v1``: PDMS, ``v2``: EPDMS."""
     use_human_filter: bool = True
+    """v2: what the human failed too counts as 1."""
     max_bytes: int = Field(default=1 << 28, ge=1 << 20)
+    """Bound on the scorer's intermediates."""
     keep: int = Field(default=2048, ge=1)
+    """Contexts kept in memory."""
 
 
-class RegulariserConfig(BaseModel):
+class RegulariserConfig(StrictModel):
     """Alignment kept while the policy is refined: weights of each kind's loss, as in SFT; both 0 reads no teacher."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     wm: float = Field(default=0.02, ge=0)
     geo: float = Field(default=0.02, ge=0)
@@ -49,84 +43,78 @@ class RegulariserConfig(BaseModel):
         return self.wm > 0 or self.geo > 0
 
 
-class GRPOControls(BaseModel):
-    """Switches of the experiments; off in an honest run.
-
-    Attributes:
-        shuffle_advantages: each group's advantages are dealt to its answers by chance.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class GRPOControls(StrictModel):
+    """Switches of the experiments; off in an honest run."""
 
     shuffle_advantages: bool = False
+    """Each group's advantages are dealt to its answers by chance."""
 
 
-class GRPOConfig(BaseModel):
-    """A GRPO run.
-
-    Attributes:
-        policy: what SFT left (``stage_2.pt``): weights, adapters, statistics, and the recipe of all that is not here.
-        data: the dataset, a path or URL; needs the reward column.
-        out: where checkpoints and logs go.
-        seed: of the sampling (with the rank).
-        steps: batches of scenes, each sampled once.
-        stream: order and scenes a step and rank.
-        group: G, answers a scene.
-        temperature: of sampling, and of every log-probability.
-        inner: optimiser steps on the same answers.
-        micro: answers that go through the network at once; None: all.
-        loss: how tokens are averaged, see `policy_loss`.
-        scale: divide advantages by the group's standard deviation; false is Dr.GRPO's.
-        beta: of the KL to the policy that the run began with; 0 keeps no reference.
-        kl_ratio: whether the KL is weighted by the ratio, see `policy_loss`.
-        clip_low, clip_high: of the ratio.
-        regulariser: alignment losses.
-        reward: the reward.
-        lr, warmup, min_lr: see `optimiser.Schedule`.
-        optimiser: AdamW; `accumulate` has to be 1: a step takes all its answers, `micro` at a time.
-        parallel, controls: see there.
-        dtype: bfloat16 runs forward passes in autocast.
-        device: cpu, cuda; None: cuda where there is one.
-        evaluate_every, save_every, log_every: steps.
-        evaluate_limit: held-out scenes looked at during the run (the closing table takes all).
-        evaluate_samples: sampled answers a held-out scene, beside the policy's one answer.
-        keep: checkpoints kept.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class GRPOConfig(StrictModel):
+    """A GRPO run."""
 
     policy: LocalText
+    """What SFT left (``stage_2.pt``): weights, adapters, statistics, and the recipe of all that is not here."""
     data: Place
+    """The dataset, a path or URL; needs the reward column."""
     out: OutText
+    """Where checkpoints and logs go."""
     seed: int = 0
+    """Of the sampling (with the rank)."""
     steps: int = Field(ge=1)
+    """Batches of scenes, each sampled once."""
     stream: StreamConfig = StreamConfig()
+    """Order and scenes a step and rank."""
     group: int = Field(default=8, ge=2)
+    """G, answers a scene."""
     temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, and of every log-probability."""
     inner: int = Field(default=1, ge=1)
+    """Optimiser steps on the same answers."""
     micro: int | None = Field(default=None, ge=1)
+    """Answers that go through the network at once; None: all."""
     loss: LossKind = "grpo"
+    """How tokens are averaged, see `policy_loss`."""
     scale: bool = True
+    """Divide advantages by the group's standard deviation; false is Dr.GRPO's."""
     beta: float = Field(default=0.02, ge=0)
+    """Of the KL to the policy that the run began with; 0 keeps no reference."""
     kl_ratio: bool = True
+    """Whether the KL is weighted by the ratio, see `policy_loss`."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """Of the ratio, below 1."""
     clip_high: float = Field(default=0.2, gt=0)
+    """Of the ratio, above 1."""
     regulariser: RegulariserConfig = RegulariserConfig()
+    """Alignment losses."""
     reward: RewardConfig = RewardConfig()
+    """The reward."""
     lr: float = Field(default=2e-6, gt=0)
+    """The learning rate, see `optimiser.Schedule`."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps, see `optimiser.Schedule`."""
     min_lr: float = Field(default=0.1, ge=0, le=1)
+    """Share of `lr` at the end, see `optimiser.Schedule`."""
     optimiser: OptimiserConfig = OptimiserConfig(weight_decay=0.0)
+    """AdamW; `accumulate` has to be 1: a step takes all its answers, `micro` at a time."""
     parallel: ParallelConfig = ParallelConfig()
     controls: GRPOControls = GRPOControls()
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 runs forward passes in autocast."""
     device: str | None = None
+    """cpu, cuda; None: cuda where there is one."""
     evaluate_every: int = Field(default=50, ge=1)
+    """Steps."""
     save_every: int = Field(default=50, ge=1)
+    """Steps."""
     log_every: int = Field(default=5, ge=1)
+    """Steps."""
     evaluate_limit: int = Field(default=256, ge=1)
+    """Held-out scenes looked at during the run (the closing table takes all)."""
     evaluate_samples: int = Field(default=4, ge=1)
+    """Sampled answers a held-out scene, beside the policy's one answer."""
     keep: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
 
     @model_validator(mode="after")
     def _one_batch_a_step(self) -> GRPOConfig:

@@ -18,10 +18,11 @@ from typing import Annotated
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics
 from trainer.constants import sent
@@ -30,25 +31,20 @@ LATENTS = ("wm", "geo")
 """The two kinds, in the order in which they stand."""
 
 
-class TargetConfig(BaseModel):
-    """Which feature a kind of latents is aligned to.
-
-    Attributes:
-        column: of the dataset (``cosmos``, ``vggt``).
-        target: in that column (``latent_pool``, ``l3_grid``).
-        grid: dimension of the target -> cells along it, in the order in which the latents run through them; the
-            product is the number of latents. An axis is averaged into (or, if shorter, repeated over) its cells.
-        select: dimension -> index, for axes of which one entry is taken (``view: 0``).
-        channel: the dimension that holds the features.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TargetConfig(StrictModel):
+    """Which feature a kind of latents is aligned to."""
 
     column: str
+    """Of the dataset (``cosmos``, ``vggt``)."""
     target: str
+    """In that column (``latent_pool``, ``l3_grid``)."""
     grid: Mapping[str, Annotated[int, Field(ge=1, le=4096)]] = Field(min_length=1)
+    """Dimension of the target -> cells along it, in the order in which the latents run through them; the product is the
+    number of latents. An axis is averaged into (or, if shorter, repeated over) its cells."""
     select: Mapping[str, int] = {}
+    """Dimension -> index, for axes of which one entry is taken (``view: 0``)."""
     channel: str = "channel"
+    """The dimension that holds the features."""
 
     @property
     def latents(self) -> int:

@@ -13,26 +13,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from shards_schema.inputs.models import StrictModel
 
-class LossWeights(BaseModel):
-    """What a stage weighs.
 
-    Attributes:
-        wm: of the dynamics alignment (1 - cosine + `smooth_l1` * smooth L1).
-        geo: of the geometry alignment.
-        answer: of the cross-entropy.
-        smooth_l1: of smooth L1 relative to 1 - cosine.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class LossWeights(StrictModel):
+    """What a stage weighs."""
 
     wm: float = Field(ge=0)
+    """Of the dynamics alignment (1 - cosine + `smooth_l1` * smooth L1)."""
     geo: float = Field(ge=0)
+    """Of the geometry alignment."""
     answer: float = Field(ge=0)
+    """Of the cross-entropy."""
     smooth_l1: float = Field(default=1.0, ge=0)
+    """Of smooth L1 relative to 1 - cosine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,58 +25,54 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from benchmarks.measure import temporary
 from shards_schema.errors import ConfigError, ShardsError
+from shards_schema.inputs.models import StrictModel
 
 
-class Config(BaseModel):
-    """Knobs; None is what suits the device (see `plan`).
-
-    Attributes:
-        device: auto, cpu, cuda, cuda:1.
-        network: of VGGT; auto is the published size on CUDA, tiny on the CPU. Cosmos is full-size where VGGT is.
-        width: pixels across of VGGT's images.
-        batches: scenes a batch, each a row; the last is that of the other networks and of the job.
-        compile: whether VGGT is measured with compiled blocks as well; None does so on CUDA.
-        cosmos: whether CV8x8x8 is measured.
-        predict: whether Cosmos-Predict is (2B; tiny beside a tiny VGGT).
-        predict_block: which of its blocks is read.
-        job: whether the shard worker is measured.
-        seconds: least length of one reading.
-        repeats: readings of each row, taken in turn.
-        job_repeats: runs of the job and of its bare loop, taken in turn.
-        shards: of a run of the job.
-        shard_size: scenes of a shard.
-        image: width and height [px] of the JPEGs.
-        decode_threads: of the worker.
-        out: a file for the markdown block as well.
-        vggt: fields of the VGGT teacher's config over those that are taken here.
-        clip: fields of the Cosmos teacher's, likewise.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs; None is what suits the device (see `plan`)."""
 
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1."""
     network: Literal["auto", "1b", "small", "tiny"] = "auto"
+    """Of VGGT; auto is the published size on CUDA, tiny on the CPU. Cosmos is full-size where VGGT is."""
     width: int | None = None
+    """Pixels across of VGGT's images."""
     batches: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """Scenes a batch, each a row; the last is that of the other networks and of the job."""
     compile: bool | None = None
+    """Whether VGGT is measured with compiled blocks as well; None does so on CUDA."""
     cosmos: bool = True
+    """Whether CV8x8x8 is measured."""
     predict: bool = False
+    """Whether Cosmos-Predict is (2B; tiny beside a tiny VGGT)."""
     predict_block: int | None = None
+    """Which of its blocks is read."""
     job: bool = True
+    """Whether the shard worker is measured."""
     seconds: float | None = Field(default=None, gt=0)
+    """Least length of one reading."""
     repeats: int = Field(default=3, ge=1)
+    """Readings of each row, taken in turn."""
     job_repeats: int = Field(default=2, ge=1)
+    """Runs of the job and of its bare loop, taken in turn."""
     shards: int | None = Field(default=None, ge=1)
+    """Of a run of the job."""
     shard_size: int | None = Field(default=None, ge=1)
+    """Scenes of a shard."""
     image: tuple[int, int] | None = None
+    """Width and height [px] of the JPEGs."""
     decode_threads: int | None = Field(default=None, ge=1)
+    """Of the worker."""
     out: str | None = None
+    """A file for the markdown block as well."""
     vggt: dict[str, Any] = Field(default={})
+    """Fields of the VGGT teacher's config over those that are taken here."""
     clip: dict[str, Any] = Field(default={})
+    """Fields of the Cosmos teacher's, likewise."""
 
     def plan(self) -> Plan:
         """With a device that is there, and a value for every None.

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from shards_schema.inputs.models import StrictModel
 from shards_schema.specs import TargetSpec
 
 SPEC = TargetSpec(
@@ -22,10 +23,8 @@ IMAGE = "image.bin"
 """Not ``.jpg``, which our stream and others would decode."""
 
 
-class Shape(BaseModel):
+class Shape(StrictModel):
     """Samples in all and a shard, bytes of the image, batch, DataLoader workers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=400, ge=1)
     shard_size: int = Field(default=50, ge=1)

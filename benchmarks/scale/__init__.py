@@ -16,39 +16,36 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from benchmarks import curves
 from benchmarks.measure import temporary
 from benchmarks.scale.cluster import simulate
 from benchmarks.scale.driver import Measured, apart, print_rates, print_tables
 from benchmarks.scale.picture import panels
 from benchmarks.simulator import Fleet
+from shards_schema.inputs.models import StrictModel
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        plan: numbers of scenes to plan from columns; `objects`: from `SceneRef` objects; `tasks`: for `Run.todo`.
-        records: numbers of scenes to write the commit records of, list, and index; `close`: for `runs.close`.
-        gpus: sizes of the simulated clusters; the first of them is the one of the table.
-        seeds: runs of each simulated case.
-        fleet: the cluster.
-        svg: where the picture goes; None draws none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     plan: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    """Numbers of scenes to plan from columns."""
     objects: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    """Numbers of scenes to plan from `SceneRef` objects."""
     tasks: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    """Numbers of scenes to make the tasks of (`Run.todo`)."""
     records: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    """Numbers of scenes to write the commit records of, list, and index."""
     close: tuple[int, ...] = (10_000, 100_000)
+    """Numbers of scenes for `runs.close`."""
     gpus: tuple[int, ...] = (1000, 300, 3000)
+    """Sizes of the simulated clusters; the first of them is the one of the table."""
     seeds: int = 1
+    """Runs of each simulated case."""
     fleet: Fleet = Fleet()
+    """The cluster."""
     svg: str | None = None
+    """Where the picture goes; None draws none."""
 
 
 def run(config: Config) -> None:

@@ -43,20 +43,17 @@ MAP_NAMES: Final = ("sg-one-north", "us-ma-boston", "us-nv-las-vegas-strip", "us
 
 
 class NavsimConfig(LogsConfig):
-    """Where the dataset is (its folder is OPENSCENE_DATA_ROOT), and which of its scenes are wanted.
-
-    Attributes:
-        camera_frame: see `FrameReader`.
-        gaps: "keep" makes windows that hold a gap in time within a scene, as NAVSIM does; "drop" does not.
-        second_stage: the folder below `root` of the synthetic scenes that the filter lists; by default the name of the
-            filter's YAML file, where there is such a folder; "" reads none.
-    """
+    """Where the dataset is (its folder is OPENSCENE_DATA_ROOT), and which of its scenes are wanted."""
 
     logs_folder: ClassVar[str] = "navsim_logs"
 
     camera_frame: CameraFrame = "ego"
+    """See `FrameReader`."""
     gaps: Gaps = "keep"
+    """Whether windows may hold a gap in time within a scene: "keep" makes them, as NAVSIM does; "drop" does not."""
     second_stage: str | None = None
+    """The folder below `root` of the synthetic scenes that the filter lists; by default the name of the filter's YAML
+    file, where there is such a folder; "" reads none."""
 
     @field_validator("second_stage")
     @classmethod

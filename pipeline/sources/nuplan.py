@@ -52,26 +52,24 @@ class NuplanConfig(LogsConfig):
 
     The root holds ``splits`` and ``sensor_blobs`` (nuplan-v1.1). The filter's counts and intervals are in frames,
     whatever the rate.
-
-    Attributes:
-        maps_root: NUPLAN_MAPS_ROOT, a local folder.
-        sensor_root: where the files named by the logs lie, when not at ``<root>/sensor_blobs``.
-        rate: frames a second: 2, NAVSIM's, or 10, the cameras'.
-        channels: the cameras that a frame must have, and all that it has.
-        lidar: whether a frame must have the file of its sweep, as in OpenScene; if not, it names none.
-        extrinsics: "rig" gives a camera's place on the car as calibrated, as OpenScene does. "exposure" moves it by
-            how far the car went between the frame's pose and the exposure's own, so that what stands still projects
-            exactly; the calibrations of a camera then differ from frame to frame.
     """
 
     logs_folder: ClassVar[str] = "splits"
 
     maps_root: LocalText = Field(min_length=1)
+    """NUPLAN_MAPS_ROOT, a local folder."""
     sensor_root: Place | None = None
+    """Where the files named by the logs lie, when not at ``<root>/sensor_blobs``."""
     rate: Literal[2, 10] = 2
+    """Frames a second: 2, NAVSIM's, or 10, the cameras'."""
     channels: tuple[str, ...] = CHANNELS
+    """The cameras that a frame must have, and all that it has."""
     lidar: bool = True
+    """Whether a frame must have the file of its sweep, as in OpenScene; if not, it names none."""
     extrinsics: Extrinsics = "rig"
+    """Where a camera is: "rig" gives its place on the car as calibrated, as OpenScene does. "exposure" moves it by how
+    far the car went between the frame's pose and the exposure's own, so that what stands still projects exactly; the
+    calibrations of a camera then differ from frame to frame."""
 
     @field_validator("channels")
     @classmethod

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.sources import files
 from pipeline.sources.base import Missing, Scan
@@ -36,30 +36,28 @@ from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.untrusted import shown
 from pipeline.stores.places import Place
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.plan import SceneRef
 
 
-class LogsConfig(BaseModel):
+class LogsConfig(StrictModel):
     """Where logs are, and which of their scenes are wanted.
-
-    Attributes:
-        root: the dataset's folder, or its URL.
-        split: the folder of logs; by default what the train_test_split file says.
-        filter: a `SceneFilter`, its fields, or the path of one of the devkit's YAML files; None is its defaults.
-        context_frames: how many frames before the window go into `Scene.before`, where the log has them without a gap.
 
     Raises:
         ConfigError: no split, or one that is not the filter's own ``data_split``; a second stage that is not listed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     logs_folder: ClassVar[str]
     """The folder below `root` that the splits are in."""
 
     root: Place = Field(min_length=1)
+    """The dataset's folder, or its URL."""
     split: str | None = None
+    """The folder of logs; by default what the train_test_split file says."""
     filter: SceneFilter = SceneFilter()
+    """A `SceneFilter`, its fields, or the path of one of the devkit's YAML files; None is its defaults."""
     context_frames: int = Field(1, ge=0)
+    """How many frames before the window go into `Scene.before`, where the log has them without a gap."""
 
     @field_validator("filter", mode="before")
     @classmethod

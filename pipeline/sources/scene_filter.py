@@ -17,51 +17,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from shards_schema.errors import ConfigError
 from shards_schema.inputs import documents
+from shards_schema.inputs.models import StrictModel
 from shards_schema.inputs.refusals import problems
 
 _HYDRA_KEYS = {"_target_", "_convert_"}
 """How Hydra builds the devkit's class; says nothing of the filter."""
 
 
-class SceneFilter(BaseModel):
-    """The devkit's filter.
-
-    Attributes:
-        num_history_frames: H, which counts the current frame.
-        num_future_frames: F.
-        frame_interval: frames from one window's start to the next; None means H + F, windows that do not overlap.
-        has_route: pass over windows whose current frame has no roadblock ids.
-        max_scenes: stop after so many (in the order of sorted log names).
-        log_names: only these logs; None means all.
-        tokens: only windows with these current frames; None means all.
-        include_synthetic_scenes: whether a second stage of synthetic scenes belongs to the split.
-        all_mapping, reactive_all_mapping, two_stage_mapping: first-stage to second-stage tokens, as the split has them.
-        synthetic_scene_tokens, reactive_synthetic_initial_tokens, non_reactive_synthetic_initial_tokens:
-            the second stage.
-        data_split: the folder of logs that a train_test_split file names; None where there was no such file.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SceneFilter(StrictModel):
+    """The devkit's filter."""
 
     num_history_frames: int = Field(4, ge=1)
+    """H, which counts the current frame."""
     num_future_frames: int = Field(10, ge=0)
+    """F."""
     frame_interval: Annotated[int, Field(ge=1)] | None = None
+    """Frames from one window's start to the next; None means H + F, windows that do not overlap."""
     has_route: bool = True
+    """Pass over windows whose current frame has no roadblock ids."""
     max_scenes: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many (in the order of sorted log names)."""
     log_names: tuple[str, ...] | None = None
+    """Only these logs; None means all."""
     tokens: tuple[str, ...] | None = None
+    """Only windows with these current frames; None means all."""
     include_synthetic_scenes: bool = False
+    """Whether a second stage of synthetic scenes belongs to the split."""
     all_mapping: Any = None
+    """First-stage to second-stage tokens, as the split has them."""
     reactive_all_mapping: Any = None
+    """The same, of the reactive second stage."""
     two_stage_mapping: Any = None
+    """The same, in the older form."""
     synthetic_scene_tokens: tuple[str, ...] | None = None
+    """The second stage."""
     reactive_synthetic_initial_tokens: tuple[str, ...] | None = None
+    """The second stage."""
     non_reactive_synthetic_initial_tokens: tuple[str, ...] | None = None
+    """The second stage."""
     data_split: str | None = None
+    """The folder of logs that a train_test_split file names; None where there was no such file."""
     _name: str | None = PrivateAttr(default=None)
 
     @property

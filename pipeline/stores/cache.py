@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.stores import positioned
 from pipeline.stores.disk import is_at
 from shards_schema.commit import FileDigest
 from shards_schema.errors import ConfigError, DigestError, ShardsError
+from shards_schema.inputs.models import StrictModel
 
 try:
     import fcntl
@@ -48,20 +49,15 @@ _BLOCK = 1 << 23
 _PART, _ROOM = ".part", ".room"
 
 
-class CacheConfig(BaseModel):
-    """Where shards are kept, and how much of them.
-
-    Attributes:
-        folder: on a local disk; made where it is not there. All processes of a node should name the same one.
-        max_bytes: of all files in it.
-        fetchers: threads of each process that fetch shards ahead.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class CacheConfig(StrictModel):
+    """Where shards are kept, and how much of them."""
 
     folder: str = Field(min_length=1)
+    """On a local disk; made where it is not there. All processes of a node should name the same one."""
     max_bytes: int = Field(ge=1)
+    """Of all files in it."""
     fetchers: int = Field(default=2, ge=1, le=256)
+    """Threads of each process that fetch shards ahead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from shards_schema.errors import ConfigError, StoreError
 from shards_schema.inputs import documents
+from shards_schema.inputs.models import StrictModel
 from shards_schema.inputs.refusals import problems
 
 Result = TypeVar("Result")
@@ -35,29 +36,24 @@ ENVIRONMENT = "LAST_SHARDS_STORE"
 """JSON of a `StoreConfig`: like credentials and endpoints, it belongs to the machine and not to the recipe."""
 
 
-class StoreConfig(BaseModel):
-    """How remote stores are asked; nothing of it changes a byte of the output.
-
-    Attributes:
-        attempts: how often a request is made before the run is told.
-        first_wait: seconds before the second attempt; each further wait is twice as long.
-        longest_wait: seconds.
-        connect_timeout: seconds until a connection stands (S3).
-        read_timeout: seconds without a byte of the answer (S3).
-        concurrency: requests under way at once for the images of one shard, and for one sample.
-        single_put_mb: larger files go to S3 in parts (50 MiB or less, all aborted when one fails); a PUT is in memory
-            while it is under way.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class StoreConfig(StrictModel):
+    """How remote stores are asked; nothing of it changes a byte of the output."""
 
     attempts: int = Field(default=7, ge=1, le=1000)
+    """How often a request is made before the run is told."""
     first_wait: float = Field(default=0.2, ge=0)
+    """Seconds before the second attempt; each further wait is twice as long."""
     longest_wait: float = Field(default=20, ge=0)
+    """Seconds."""
     connect_timeout: float = Field(default=10, gt=0)
+    """Seconds until a connection stands (S3)."""
     read_timeout: float = Field(default=60, gt=0)
+    """Seconds without a byte of the answer (S3)."""
     concurrency: int = Field(default=16, ge=1, le=4096)
+    """Requests under way at once for the images of one shard, and for one sample."""
     single_put_mb: int = Field(default=512, ge=10, le=5000)
+    """Larger files go to S3 in parts (50 MiB or less, all aborted when one fails); a PUT is in memory while it is under
+    way."""
 
     def wait(self, attempt: int) -> float:
         """Seconds to wait after attempt number `attempt` (from 1) has failed."""

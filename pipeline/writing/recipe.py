@@ -5,53 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import Field, PositiveFloat, ValidationError
 
 from pipeline.stores.places import Place
 from pipeline.writing.samples import SamplesConfig
 from pipeline.writing.worker import WorkerConfig
 from shards_schema.errors import ConfigError
 from shards_schema.inputs import documents
+from shards_schema.inputs.models import StrictModel
 from shards_schema.inputs.refusals import problems
 from shards_schema.plan import PlanConfig
 
 
-class Recipe(BaseModel):
-    """A recipe, but for the machines that it runs on.
-
-    Attributes:
-        out: where the dataset goes: a path or an fsspec URL.
-        source: `kind` (navsim, nuplan, synthetic) and that source's own config.
-        teachers: column name -> that teacher's config; `kind` names the teacher where it is not the column's name, and
-            `storage` how a target is kept where not as it is computed ({l23_grid: int8}; `shards_schema.storage`).
-            `batch_size: auto` is the dataset's own, or what `jobs.probe` measured (`pipeline.writing.batch_sizes`).
-        plan: how scenes become shards.
-        samples: what the `samples` column carries.
-        zarr: whether targets also stand in `targets.zarr`, beside the tars.
-        worker: threads and device.
-        cluster: workers and Ray; nothing is asked of it here.
-        scan_processes: processes that read logs while planning.
-        retry: codes of quarantined samples (image_damaged, ...) whose shards are made again. null is what a file's
-            arrival changes: images that were missing and are there now, logs that can be read now; [] is nothing.
-        max_quarantined: largest share of the planned samples (and of the logs) that may be quarantined.
-        rate: scenes a second of one device, for the hours that are told beforehand: of all teachers together, or by
-            column; where it is not stated, what `jobs.probe` measured.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Recipe(StrictModel):
+    """A recipe, but for the machines that it runs on."""
 
     out: Place
+    """Where the dataset goes: a path or an fsspec URL."""
     source: Mapping[str, Any]
+    """`kind` (navsim, nuplan, synthetic) and that source's own config."""
     teachers: Mapping[str, Mapping[str, Any]]
+    """Column name -> that teacher's config; `kind` names the teacher where it is not the column's name, and `storage`
+    how a target is kept where not as it is computed ({l23_grid: int8}; `shards_schema.storage`). `batch_size: auto` is
+    the dataset's own, or what `jobs.probe` measured (`pipeline.writing.batch_sizes`)."""
     plan: PlanConfig = PlanConfig()
+    """How scenes become shards."""
     samples: SamplesConfig = SamplesConfig()
+    """What the `samples` column carries."""
     zarr: bool = True
+    """Whether targets also stand in `targets.zarr`, beside the tars."""
     worker: WorkerConfig = WorkerConfig()
+    """Threads and device."""
     cluster: Any = None
+    """Workers and Ray; nothing is asked of it here."""
     scan_processes: int = Field(default=2, ge=1, le=1024)
+    """Processes that read logs while planning."""
     retry: tuple[str, ...] | None = None
+    """Codes of quarantined samples (image_damaged, ...) whose shards are made again. null is what a file's arrival
+    changes: images that were missing and are there now, logs that can be read now; [] is nothing."""
     max_quarantined: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of the planned samples (and of the logs) that may be quarantined."""
     rate: PositiveFloat | Mapping[str, PositiveFloat] | None = None
+    """Scenes a second of one device, for the hours that are told beforehand: of all teachers together, or by column;
+    where it is not stated, what `jobs.probe` measured."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], name: str) -> Recipe:

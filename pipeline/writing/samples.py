@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from pipeline.stores.decode import Side, encode_jpeg
 from pipeline.writing.calibration import scaled_intrinsics
 from pipeline.writing.images import Make
 from shards_schema import layout
+from shards_schema.inputs.models import StrictModel
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import CHANNELS, COMMANDS, Camera, Frame, Image, Scene
 from shards_schema.specs import TEXT, TargetSpec
@@ -29,20 +30,15 @@ REVISION = 3
 """Raised when the same config gives other bytes."""
 
 
-class SamplesConfig(BaseModel):
-    """What the `samples` column carries.
-
-    Attributes:
-        views: channels whose images at step 0 are stored.
-        size: (width, height) of the stored images; None keeps the original bytes.
-        quality: of the JPEG when resized.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SamplesConfig(StrictModel):
+    """What the `samples` column carries."""
 
     views: tuple[str, ...] = ("CAM_F0",)
+    """Channels whose images at step 0 are stored."""
     size: tuple[Side, Side] | None = None
+    """(width, height) of the stored images; None keeps the original bytes."""
     quality: int = Field(default=90, ge=1, le=100)
+    """Of the JPEG when resized."""
 
     @field_validator("views")
     @classmethod

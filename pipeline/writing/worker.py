@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.sources.base import Source
 from pipeline.stores.column import ColumnShardWriter
@@ -44,6 +44,7 @@ from pipeline.writing.task import ColumnReceipt, ShardReceipt, ShardTask
 from shards_schema import layout
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import MismatchError, SampleError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.manifests import ColumnManifest
 from shards_schema.plan import PlannedScene
 from shards_schema.records import Scene
@@ -51,25 +52,20 @@ from shards_schema.storage import storage_of
 from teachers.base import Launch, PhasedTeacher, Targets, Teacher, TeacherInput, fingerprint
 
 
-class WorkerConfig(BaseModel):
-    """How one worker uses its machine; none of it changes a byte of the output.
-
-    Attributes:
-        device: where the teachers run: "cpu", "cuda", "cuda:1"; "auto" is cuda where there is one.
-        decode_threads: threads that read, decode and shrink images.
-        shards_in_flight: shards that a worker holds at once; memory grows with it.
-        torch_threads: intra-op threads of a teacher on the CPU; None leaves torch's default.
-        careful: decode every image in a process of its own, not only those of a shard at which a worker died: slower,
-            and no image can end a worker (see `pipeline.writing.sandbox`).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class WorkerConfig(StrictModel):
+    """How one worker uses its machine; none of it changes a byte of the output."""
 
     device: str = "auto"
+    """Where the teachers run: "cpu", "cuda", "cuda:1"; "auto" is cuda where there is one."""
     decode_threads: int = Field(default=4, ge=1, le=1024)
+    """Threads that read, decode and shrink images."""
     shards_in_flight: int = Field(default=2, ge=1, le=64)
+    """Shards that a worker holds at once; memory grows with it."""
     torch_threads: int | None = Field(default=None, ge=1, le=1024)
+    """Intra-op threads of a teacher on the CPU; None leaves torch's default."""
     careful: bool = False
+    """Decode every image in a process of its own, not only those of a shard at which a worker died: slower, and no
+    image can end a worker (see `pipeline.writing.sandbox`)."""
 
 
 class ShardWorker:

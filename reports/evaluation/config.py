@@ -5,79 +5,76 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.stores.places import OutPath, Place
 from scoring import Version
 from scoring.scorer import DEFAULT_MAX_BYTES
+from shards_schema.inputs.models import StrictModel
 
 Baseline = Literal["constant_velocity", "stop", "human", "ego_status_mlp", "best_of_n"]
 """See `reports.evaluation.drivers`."""
 
 
-class MLPConfig(BaseModel):
-    """The blind MLP; None: as long and as many as the first policy was trained, or 1000 steps of 64.
-
-    Attributes:
-        steps, batch: of its training.
-        all_status: it sees all status that our students see; else what NAVSIM's EgoStatusMLP sees.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class MLPConfig(StrictModel):
+    """The blind MLP; None: as long and as many as the first policy was trained, or 1000 steps of 64."""
 
     steps: int | None = Field(default=None, ge=1)
+    """Of its training."""
     batch: int | None = Field(default=None, ge=1)
+    """Scenes a step of its training."""
     all_status: bool = False
+    """It sees all status that our students see; else what NAVSIM's EgoStatusMLP sees."""
 
 
-class EvaluateConfig(BaseModel):
-    """An evaluation.
-
-    Attributes:
-        data: the dataset, a path or URL, with the reward column.
-        out: folder of what is written.
-        policy: checkpoints (``stage_2.pt``), one or a list; the first is the candidate of the page.
-        baselines: see `reports.evaluation.drivers`.
-        version: v1: PDMS, v2: EPDMS, or both.
-        split: held_out, all, or a file of tokens or of a scene filter.
-        held_out, split_seed: of the split; None: as the first policy was trained.
-        limit: at most so many scenes, spread evenly; None: all.
-        column: of the reward.
-        traffic: replay: of the log; reactive: NAVSIM's IDM vehicles, v2 only; auto: reactive for a two-stage split
-            where the column has what it needs, else replay.
-        use_human_filter, consistent: v2, see docs/reward.md.
-        samples, temperature, seed: of ``best_of_n``.
-        mlp: of ``ego_status_mlp``.
-        batch: scenes answered at once. chunk: scenes scored at once.
-        worst: scenes of the page; 0: no page.
-        device: of policies and scores: cpu, cuda; None: cuda where there is one.
-        max_bytes: bound on the scorer's intermediates.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EvaluateConfig(StrictModel):
+    """An evaluation."""
 
     data: Place
+    """The dataset, a path or URL, with the reward column."""
     out: OutPath
+    """Folder of what is written."""
     policy: tuple[Path, ...] = ()
+    """Checkpoints (``stage_2.pt``), one or a list; the first is the candidate of the page."""
     baselines: tuple[Baseline, ...] = ("human", "constant_velocity")
+    """See `reports.evaluation.drivers`."""
     version: Literal["v1", "v2", "both"] = "v1"
+    """v1: PDMS, v2: EPDMS, or both."""
     split: str = "held_out"
+    """held_out, all, or a file of tokens or of a scene filter."""
     held_out: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the logs that the split holds out; None: as the first policy was trained."""
     split_seed: int | None = None
+    """Of the split; None: as the first policy was trained."""
     limit: int | None = Field(default=None, ge=1)
+    """At most so many scenes, spread evenly; None: all."""
     column: str = "pdm"
+    """Of the reward."""
     traffic: Literal["auto", "replay", "reactive"] = "auto"
+    """replay: of the log; reactive: NAVSIM's IDM vehicles, v2 only; auto: reactive for a two-stage split where the
+    column has what it needs, else replay."""
     use_human_filter: bool = True
+    """v2, see docs/reward.md."""
     consistent: bool = False
+    """v2, see docs/reward.md."""
     samples: int = Field(default=16, ge=2)
+    """Answers a scene of ``best_of_n``."""
     temperature: float = Field(default=1.0, gt=0)
+    """Of ``best_of_n``."""
     seed: int = 0
+    """Of ``best_of_n``."""
     mlp: MLPConfig = MLPConfig()
+    """Of ``ego_status_mlp``."""
     batch: int = Field(default=16, ge=1)
+    """Scenes answered at once."""
     chunk: int = Field(default=64, ge=1)
+    """Scenes scored at once."""
     worst: int = Field(default=12, ge=0)
+    """Scenes of the page; 0: no page."""
     device: str | None = None
+    """Of policies and scores: cpu, cuda; None: cuda where there is one."""
     max_bytes: int = Field(default=DEFAULT_MAX_BYTES, ge=1)
+    """Bound on the scorer's intermediates."""
 
     @field_validator("policy", mode="before")
     @classmethod

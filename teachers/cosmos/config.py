@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.records import CHANNELS
 from shards_schema.specs import NAME
 from teachers.cosmos import frames
@@ -118,40 +119,35 @@ def as_tuple(value: object) -> object:
 _Side = Annotated[int, Field(le=16_384)]
 
 
-class CosmosConfig(BaseModel):
-    """What a Cosmos teacher encodes, and with what.
-
-    Attributes:
-        name: the column.
-        weights: ``random``, ``hub`` with ``revision``, or ``path`` to a folder in the hub's layout, with or without
-            the subfolder ``vae``: a ``config.json`` beside the safetensors file.
-        model: which VAE.
-        network: of random weights only: ``full`` (default), ``tiny``, or constructor arguments on top of the preset
-            that ``preset`` names. A checkpoint's network is in its config.json.
-        latents_mean: statistics in place of the checkpoint's: 16 values, or 16 * N channel-major.
-        latents_std: likewise.
-        channel: the camera.
-        layout: A, B, C or D of `teachers.cosmos.frames`, or the steps themselves.
-        size: width and height [px] of the encoded frames, multiples of 16.
-        pool: side of the square of latent cells that `latent_pool` averages; None for no such target.
-        batch_size: scenes encoded together.
-        dtype: of the network; statistics are applied in float32 always. bfloat16 needs a GPU.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class CosmosConfig(StrictModel):
+    """What a Cosmos teacher encodes, and with what."""
 
     name: str = Field(default="cosmos", pattern="^" + NAME.pattern.replace(r"\Z", "$"))
+    """The column."""
     weights: WeightsConfig
+    """``random``, ``hub`` with ``revision``, or ``path`` to a folder in the hub's layout, with or without the subfolder
+    ``vae``: a ``config.json`` beside the safetensors file."""
     model: Literal["cv8x8x8", "cv4x8x8", "wan"] = "cv8x8x8"
+    """Which VAE."""
     network: Literal["full", "tiny"] | dict[str, Any] | None = None
+    """Of random weights only: ``full`` (default), ``tiny``, or constructor arguments on top of the preset that
+    ``preset`` names. A checkpoint's network is in its config.json."""
     latents_mean: tuple[float, ...] | None = None
+    """Statistics in place of the checkpoint's: 16 values, or 16 * N channel-major."""
     latents_std: tuple[float, ...] | None = None
+    """Likewise."""
     channel: str = "CAM_F0"
+    """The camera."""
     layout: LayoutName | Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = "A"
+    """A, B, C or D of `teachers.cosmos.frames`, or the steps themselves."""
     size: tuple[_Side, _Side] = (512, 288)
+    """Width and height [px] of the encoded frames, multiples of 16."""
     pool: int | None = Field(default=4, ge=1)
+    """Side of the square of latent cells that `latent_pool` averages; None for no such target."""
     batch_size: int = Field(default=4, ge=1)
+    """Scenes encoded together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the network; statistics are applied in float32 always. bfloat16 needs a GPU."""
 
     @model_validator(mode="after")
     def _possible(self) -> CosmosConfig:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.specs import NAME
 from teachers.cosmos.config import CHANNELS_OUT, SPATIAL, CosmosConfig, LayoutName, as_tuple
 from teachers.execution import Attention
@@ -84,57 +85,53 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 _Side = Annotated[int, Field(le=16_384)]
 
 
-class CosmosPredictConfig(BaseModel):
+class CosmosPredictConfig(StrictModel):
     """What a Cosmos-Predict teacher is shown, and what of it is read.
 
     The transformer is given the clip's frames up to now, as 1 or 2 clean latents, and `horizon` latents of pure noise
     for what comes next. Frames after now never reach it: they are encoded for the targets `latent` and `latent_pool`.
-
-    Attributes:
-        name: the column.
-        weights: ``random``, ``hub`` with ``revision``, or ``path`` to a folder in the hub's layout, with the
-            subfolders ``transformer`` and ``vae``.
-        vae: where the Wan 2.1 VAE is, if it is not in `weights`.
-        model: Predict2 or Predict2.5, Video2World.
-        network: its size.
-        channel: the camera.
-        layout: A, B or D of `teachers.cosmos.frames`, or the steps themselves; 1 or 5 of them up to now.
-        size: width and height [px] of the encoded frames, multiples of 16.
-        latents: whether the VAE latents of the whole clip are targets too, as the teacher `cosmos` writes them.
-        pool: side of the square of latent cells that `latent_pool` averages; None for no such target.
-        block: k, the transformer block (from 0) whose output is read; None for the network's default.
-        sigma: noise level of the latents to come; t = sigma / (1 + sigma). They hold noise alone, which is close to
-            what the transformer was trained on only where sigma is high.
-        horizon: latents to come, of 4 frames each.
-        noise_seed: with a scene's token, the seed of its noise.
-        token_pool: rows and columns of the rectangle of tokens that `foresight` averages.
-        batch_size: scenes computed together.
-        dtype: of both networks; statistics, norm and pools are in float32 always. bfloat16 needs a GPU.
-        attention: the kernel of the transformer's attention; see `teachers.execution`.
-        compile: whether the transformer's blocks are compiled. Batches then have `batch_size` scenes always.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str = Field(default="cosmos_predict", pattern="^" + NAME.pattern.replace(r"\Z", "$"))
+    """The column."""
     weights: WeightsConfig
+    """``random``, ``hub`` with ``revision``, or ``path`` to a folder in the hub's layout, with the subfolders
+    ``transformer`` and ``vae``."""
     vae: WeightsConfig | None = None
+    """Where the Wan 2.1 VAE is, if it is not in `weights`."""
     model: Literal["predict2", "predict2.5"] = "predict2"
+    """Predict2 or Predict2.5, Video2World."""
     network: Literal["2b", "14b", "tiny"] = "2b"
+    """Its size."""
     channel: str = "CAM_F0"
+    """The camera."""
     layout: LayoutName | Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = "B"
+    """A, B or D of `teachers.cosmos.frames`, or the steps themselves; 1 or 5 of them up to now."""
     size: tuple[_Side, _Side] = (512, 288)
+    """Width and height [px] of the encoded frames, multiples of 16."""
     latents: bool = True
+    """Whether the VAE latents of the whole clip are targets too, as the teacher `cosmos` writes them."""
     pool: int | None = Field(default=4, ge=1)
+    """Side of the square of latent cells that `latent_pool` averages; None for no such target."""
     block: int | None = Field(default=None, ge=0)
+    """K, the transformer block (from 0) whose output is read; None for the network's default."""
     sigma: float = Field(default=80.0, gt=0.0, allow_inf_nan=False)
+    """Noise level of the latents to come; t = sigma / (1 + sigma). They hold noise alone, which is close to what the
+    transformer was trained on only where sigma is high."""
     horizon: int = Field(default=2, ge=1)
+    """Latents to come, of 4 frames each."""
     noise_seed: int = 0
+    """With a scene's token, the seed of its noise."""
     token_pool: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (2, 2)
+    """Rows and columns of the rectangle of tokens that `foresight` averages."""
     batch_size: int = Field(default=2, ge=1)
+    """Scenes computed together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of both networks; statistics, norm and pools are in float32 always. bfloat16 needs a GPU."""
     attention: Attention = "auto"
+    """The kernel of the transformer's attention; see `teachers.execution`."""
     compile: bool = False
+    """Whether the transformer's blocks are compiled. Batches then have `batch_size` scenes always."""
 
     @model_validator(mode="after")
     def _possible(self) -> CosmosPredictConfig:

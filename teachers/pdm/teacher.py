@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from maps.folder import INDEX, MapFolder
 from maps.nuplan_map import load_map
 from scoring.context import RewardContext, Version
 from scoring.references import complete
 from shards_schema.errors import SampleError, ShardsError, WeightsError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.records import Image, Scene
 from shards_schema.specs import NAME, TargetSpec
 from teachers.base import ImageRequest, Needs, Targets, TeacherInput
@@ -42,28 +43,23 @@ _KEPT = 256
 """Prepared scenes that wait for `compute`, each some 0.3 MB; one that fell out is prepared again."""
 
 
-class PDMConfig(BaseModel):
-    """What the column holds.
-
-    Attributes:
-        name: the column.
-        maps_root: the folder of ``nuplan-maps-v1.0.json`` (NUPLAN_MAPS_ROOT).
-        versions: which scores it is for.
-        reactive: v2: also what reactive traffic needs, for the two-stage score.
-        radius: metres around the ego, of map and forecast; NAVSIM has 100.
-        precision: of map, agents and centerline; the rest is float64.
-        batch_size: scenes scored together.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PDMConfig(StrictModel):
+    """What the column holds."""
 
     name: str = "pdm"
+    """The column."""
     maps_root: str = Field(min_length=1)
+    """The folder of ``nuplan-maps-v1.0.json`` (NUPLAN_MAPS_ROOT)."""
     versions: tuple[Version, ...] = Field(("v1", "v2"), min_length=1)
+    """Which scores it is for."""
     reactive: bool = False
+    """v2: also what reactive traffic needs, for the two-stage score."""
     radius: float = Field(RADIUS_M, gt=0)
+    """Metres around the ego, of map and forecast; NAVSIM has 100."""
     precision: Precision = "float32"
+    """Of map, agents and centerline; the rest is float64."""
     batch_size: int = Field(16, ge=1)
+    """Scenes scored together."""
 
     @field_validator("maps_root", mode="before")
     @classmethod

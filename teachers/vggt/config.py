@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from shards_schema.inputs.models import StrictModel
 from shards_schema.records import CHANNELS
 from teachers.execution import Attention
 from teachers.vggt.geometry import PATCH, PRESETS, VGGTNetworkConfig
@@ -18,66 +19,59 @@ from teachers.weights import WeightsConfig
 Head = Literal["camera", "depth"]
 
 
-class PoolConfig(BaseModel):
+class PoolConfig(StrictModel):
     """An adaptive average of the patch grid to `rows` x `cols` cells, kept as a grid or `flat` as a list of tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: PositiveInt
     cols: PositiveInt
     flat: bool = False
 
 
-class VGGTConfig(BaseModel):
-    """The VGGT teacher's config.
-
-    Attributes:
-        name: the column, where one dataset has two configs of this teacher.
-        weights: where the weights come from.
-        network: a preset's name (`1b`, `small`, `tiny`), or a geometry.
-        views: camera channels, in order.
-        window: steps (2 Hz frames from now), in order. The network sees len(window) x len(views) frames, by step, then
-            by view; the first of them is the reference, in whose camera frame poses are given, and whose tokens differ.
-        width: pixels across of the images that the network sees, a multiple of 14.
-        height: pixels down; None for what a 16:9 image has at that width. An image of another aspect is refused.
-        layers: aggregator layers that are stored; negative ones count from the end.
-        pools: by name, how each layer's patch tokens are pooled.
-        pool_dtype: in which the pooled tokens leave the teacher. float16 ends at 65,504, which raw tokens can pass;
-            float32 leaves the choice of what is stored to the column's `storage`.
-        heads: which heads are run and stored.
-        depth_cell: pixels a side of the cells whose median depth is stored; odd, so that a median is a value.
-        depth_precision: tf32 lets the tensor cores round the factors of the depth head's convolutions to 11 bits, as
-            torch does unless told otherwise; with `dtype` bfloat16 only.
-        batch_size: scenes run together.
-        dtype: float32, or bfloat16: the aggregator under autocast, with float32 residuals, and float32 heads.
-        attention: the kernel of the aggregator's attention; see `teachers.execution`.
-        compile: whether the blocks of patch encoder and aggregator are compiled (ours only). Batches then have
-            `batch_size` scenes always.
-        implementation: ours, or Meta's package ``vggt`` where it is installed.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class VGGTConfig(StrictModel):
+    """The VGGT teacher's config."""
 
     name: str = "vggt"
+    """The column, where one dataset has two configs of this teacher."""
     weights: WeightsConfig
+    """Where the weights come from."""
     network: VGGTNetworkConfig = PRESETS["1b"]
+    """A preset's name (`1b`, `small`, `tiny`), or a geometry."""
     views: tuple[str, ...] = Field(default=("CAM_F0", "CAM_L0", "CAM_R0"), min_length=1)
+    """Camera channels, in order."""
     window: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Steps (2 Hz frames from now), in order. The network sees len(window) x len(views) frames, by step, then by view;
+    the first of them is the reference, in whose camera frame poses are given, and whose tokens differ."""
     width: PositiveInt = 518
+    """Pixels across of the images that the network sees, a multiple of 14."""
     height: PositiveInt | None = None
+    """Pixels down; None for what a 16:9 image has at that width. An image of another aspect is refused."""
     layers: tuple[int, ...] = Field(default=(-1,), min_length=1)
+    """Aggregator layers that are stored; negative ones count from the end."""
     pools: dict[str, PoolConfig] = Field(
         default={"grid": PoolConfig(rows=10, cols=18), "tok12": PoolConfig(rows=3, cols=4, flat=True)}
     )
+    """By name, how each layer's patch tokens are pooled."""
     pool_dtype: Literal["float16", "float32"] = "float16"
+    """In which the pooled tokens leave the teacher. float16 ends at 65,504, which raw tokens can pass; float32 leaves
+    the choice of what is stored to the column's `storage`."""
     heads: tuple[Head, ...] = ("camera", "depth")
+    """Which heads are run and stored."""
     depth_cell: Literal[1, 7] = 7
+    """Pixels a side of the cells whose median depth is stored; odd, so that a median is a value."""
     depth_precision: Literal["float32", "tf32"] = "float32"
+    """tf32 lets the tensor cores round the factors of the depth head's convolutions to 11 bits, as torch does unless
+    told otherwise; with `dtype` bfloat16 only."""
     batch_size: PositiveInt = 4
+    """Scenes run together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """float32, or bfloat16: the aggregator under autocast, with float32 residuals, and float32 heads."""
     attention: Attention = "auto"
+    """The kernel of the aggregator's attention; see `teachers.execution`."""
     compile: bool = False
+    """Whether the blocks of patch encoder and aggregator are compiled (ours only). Batches then have `batch_size`
+    scenes always."""
     implementation: Literal["ours", "upstream"] = "ours"
+    """ours, or Meta's package ``vggt`` where it is installed."""
 
     @field_validator("network", mode="before")
     @classmethod

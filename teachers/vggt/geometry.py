@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
+
+from shards_schema.inputs.models import StrictModel
 
 PATCH = 14
 """Pixels a side of a patch."""
@@ -28,29 +30,22 @@ DINOV2: dict[str, tuple[int, int, int]] = {
 """Width, blocks and attention heads of the DINOv2 encoders with registers (Oquab et al. 2023, table 16)."""
 
 
-class CameraHeadConfig(BaseModel):
+class CameraHeadConfig(StrictModel):
     """The camera head: `depth` blocks of `heads` attention heads over the camera tokens of all frames."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     depth: PositiveInt = 4
     heads: PositiveInt = 16
 
 
-class DepthHeadConfig(BaseModel):
-    """The DPT depth head.
-
-    Attributes:
-        layers: the four aggregator layers that it reads, shallow to deep.
-        out_channels: channels of the four levels, fine to coarse.
-        features: channels in which the levels are fused.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DepthHeadConfig(StrictModel):
+    """The DPT depth head."""
 
     layers: tuple[int, int, int, int] = (4, 11, 17, 23)
+    """The four aggregator layers that it reads, shallow to deep."""
     out_channels: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (256, 512, 1024, 1024)
+    """Channels of the four levels, fine to coarse."""
     features: PositiveInt = 256
+    """Channels in which the levels are fused."""
 
     @model_validator(mode="after")
     def _sin_cos_fits(self) -> DepthHeadConfig:
@@ -61,26 +56,21 @@ class DepthHeadConfig(BaseModel):
         return self
 
 
-class VGGTNetworkConfig(BaseModel):
-    """The geometry of a VGGT network; the defaults are the published one.
-
-    Attributes:
-        embed_dim: C, the width of the aggregator; tokens that it gives out have 2C channels.
-        depth: number of frame blocks, and of global blocks.
-        heads: attention heads of an aggregator block.
-        patch_encoder: how a patch becomes a token: one convolution, or a DINOv2 encoder of the same width.
-        camera: the camera head, None for a network without one.
-        depth_head: the depth head, None for a network without one.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class VGGTNetworkConfig(StrictModel):
+    """The geometry of a VGGT network; the defaults are the published one."""
 
     embed_dim: PositiveInt = 1024
+    """C, the width of the aggregator; tokens that it gives out have 2C channels."""
     depth: PositiveInt = 24
+    """Number of frame blocks, and of global blocks."""
     heads: PositiveInt = 16
+    """Attention heads of an aggregator block."""
     patch_encoder: PatchEncoder = "dinov2_vitl14_reg"
+    """How a patch becomes a token: one convolution, or a DINOv2 encoder of the same width."""
     camera: CameraHeadConfig | None = CameraHeadConfig()
+    """The camera head, None for a network without one."""
     depth_head: DepthHeadConfig | None = DepthHeadConfig()
+    """The depth head, None for a network without one."""
 
     @model_validator(mode="after")
     def _fits(self) -> VGGTNetworkConfig:

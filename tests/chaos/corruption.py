@@ -25,37 +25,33 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from pipeline.reading.reader import Dataset
 from pipeline.reading.verify import verify
 from shards_schema.codecs import TAR_END
 from shards_schema.errors import ShardsError
+from shards_schema.inputs.models import StrictModel
 from tests.chaos import results
 from tests.chaos.world import World
 
 Harm = Callable[[random.Random], None]
 
 
-class Config(BaseModel):
-    """How much.
-
-    Attributes:
-        seed: of the places and bits.
-        flips: bits flipped in each kind of file, one at a time.
-        peers: a folder of packages to look for the peers in, behind our own; None leaves out those that are not here.
-        only: kinds of our files; None is all.
-        with_peers: whether to measure the peers at all.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """How much."""
 
     seed: int = 0
+    """Of the places and bits."""
     flips: int = Field(default=40, ge=1)
+    """Bits flipped in each kind of file, one at a time."""
     peers: Path | None = None
+    """A folder of packages to look for the peers in, behind our own; None leaves out those that are not here."""
     only: tuple[str, ...] | None = None
+    """Kinds of our files; None is all."""
     with_peers: bool = True
+    """Whether to measure the peers at all."""
 
 
 KINDS: dict[str, str] = {

@@ -23,13 +23,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.reading.verify import verify
 from reports.tables import table
 from shards_schema import layout
 from shards_schema.codecs import unseal
 from shards_schema.errors import ShardsError
+from shards_schema.inputs.models import StrictModel
 from tests.chaos.results import save
 from tests.chaos.shim import DIED, KINDS, Fault, Point, Shim
 from tests.chaos.world import World, compare, digests, facts
@@ -41,25 +42,20 @@ Job = Callable[[Path], int]
 """Makes a dataset, or goes on with it; how many shards it did."""
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        stride: every stride-th (point, kind) is done; 1 is all of them.
-        storms: datasets of three shards that are hit at a random point by a random kind, again and again; the
-            environment's CHAOS is the default.
-        seed: of the storms.
-        verify_every: one in so many results is read by `verify` too.
-        logs: shards of the world whose every point is struck.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     stride: int = Field(default=1, ge=1)
+    """Every stride-th (point, kind) is done; 1 is all of them."""
     storms: int = Field(default_factory=lambda: int(os.environ.get("CHAOS", "10")), ge=0)
+    """Datasets of three shards that are hit at a random point by a random kind, again and again; the environment's
+    CHAOS is the default."""
     seed: int = 0
+    """Of the storms."""
     verify_every: int = Field(default=25, ge=1)
+    """One in so many results is read by `verify` too."""
     logs: int = Field(default=1, ge=1)
+    """Shards of the world whose every point is struck."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

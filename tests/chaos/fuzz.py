@@ -27,10 +27,11 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from jobs import config as job_config
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from tests.chaos.targets import TARGETS, Target
 
 SLOW = 5.0
@@ -54,26 +55,21 @@ FORBIDDEN = (
 """Audit events that no input may cause."""
 
 
-class Config(BaseModel):
-    """What to fuzz, how long, and with what.
-
-    Attributes:
-        target: a name of `tests.chaos.targets.TARGETS`, or "all".
-        seconds: of each target.
-        seed: of the mutations.
-        engine: "mutate" or "atheris".
-        corpus: a folder of further seeds, one a file; atheris keeps there what found new paths.
-        findings: where inputs of findings are written.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """What to fuzz, how long, and with what."""
 
     target: str = "all"
+    """A name of `tests.chaos.targets.TARGETS`, or "all"."""
     seconds: float = Field(default=30, gt=0)
+    """Of each target."""
     seed: int = 0
+    """Of the mutations."""
     engine: Literal["mutate", "atheris"] = "mutate"
+    """Which fuzzer: mutate or atheris."""
     corpus: Path | None = None
+    """A folder of further seeds, one a file; atheris keeps there what found new paths."""
     findings: Path = Path("out/fuzz")
+    """Where inputs of findings are written."""
 
 
 @dataclass

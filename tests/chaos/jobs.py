@@ -28,11 +28,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipeline.reading.verify import verify
 from reports.tables import table
 from shards_schema.codecs import unseal
+from shards_schema.inputs.models import StrictModel
 from tests.chaos.harms import SCENARIOS, Outcome, Scenario, begun, environment, mend
 from tests.chaos.processes import MOST, Job, alive, command, kill, records
 from tests.chaos.results import load, save
@@ -40,30 +41,25 @@ from tests.chaos.room import Room
 from tests.chaos.world import compare, digests
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        only: names of scenarios, whose results take the place of those of an earlier session; none is all.
-        rounds: how often each; the environment's CHAOS, divided by ten, is the default.
-        seed: of the moments.
-        patience: seconds that a stopped actor is given to be replaced.
-        linger: seconds after the resumed run in which the last process of both must be gone.
-        logs: of the generated drive, 5 scenes each, in shards of one.
-        data: a folder with the drive from an earlier session; None generates it anew.
-        overrides: for the job, ``key=value``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     only: tuple[str, ...] = ()
+    """Names of scenarios, whose results take the place of those of an earlier session; none is all."""
     rounds: int = Field(default_factory=lambda: max(1, int(os.environ.get("CHAOS", "10")) // 10), ge=1)
+    """How often each; the environment's CHAOS, divided by ten, is the default."""
     seed: int = 0
+    """Of the moments."""
     patience: float = Field(default=45, gt=0)
+    """Seconds that a stopped actor is given to be replaced."""
     linger: float = Field(default=60, gt=0)
+    """Seconds after the resumed run in which the last process of both must be gone."""
     logs: int = Field(default=3, ge=2)
+    """Of the generated drive, 5 scenes each, in shards of one."""
     data: str | None = None
+    """A folder with the drive from an earlier session; None generates it anew."""
     overrides: tuple[str, ...] = ()
+    """For the job, ``key=value``."""
 
 
 class SkippedError(Exception):

@@ -26,9 +26,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from reports.tables import table
+from shards_schema.inputs.models import StrictModel
 from tests.chaos.processes import MOST, alive, command, kill
 from tests.chaos.results import save
 from tests.chaos.small import SmallJob, settings
@@ -38,23 +39,18 @@ SHARED = Path("/dev/shm")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        runs: how many; every second one is interrupted.
-        seed: of the moments.
-        linger: seconds after the driver's end in which its last process must be gone. (Ray's two agents look for their
-            raylet every few seconds, and outlive a driver that was killed by some twenty.)
-        data: a folder with the generated drive from an earlier session; None generates it anew.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     runs: int = Field(default=50, ge=2)
+    """How many; every second one is interrupted."""
     seed: int = 0
+    """Of the moments."""
     linger: float = Field(default=60, gt=0)
+    """Seconds after the driver's end in which its last process must be gone. (Ray's two agents look for their raylet
+    every few seconds, and outlive a driver that was killed by some twenty.)."""
     data: str | None = None
+    """A folder with the generated drive from an earlier session; None generates it anew."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from shards_schema.errors import MissingFileError
+from shards_schema.inputs.models import StrictModel
 from tests.chaos import corruption, leavings, shim
 from tests.chaos.found import BUGS, Bug
 from tests.chaos.results import FOLDER, load
@@ -22,10 +21,8 @@ from tests.chaos.results import FOLDER, load
 ROOT = Path(__file__).parents[2]
 
 
-class Config(BaseModel):
+class Config(StrictModel):
     """Where the page goes; its plot stands beside it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     page: str = str(ROOT / "docs" / "results" / "reliability.md")
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from scipy import stats
 
 from benchmarks.curves import Lines, svg
@@ -40,6 +40,7 @@ from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardTask
 from shards_schema import layout
+from shards_schema.inputs.models import StrictModel
 from tests.chaos.results import save
 from tests.chaos.world import World
 
@@ -50,22 +51,17 @@ GROWTH = 0.02
 _PATIENCE = 100
 
 
-class Config(BaseModel):
-    """Knobs.
-
-    Attributes:
-        minutes: how long at least.
-        every: seconds between two samples.
-        threads: shards in flight.
-        logs: of the world; as many shards.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Config(StrictModel):
+    """Knobs."""
 
     minutes: float = Field(default=30, gt=0)
+    """How long at least."""
     every: float = Field(default=3, gt=0)
+    """Seconds between two samples."""
     threads: int = Field(default=2, ge=1)
+    """Shards in flight."""
     logs: int = Field(default=12, ge=1)
+    """Of the world; as many shards."""
 
 
 @dataclass(frozen=True, slots=True)

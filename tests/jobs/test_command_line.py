@@ -32,6 +32,7 @@ from pipeline.writing.device import refuse_absent
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from reports.outputs import replace_file, write_bytes
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError, StoreError
+from shards_schema.inputs.models import StrictModel
 from shards_schema.inputs.refusals import annotations_at, problems
 from synthetic import MARKER, SyntheticConfig
 from synthetic import source as town
@@ -82,12 +83,12 @@ def main_of(job: str) -> Callable[[list[str]], object]:
         ("experiments", ["seeds", "list of int, default [0, 1, 2]", "student.width"]),
         ("grpo", ["policy", "group"]),
         ("grpo_experiments", ["minutes", "policy"]),
-        ("evaluate", ["mlp.all_status", "v1 | v2 | both", "scenes scored at once"]),
-        ("verify", ["str, required: the dataset: a path or an fsspec URL", "threads"]),
+        ("evaluate", ["mlp.all_status", "v1 | v2 | both", "Scenes scored at once"]),
+        ("verify", ["str, required. The dataset: a path or an fsspec URL", "threads"]),
         ("inspect", ["path | null, default null"]),
-        ("export", ["separator", "between points"]),
+        ("export", ["separator", "Between points"]),
         ("fidelity", ["overrides"]),
-        ("data", ["logs a split", "nuplan_10hz", "folder that becomes OPENSCENE_DATA_ROOT"]),
+        ("data", ["Logs a split", "nuplan_10hz", "folder that becomes OPENSCENE_DATA_ROOT"]),
     ],
 )
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -103,21 +104,15 @@ def test_help_names_every_key(run: Run, job: str, said: list[str], flag: str) ->
 
 
 def test_a_type_a_default_and_a_meaning_for_each_field() -> None:
-    class Part(BaseModel):
-        """A part.
-
-        Attributes:
-            many, few: of both. And more.
-            path: where,
-                on two lines; e.g. here.
-
-        Raises:
-            NotAField: never.
-        """
+    class Part(StrictModel):
+        """A part."""
 
         many: tuple[int, ...] = (1, 2)
+        """Of it. And more."""
         few: tuple[int, float] | None = None
         path: Path = Path("a/b")
+        """Where,
+        on two lines; e.g. here."""
 
     class Whole(BaseModel):
         part: Part = Part(many=(3,))
@@ -127,10 +122,10 @@ def test_a_type_a_default_and_a_meaning_for_each_field() -> None:
     page = usage.page(usage.page, [Whole])
     keys = page.partition("nested in CONFIG:\n\n")[2].splitlines()
     assert keys == [
-        "  part.*                     see below",
-        "  part.many                  list of int, default [3]: of both",
-        "  part.few                   [int, float] | null, default null: of both",
-        '  part.path                  path, default "a/b": where, on two lines; e.g. here',
+        "  part.*                     See below.",
+        "  part.many                  list of int, default [3]. Of it. And more.",
+        "  part.few                   [int, float] | null, default null",
+        '  part.path                  path, default "a/b". Where, on two lines; e.g. here.',
         "  name                       str, required",
         "  table                      mapping of {many, few, path}, default {}",
     ]

@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from shards_schema.inputs.models import StrictModel
 from trainer.answers.base import Expectation
 from trainer.answers.geometry import compose, motions_of, path, wrap
 from trainer.answers.kmeans import kmeans
@@ -27,29 +28,25 @@ HEADING_METRES = 3.0
 """A radian of heading counts as this many metres: what it moves the car sideways over the next few steps."""
 
 
-class MotionConfig(BaseModel):
-    """The motion vocabulary.
-
-    Attributes:
-        size: K, motions.
-        relative: whether a motion is what is added to going straight on at the speed of now, or the motion itself.
-        smoothing: metres; the loss asks for motions near the right one too, exp(-d^2 / 2 smoothing^2); 0: for it alone.
-        regression: weight of a second loss: L1, in metres and radians, between the expected trajectory and the drive.
-        decode: what the policy's one answer is: each step's likeliest motion (`greedy`), or its expected one
-            (`expected`): best in the mean error, but between two ways round an obstacle it takes neither.
-        seed, iterations: of k-means.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class MotionConfig(StrictModel):
+    """The motion vocabulary."""
 
     kind: Literal["motion"] = "motion"
     size: int = Field(default=128, ge=2)
+    """K, motions."""
     relative: bool = True
+    """Whether a motion is what is added to going straight on at the speed of now, or the motion itself."""
     smoothing: float = Field(default=0.0, ge=0)
+    """Metres; the loss asks for motions near the right one too, exp(-d^2 / 2 smoothing^2); 0: for it alone."""
     regression: float = Field(default=0.0, ge=0)
+    """Weight of a second loss: L1, in metres and radians, between the expected trajectory and the drive."""
     decode: Literal["greedy", "expected"] = "greedy"
+    """What the policy's one answer is: each step's likeliest motion (`greedy`), or its expected one (`expected`): best
+    in the mean error, but between two ways round an obstacle it takes neither."""
     seed: int = 0
+    """Of k-means."""
     iterations: int = Field(default=50, ge=1)
+    """Of k-means."""
 
 
 def going_on(status_BH7: Tensor) -> Tensor:

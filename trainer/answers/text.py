@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 from trainer.answers.base import Expectation
 
 CHARACTERS = "0123456789.-,() "
@@ -54,10 +55,8 @@ class Written(float):
         return text if re.search("[1-9n]", text) else float.__format__(0.0, spec)
 
 
-class TextConfig(BaseModel):
+class TextConfig(StrictModel):
     """Text waypoints; `digits` after the point for metres, one more for radians."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["text"] = "text"
     digits: int = Field(default=2, ge=0, le=4)

@@ -26,11 +26,12 @@ from threading import Lock
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from shards_schema.errors import ConfigError, WeightsError
 from shards_schema.inputs import reach
+from shards_schema.inputs.models import StrictModel
 from trainer.answers.base import Answers
 from trainer.batch import Batch, prompt_text
 from trainer.latents import LatentInputs
@@ -48,40 +49,34 @@ _TOKENIZING = Lock()
 _LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(StrictModel):
     """Low-rank adaptation of the language model's linear layers (peft)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rank: int = Field(default=32, ge=1)
     alpha: float = Field(default=64.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class HFConfig(BaseModel):
-    """A pretrained student.
-
-    Attributes:
-        model, revision: a folder, or a repository of the hub and its revision.
-        dtype: of the pretrained weights; what LoRA adds, latents and answer head are float32.
-        lora: None trains every weight (but those of a frozen vision tower).
-        freeze_vision: whether the vision tower stays as it is.
-        gradient_checkpointing: recompute activations (gradients are the same).
-        tiles: InternVL only: most tiles an image is cut into.
-        align_layer: see `TinyConfig`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class HFConfig(StrictModel):
+    """A pretrained student."""
 
     kind: Literal["hf"] = "hf"
     model: str
+    """A folder, or a repository of the hub."""
     revision: str | None = None
+    """Of the hub's repository."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the pretrained weights; what LoRA adds, latents and answer head are float32."""
     lora: LoraConfig | None = None
+    """None trains every weight (but those of a frozen vision tower)."""
     freeze_vision: bool = True
+    """Whether the vision tower stays as it is."""
     gradient_checkpointing: bool = False
+    """Recompute activations (gradients are the same)."""
     tiles: int = Field(default=1, ge=1)
+    """InternVL only: most tiles an image is cut into."""
     align_layer: int = -1
+    """See `TinyConfig`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

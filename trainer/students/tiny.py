@@ -15,10 +15,11 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.stores.decode import Side
+from shards_schema.inputs.models import StrictModel
 from shards_schema.records import COMMANDS
 from trainer.answers.base import Answers
 from trainer.batch import Batch
@@ -32,37 +33,34 @@ OCTAVES = 5
 """Sines and cosines of each status number: speeds that differ by centimetres a second have to look different."""
 
 
-class TinyConfig(BaseModel):
-    """The tiny student.
-
-    Attributes:
-        width, depth, heads: of the transformer.
-        image: (width, height) that images are resized to; multiples of `patch`.
-        patch: pixels along a side of what becomes one position. With 32 the convolutions see twice as far for the same
-            length of sequence: at 64 lines a traffic light is one pixel.
-        dropout: of attention and MLP outputs, while training.
-        answer_dropout: share of the answer tokens that are hidden from those after them while training. Without it the
-            student learns to repeat the motion before, which is right nearly always, and not to look at the scene.
-        shift, jitter: images are moved by up to so many pixels, and gain and offset of their channels changed by up to
-            such a share, while training: a few hundred scenes are otherwise learnt by heart.
-        patch_dropout: share of the patches that are hidden while training.
-        align_layer: hidden layer that the adapters read, 1..depth or negative; -1 is the last, after the final norm.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TinyConfig(StrictModel):
+    """The tiny student."""
 
     kind: Literal["tiny"] = "tiny"
     width: int = Field(default=96, ge=8, le=65_536)
+    """Of the transformer."""
     depth: int = Field(default=4, ge=1, le=1024)
+    """Layers of the transformer."""
     heads: int = Field(default=4, ge=1, le=1024)
+    """Attention heads of the transformer."""
     image: tuple[Side, Side] = (112, 64)
+    """(width, height) that images are resized to; multiples of `patch`."""
     patch: Literal[16, 32] = 16
+    """Pixels along a side of what becomes one position. With 32 the convolutions see twice as far for the same length
+    of sequence: at 64 lines a traffic light is one pixel."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Of attention and MLP outputs, while training."""
     answer_dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share of the answer tokens that are hidden from those after them while training. Without it the student learns to
+    repeat the motion before, which is right nearly always, and not to look at the scene."""
     shift: int = Field(default=8, ge=0)
+    """Images are moved by up to so many pixels while training: a few hundred scenes are otherwise learnt by heart."""
     jitter: float = Field(default=0.15, ge=0)
+    """Gain and offset of the images' channels are changed by up to such a share while training."""
     patch_dropout: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the patches that are hidden while training."""
     align_layer: int = -1
+    """Hidden layer that the adapters read, 1..depth or negative; -1 is the last, after the final norm."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
