@@ -23,12 +23,12 @@ from shards_schema import layout
 from shards_schema.errors import MismatchError, MissingFileError, SampleError
 from shards_schema.plan import PlannedScene
 
-_PATIENCE = 10.0
+_PROPAGATION = 10.0
 """Seconds until a network file system must have shown a new file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Preflight:
     """What the driver sees.
 
     Attributes:
@@ -44,41 +44,41 @@ class Sight:
     found: str
 
 
-def take(source: Source, volume: Volume, scene: PlannedScene) -> Sight:
+def take(source: Source, volume: Volume, scene: PlannedScene) -> Preflight:
     """Look, and leave the mark. It lies among the files under way, which the end of the run sweeps."""
     mark = None
     if volume.local_root is not None:
         mark = f"{layout.TEMP}/driver-{uuid.uuid4().hex}"
         volume.put(mark, b"")
-    return Sight(_dataset(volume), mark, scene, _first_scene(source, scene))
+    return Preflight(_dataset(volume), mark, scene, _first_scene(source, scene))
 
 
-def worker(sight: Sight, **arguments: Any) -> ShardWorker:
+def worker(expected: Preflight, **arguments: Any) -> ShardWorker:
     """A `ShardWorker` of these arguments, on a machine that sees what the driver saw.
 
     Raises:
         MismatchError: it does not; host, path and what was expected there are named.
     """
-    compare(sight, arguments["source"], arguments["volume"])
+    compare(expected, arguments["source"], arguments["volume"])
     return ShardWorker(**arguments)
 
 
-def compare(sight: Sight, source: Source, volume: Volume) -> None:
+def compare(expected: Preflight, source: Source, volume: Volume) -> None:
     """See `worker`."""
     here = f"the worker on host {socket.gethostname()} (working directory {os.getcwd()})"
     dataset = _dataset(volume)
-    if dataset != sight.dataset or not _marked(volume, sight.mark):
+    if dataset != expected.dataset or not _marked(volume, expected.mark):
         raise MismatchError(
             f"{here} does not see the driver's dataset at {volume.path('').rstrip('/')}: dataset.json there is "
-            f"{dataset}, the driver's is {sight.dataset}"
-            + (", and the driver's mark is not there" if dataset == sight.dataset else "")
+            f"{dataset}, the driver's is {expected.dataset}"
+            + (", and the driver's mark is not there" if dataset == expected.dataset else "")
             + "; give an out that every node shares: an object store's URL, or a path on a network file system"
         )
-    found = _first_scene(source, sight.scene)
-    if found != sight.found:
+    found = _first_scene(source, expected.scene)
+    if found != expected.found:
         raise MismatchError(
-            f"{here} does not see the driver's data: of the first scene, {sight.scene.ref.token} of log "
-            f"{sight.scene.ref.log}, it has {found}, the driver has {sight.found}; is source.root a path that every "
+            f"{here} does not see the driver's data: of the first scene, {expected.scene.ref.token} of log "
+            f"{expected.scene.ref.log}, it has {found}, the driver has {expected.found}; is source.root a path that every "
             "node mounts, or an object store's URL?"
         )
 
@@ -91,7 +91,7 @@ def _dataset(volume: Volume) -> str:
 
 
 def _marked(volume: Volume, mark: str | None) -> bool:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _PROPAGATION
     while mark is not None and not volume.exists(mark):
         if time.monotonic() > deadline:
             return False

@@ -142,7 +142,7 @@ def test_a_worker_that_sees_the_same_is_let_in_and_any_other_is_named(
 
     # an older dataset of the same plan, at the same path of another disk
     shutil.copytree(tmp_path / "out", tmp_path / "other", ignore=shutil.ignore_patterns(".tmp"))
-    monkeypatch.setattr(preflight, "_PATIENCE", 0.1)
+    monkeypatch.setattr(preflight, "_PROPAGATION", 0.1)
     with pytest.raises(MismatchError, match=r"mark is not there.*network file"):
         preflight.compare(seen, data, Volume(str(tmp_path / "other")))
     with pytest.raises(MismatchError, match=r"dataset.json there is nothing"):
