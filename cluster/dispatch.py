@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from cluster.attempts import Attempts
-from cluster.timeouts import LOAD_FLOOR, SHARD_FLOOR, Hang, Patience
+from cluster.timeouts import LOAD_FLOOR, SHARD_FLOOR, Hang, Timeout
 
 
 class Verdict(Enum):
@@ -89,8 +89,8 @@ class Dispatcher:
         load_deadline: float | None = None,
     ) -> None:
         self._tasks, self._in_flight, self._max_attempts = tasks, in_flight, max_attempts
-        self._work = Patience(deadline, SHARD_FLOOR)
-        self._load = Patience(load_deadline, LOAD_FLOOR)
+        self._work = Timeout(deadline, SHARD_FLOOR)
+        self._load = Timeout(load_deadline, LOAD_FLOOR)
         self._book = Attempts(max_attempts)
         self._seats = [_Seat() for _ in range(seats)]
         self._fresh = 0

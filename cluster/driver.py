@@ -340,8 +340,8 @@ class _Driver:
             return
         self._void(seat)
         self._dispatch.away(seat)
-        patience = _NODE_DEATH if seat in self._nodes else 0
-        self._dying[seat] = (time.monotonic() + patience, f"its worker died ({_told(error)})")
+        timeout = _NODE_DEATH if seat in self._nodes else 0
+        self._dying[seat] = (time.monotonic() + timeout, f"its worker died ({_told(error)})")
 
     def _bury(self, now: float) -> None:
         """Settle the dead workers: with their node, which charges nobody, or by themselves."""

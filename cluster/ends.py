@@ -25,7 +25,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-PATIENCE = 5.0
+TIMEOUT = 5.0
 """Seconds for a process to be gone after Ray was told to end it."""
 _FAR = 30.0
 """Seconds for another node to say that its workers are gone, beside that."""
@@ -82,10 +82,10 @@ def below(pid: int) -> list[Process]:
     return out
 
 
-def end(processes: Iterable[Process], patience: float = PATIENCE) -> list[Process]:
+def end(processes: Iterable[Process], timeout: float = TIMEOUT) -> list[Process]:
     """Wait until processes of this machine are gone; those that are not in time are killed, and returned."""
     left = set(processes)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while (left := {p for p in left if p.alive}) and time.monotonic() < deadline:
         time.sleep(_TICK)
     killed = sorted(left)
@@ -94,7 +94,7 @@ def end(processes: Iterable[Process], patience: float = PATIENCE) -> list[Proces
             os.kill(process.pid, signal.SIGKILL)
         except OSError:
             continue  # gone by itself, or of another user
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while any(p.alive for p in killed) and time.monotonic() < deadline:
         time.sleep(_TICK)
     return killed
@@ -140,13 +140,13 @@ def see_off(workers: Mapping[str, Iterable[Process]], tell: Callable[[str], None
     killed = {here: end(workers.get(here, ()))}
     for node, answer in asked.items():
         try:
-            killed[node] = ray.get(answer, timeout=PATIENCE + _FAR)
+            killed[node] = ray.get(answer, timeout=TIMEOUT + _FAR)
         except (RayError, ConnectionError) as error:
             tell(f"host {hosts[node]} did not say whether its workers have ended ({type(error).__name__})")
     for node, processes in killed.items():
         for process in processes:
             tell(
-                f"worker process {process.pid} on host {hosts.get(node, node)} had not ended {PATIENCE:.0f} s after it "
+                f"worker process {process.pid} on host {hosts.get(node, node)} had not ended {TIMEOUT:.0f} s after it "
                 "was told to, and was killed"
             )
 

@@ -33,7 +33,7 @@ class Hang:
     limit: float
 
 
-class Patience:
+class Timeout:
     """What one kind of thing took, and what the next may take.
 
     Args:

@@ -61,13 +61,13 @@ def _stop(room: Room, job: Job, random_: random.Random, outcome: Outcome) -> Non
     actor = job.find("ray::TeacherActor")
     outcome.target, outcome.begun = command(actor), len(begun(job.out))
     kill(actor, signal.SIGSTOP)
-    deadline = time.monotonic() + room.patience
+    deadline = time.monotonic() + room.timeout
     while time.monotonic() < deadline and job.process.poll() is None:
         time.sleep(0.2)
         if not Path(f"/proc/{actor}").exists():
             return
     if job.process.poll() is None:
-        outcome.wrong.append(f"a hung actor was not replaced within {room.patience:.0f} s")
+        outcome.wrong.append(f"a hung actor was not replaced within {room.timeout:.0f} s")
         kill(actor, signal.SIGKILL)
 
 

@@ -50,7 +50,7 @@ class Config(StrictModel):
     """How often each; the environment's CHAOS, divided by ten, is the default."""
     seed: int = 0
     """Of the moments."""
-    patience: float = Field(default=45, gt=0)
+    timeout: float = Field(default=45, gt=0)
     """Seconds that a stopped actor is given to be replaced."""
     linger: float = Field(default=60, gt=0)
     """Seconds after the resumed run in which the last process of both must be gone."""
@@ -205,7 +205,7 @@ class _Rooms:
             data=data,
             overrides=config.overrides,
             poison=poison,
-            patience=config.patience,
+            timeout=config.timeout,
             linger=config.linger,
         )
 

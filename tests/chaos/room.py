@@ -26,7 +26,7 @@ class Room(SmallJob):
         overrides: for every run, ``key=value``.
         poison: a room whose drive, `data`, is a copy of its own: two of its images end the process that decodes them,
             and the undisturbed run has known that from the first.
-        patience: seconds that a stopped actor is given to be replaced.
+        timeout: seconds that a stopped actor is given to be replaced.
         linger: seconds after a resumed run in which the last process must be gone.
     """
 
@@ -39,11 +39,11 @@ class Room(SmallJob):
         clean: Path | None = None,
         overrides: Sequence[str] = (),
         poison: bool = False,
-        patience: float = 45,
+        timeout: float = 45,
         linger: float = 60,
     ) -> None:
         self.overrides = list(overrides)
-        self.patience, self.linger = patience, linger
+        self.timeout, self.linger = timeout, linger
         self.data = data or folder / "data"
         config = settings(self.data, logs=logs)
         self.environment = _poison(config) if poison else {}

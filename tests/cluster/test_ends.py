@@ -38,19 +38,19 @@ def deaf() -> Iterator[Process]:
 def test_one_that_does_not_end_is_killed_and_named(deaf: Process) -> None:
     assert deaf.alive
     os.kill(deaf.pid, signal.SIGTERM)
-    assert ends.end([deaf], patience=0.2) == [deaf]
+    assert ends.end([deaf], timeout=0.2) == [deaf]
     assert not deaf.alive
 
 
 def test_a_later_process_of_the_same_number_is_left_alone(deaf: Process) -> None:
-    assert ends.end([replace(deaf, began=deaf.began - 1)], patience=0.2) == []
+    assert ends.end([replace(deaf, began=deaf.began - 1)], timeout=0.2) == []
     assert deaf.alive
 
 
 def test_one_that_ends_in_time_is_not_named() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
     (found,) = [p for p in ends.below(os.getpid()) if p.pid == child.pid]
-    assert ends.end([found], patience=30) == []
+    assert ends.end([found], timeout=30) == []
     assert child.wait() == 0
 
 
