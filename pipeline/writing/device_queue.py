@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-class Turns:
+class DeviceQueue:
     """A queue and its thread.
 
     Args:

@@ -37,7 +37,7 @@ from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.volume import Volume
 from pipeline.writing import ground, witness
 from pipeline.writing.device import device_name, refuse_absent, resolved
-from pipeline.writing.device_queue import Turns
+from pipeline.writing.device_queue import DeviceQueue
 from pipeline.writing.images import ShardImages, read_image
 from pipeline.writing.samples import SamplesColumn, StoredImage
 from pipeline.writing.task import ColumnReceipt, ShardReceipt, ShardTask
@@ -103,7 +103,7 @@ class ShardWorker:
         self._dataset, self._shard_size, self._zarr = dataset, shard_size, zarr
         self._config = config
         self._queued: deque[Launch] = deque()
-        self._turns = Turns("teacher", self._make_room)
+        self._device_queue = DeviceQueue("teacher", self._make_room)
         self._tickets = itertools.count()
         self._pool = ThreadPoolExecutor(config.decode_threads, "decode")
 
@@ -136,7 +136,7 @@ class ShardWorker:
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
-        self._turns.close()
+        self._device_queue.close()
 
     def process(self, task: ShardTask) -> ShardReceipt:
         """Make and commit the columns of one shard. Safe to call from `shards_in_flight` threads at once."""
@@ -262,8 +262,8 @@ class ShardWorker:
             return None
         if isinstance(teacher, PhasedTeacher):
             launch = partial(self._launch, teacher, teacher.stage(inputs))
-            return _Batch(scenes, self._turns.submit(shard.ticket, launch))
-        return _Batch(scenes, self._turns.submit(shard.ticket, partial(_compute, teacher, inputs)))
+            return _Batch(scenes, self._device_queue.submit(shard.ticket, launch))
+        return _Batch(scenes, self._device_queue.submit(shard.ticket, partial(_compute, teacher, inputs)))
 
     def _launch(self, teacher: PhasedTeacher, staged: Any) -> _Collect:
         """In the turn: begin a batch. What it gives is called in the column's thread."""

@@ -7,37 +7,37 @@ from functools import partial
 
 import pytest
 
-from pipeline.writing.device_queue import Turns
+from pipeline.writing.device_queue import DeviceQueue
 
 
 def test_the_oldest_goes_first_and_keeps_its_order() -> None:
-    turns = Turns("t")
+    queue = DeviceQueue("t")
     gate = threading.Event()
     made: list[str] = []
-    held = turns.submit(9, gate.wait)  # while this one runs, the others queue up
+    held = queue.submit(9, gate.wait)  # while this one runs, the others queue up
     calls = [(2, "b1"), (1, "a1"), (2, "b2"), (1, "a2"), (3, "c1")]
-    futures = [turns.submit(ticket, partial(made.append, name)) for ticket, name in calls]
+    futures = [queue.submit(ticket, partial(made.append, name)) for ticket, name in calls]
     gate.set()
     assert held.result()
     for future in futures:
         future.result()
     assert made == ["a1", "a2", "b1", "b2", "c1"]
-    turns.close()
+    queue.close()
 
 
 def test_an_error_reaches_its_caller_and_nobody_else() -> None:
-    turns = Turns("t")
-    bad, good = turns.submit(0, lambda: 1 // 0), turns.submit(0, threading.current_thread)
+    queue = DeviceQueue("t")
+    bad, good = queue.submit(0, lambda: 1 // 0), queue.submit(0, threading.current_thread)
     with pytest.raises(ZeroDivisionError):
         bad.result()
     assert good.result().name == "t"
-    turns.close()
+    queue.close()
 
 
 def test_close_lets_the_queue_run_out() -> None:
-    turns = Turns("t")
-    futures = [turns.submit(i, partial(int, i)) for i in range(20)]
-    turns.close()
+    queue = DeviceQueue("t")
+    futures = [queue.submit(i, partial(int, i)) for i in range(20)]
+    queue.close()
     assert [f.result(timeout=0) for f in futures] == list(range(20))
 
 
@@ -51,14 +51,14 @@ def test_the_next_is_chosen_when_there_is_room_and_not_before() -> None:
             device.wait()
 
     made: list[str] = []
-    turns = Turns("t", room)
-    turns.submit(1, partial(made.append, "first")).result()
+    queue = DeviceQueue("t", room)
+    queue.submit(1, partial(made.append, "first")).result()
     assert waiting.wait()
-    young = turns.submit(9, partial(made.append, "young"))
-    old = turns.submit(1, partial(made.append, "old"))
+    young = queue.submit(9, partial(made.append, "young"))
+    old = queue.submit(1, partial(made.append, "old"))
     assert made == ["first"]
     device.set()
     for future in (young, old):
         future.result()
     assert made == ["first", "old", "young"]
-    turns.close()
+    queue.close()
