@@ -41,7 +41,7 @@ class Attempts:
         self.careful.update(suspects)
         return suspects
 
-    def doubt(self, task: int, reason: str) -> None:
+    def bisect(self, task: int, reason: str) -> None:
         """It was one of several suspects."""
         self.reasons[task] = reason
         self.alone.add(task)

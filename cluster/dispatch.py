@@ -179,7 +179,7 @@ class Dispatcher:
             elif len(suspects) == 1:
                 self._charge(task, seat, reason)
             else:
-                self._book.doubt(task, reason)
+                self._book.bisect(task, reason)
                 self._again(task)
         at.strikes += charge
         return self._strike_out(seat)

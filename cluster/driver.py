@@ -97,7 +97,7 @@ def drive(
         _Driver(tasks, make, config, in_flight, on_start, on_receipt, stop, tell).run()
 
 
-class Awake:
+class AwakeClock:
     """The dispatcher's clock: seconds that this process was awake since this was made.
 
     A driver that was stopped (SIGSTOP, the lid of a laptop) finds out late what ended meanwhile, and must not take it
@@ -164,7 +164,7 @@ class _Driver:
         self._dying: dict[int, tuple[float, str]] = {}
         """Seat -> until when its dead worker's node may turn out dead too, and how the worker died."""
         self._cause: Exception | None = None
-        self._now = Awake()
+        self._now = AwakeClock()
         self._last_ready = time.monotonic()
         self._next_look = self._last_ready + _LOOK
         self._next_notice = self._last_ready + _SLOW
@@ -266,7 +266,7 @@ class _Driver:
         for reference in self._ended():
             if reference in self._asked:  # else its worker was given up for another of its tasks
                 self._take(reference, *self._asked.pop(reference))
-        self._bury(time.monotonic())
+        self._remove_dead(time.monotonic())
 
     def _ended(self) -> list[Any]:
         """Waits until something has ended or it is time to look up; all that has ended: one look at
@@ -343,7 +343,7 @@ class _Driver:
         timeout = _NODE_DEATH if seat in self._nodes else 0
         self._dying[seat] = (time.monotonic() + timeout, f"its worker died ({_told(error)})")
 
-    def _bury(self, now: float) -> None:
+    def _remove_dead(self, now: float) -> None:
         """Settle the dead workers: with their node, which charges nobody, or by themselves."""
         if not self._dying:
             return

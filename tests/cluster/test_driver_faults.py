@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cluster import driver
-from cluster.driver import Awake, drive
+from cluster.driver import AwakeClock, drive
 from cluster.session import ClusterConfig, session
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
@@ -159,7 +159,7 @@ def test_an_image_that_ends_its_decoder_costs_one_attempt_and_is_quarantined(
 
 def test_a_driver_that_slept_takes_nobody_for_hung() -> None:
     at = [100.0]
-    now = Awake(lambda: at[0])
+    now = AwakeClock(lambda: at[0])
     assert now() == 0
     at[0] += 3
     assert now() == 3
