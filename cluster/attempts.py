@@ -28,7 +28,7 @@ class Attempts:
         """Task -> what was last said of it."""
         self.alone: set[int] = set()
         """Tasks that must have a worker for themselves."""
-        self.careful: set[int] = set()
+        self.sandbox: set[int] = set()
         """Tasks that were in a worker that died, and may have been why."""
         self.tried: dict[int, set[int]] = {}
         """Task -> the seats where it was charged."""
@@ -38,7 +38,7 @@ class Attempts:
         if not charge:
             self._excused.update(running)
         suspects = [task for task in running if charge or self._excused[task] > _EXCUSED]
-        self.careful.update(suspects)
+        self.sandbox.update(suspects)
         return suspects
 
     def bisect(self, task: int, reason: str) -> None:
@@ -57,4 +57,4 @@ class Attempts:
         """Nothing is held against it any more."""
         self.tried.pop(task, None)
         self.alone.discard(task)
-        self.careful.discard(task)
+        self.sandbox.discard(task)

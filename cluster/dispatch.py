@@ -16,7 +16,7 @@ seat whose worker dies gets a new one. The caller reports what happened and does
    spread over all workers and no slow one holds two of them.
 5. A worker *hangs* when it has had a task, or has been loading, for longer than `cluster.timeouts` allows; it is then
    as good as dead (rules 1 and 3).
-6. After a worker died or hung, its tasks, and the next one on its seat, are done *carefully*: in a mode in which an
+6. After a worker died or hung, its tasks, and the next one on its seat, are done *in a sandbox*: in a mode in which an
    image that ends its decoder ends nothing else. So poison costs one attempt, and no seat is closed for it.
 
 Every decision costs O(1) while fresh work is left (a retry that waits for its seat adds a look at each free one).
@@ -205,9 +205,9 @@ class Dispatcher:
             self._work.overran(hang.task)
         return self.lost(hang.seat, reason)
 
-    def careful(self, seat: int, task: int) -> bool:
-        """Whether a task that is given to this seat now is to be done carefully (rule 6)."""
-        return task in self._book.careful or self._seats[seat].strikes > 0
+    def sandbox(self, seat: int, task: int) -> bool:
+        """Whether a task that is given to this seat now is to be done in a sandbox (rule 6)."""
+        return task in self._book.sandbox or self._seats[seat].strikes > 0
 
     def away(self, seat: int) -> None:
         """The worker on a seat does not answer: it gets nothing more, until the caller says what became of it."""

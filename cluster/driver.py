@@ -183,7 +183,7 @@ class _Driver:
         while not self._dispatch.finished and not self._stop():
             self._look(time.monotonic())
             for seat, task in self._dispatch.assign(self._now()):
-                given = replace(self._tasks[task], careful=self._dispatch.careful(seat, task))
+                given = replace(self._tasks[task], sandbox=self._dispatch.sandbox(seat, task))
                 self._asked[self._actors[seat].process.remote(given)] = (seat, task)
             self._take_ended()
             self._end_hangs()

@@ -78,8 +78,8 @@ def compare(expected: Preflight, source: Source, volume: Volume) -> None:
     if found != expected.found:
         raise MismatchError(
             f"{here} does not see the driver's data: of the first scene, {expected.scene.ref.token} of log "
-            f"{expected.scene.ref.log}, it has {found}, the driver has {expected.found}; is source.root a path that every "
-            "node mounts, or an object store's URL?"
+            f"{expected.scene.ref.log}, it has {found}, the driver has {expected.found}; is source.root a path that "
+            "every node mounts, or an object store's URL?"
         )
 
 

@@ -25,7 +25,7 @@ from pipeline.stores.checksum import crc32c
 from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.remote import is_local
 from pipeline.stores.retry import store_config
-from pipeline.writing.sandbox import CarefulDecoder
+from pipeline.writing.sandbox import SandboxedDecoder
 from shards_schema.errors import SampleError, StoreError
 from shards_schema.records import Image
 
@@ -47,8 +47,8 @@ class ShardImages:
     Args:
         read: path or URL -> bytes; raises `SampleError`.
         consumers: name -> `Make`.
-        careful: decode where a crash of libjpeg ends no more than its image (`pipeline.writing.sandbox`).
-        decode: by what else than `decode_jpeg`. Where `careful` too, after libjpeg has survived the image: what uses a
+        sandbox: decode where a crash of libjpeg ends no more than its image (`pipeline.writing.sandbox`).
+        decode: by what else than `decode_jpeg`. Where `sandbox` too, after libjpeg has survived the image: what uses a
             GPU cannot run in a process that was forked, so an image that crashes it alone is not found.
 
     Attributes:
@@ -60,10 +60,10 @@ class ShardImages:
         read: Callable[[str], bytes],
         consumers: Mapping[str, Make],
         *,
-        careful: bool = False,
+        sandbox: bool = False,
     ) -> None:
         self._read = read
-        self._careful = CarefulDecoder() if careful else None
+        self._sandbox = SandboxedDecoder() if sandbox else None
         self._consumers = consumers
         self._uses: dict[str, Counter[str]] = {}
         self._made: dict[str, Future[dict[str, Any]]] = {}
@@ -130,9 +130,9 @@ class ShardImages:
         return made
 
     def _pixels(self, data: bytes, path: str) -> Image:
-        if self._careful is None:
+        if self._sandbox is None:
             return decode_jpeg(data, path)
-        return self._careful.decode(data, path)
+        return self._sandbox.decode(data, path)
 
     def take(self, consumer: str, path: str) -> Any:
         """What `consumer` made of the file; waits for it. The last taker frees it.
@@ -171,8 +171,8 @@ class ShardImages:
         if self._fetchers is not None:
             self._fetchers.shutdown(wait=False, cancel_futures=True)
             self._room.release(len(self._uses))  # nobody waits for a place any more
-        if self._careful is not None:
-            self._careful.close()
+        if self._sandbox is not None:
+            self._sandbox.close()
         self._made.clear()
 
 

@@ -53,7 +53,7 @@ class DecoderError(ShardsError, RuntimeError):
     """The processes that decode do not live long enough to tell anything of an image: the machine's trouble."""
 
 
-class CarefulDecoder:
+class SandboxedDecoder:
     """`decode_jpeg` in processes of their own. Safe to call from many threads; one image is decoded at a time.
 
     The first call starts the child that forks them; `close` ends it, and it ends by itself with this process.

@@ -17,7 +17,7 @@ class ShardTask:
         again: those of them that have a commit record, which goes to the history when its successor is ready.
         absent: (token, step, channel) of images that were looked for when the run began, and were not there: of them
             nothing is said by a folder that is not there.
-        careful: a worker died or hung at it; decode where that cannot happen (`pipeline.writing.sandbox`). Same output.
+        sandbox: a worker died or hung at it; decode where that cannot happen (`pipeline.writing.sandbox`). Same output.
     """
 
     shard: int
@@ -25,7 +25,7 @@ class ShardTask:
     columns: tuple[str, ...]
     again: tuple[str, ...] = ()
     absent: tuple[tuple[str, int, str], ...] = ()
-    careful: bool = False
+    sandbox: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,7 @@ class WorkerConfig(StrictModel):
     """Shards that a worker holds at once; memory grows with it."""
     torch_threads: int | None = Field(default=None, ge=1, le=1024)
     """Intra-op threads of a teacher on the CPU; None leaves torch's default."""
-    careful: bool = False
+    sandbox: bool = False
     """Decode every image in a process of its own, not only those of a shard at which a worker died: slower, and no
     image can end a worker (see `pipeline.writing.sandbox`)."""
 
@@ -147,7 +147,7 @@ class ShardWorker:
         images = ShardImages(
             partial(read_image, absent=shard.absent()),
             {name: _preprocess(t) for name, t in consumers.items()} | {layout.SAMPLES: self._samples.make},
-            careful=task.careful or self._config.careful,
+            sandbox=task.sandbox or self._config.sandbox,
         )
         for planned, scene in shard.good():
             self._want(shard, planned, scene, images, task.columns)

@@ -48,7 +48,7 @@ class Room(SmallJob):
         config = settings(self.data, logs=logs)
         self.environment = _poison(config) if poison else {}
         super().__init__(folder, config)
-        self.clean = clean or self._undisturbed(["worker.careful=true"] if poison else [])
+        self.clean = clean or self._undisturbed(["worker.sandbox=true"] if poison else [])
         self.known = facts(self.clean)
         self.records = len(records(self.clean))
         if faults := verify(str(self.clean)).faults:

@@ -283,37 +283,37 @@ def test_without_a_deadline_what_loads_took_says_what_is_too_long() -> None:
     assert [(hang.seat, hang.limit) for hang in dispatch.overdue(15_001)] == [(2, 15_000)]
 
 
-def test_what_was_in_a_worker_that_died_is_done_carefully_and_so_is_the_next_on_its_seat() -> None:
+def test_what_was_in_a_worker_that_died_is_done_in_a_sandbox_and_so_is_the_next_on_its_seat() -> None:
     dispatch = ready(6, 2, in_flight=2)
     assert dispatch.assign(0) == [(0, 0), (1, 1), (0, 2), (1, 3)]
-    assert not any(dispatch.careful(seat, task) for seat in (0, 1) for task in range(4))
+    assert not any(dispatch.sandbox(seat, task) for seat in (0, 1) for task in range(4))
     dispatch.lost(0, "died")
     dispatch.loaded(0)
     assert dispatch.assign(1) == [(0, 0)]
-    assert dispatch.careful(0, 0)
+    assert dispatch.sandbox(0, 0)
     dispatch.completed(0, 0, 2)
     assert dispatch.assign(2) == [(0, 2)]
-    assert dispatch.careful(0, 2)  # it was there too, although the seat has done one since
+    assert dispatch.sandbox(0, 2)  # it was there too, although the seat has done one since
     dispatch.completed(0, 2, 3)
     assert dispatch.assign(3)[0] == (0, 4)
-    assert not dispatch.careful(0, 4)
+    assert not dispatch.sandbox(0, 4)
     dispatch.lost(1, "preempted", charge=False)
     dispatch.loaded(1)
-    assert not any(dispatch.careful(1, task) for task in (1, 3))
+    assert not any(dispatch.sandbox(1, task) for task in (1, 3))
 
 
 def test_poison_in_every_shard_closes_no_seat() -> None:
-    """Each task ends its worker unless it is done carefully: one attempt each, at most, and all are done."""
+    """Each task ends its worker unless it is done in a sandbox: one attempt each, at most, and all are done."""
     for in_flight in (1, 2):
         dispatch = ready(50, 2, in_flight=in_flight)
         now, deaths = 0.0, 0
-        careful: dict[tuple[int, int], bool] = {}
+        sandbox: dict[tuple[int, int], bool] = {}
         while not dispatch.finished:
-            careful |= {(seat, task): dispatch.careful(seat, task) for seat, task in dispatch.assign(now)}
+            sandboxed |= {(seat, task): dispatch.sandbox(seat, task) for seat, task in dispatch.assign(now)}
             now += 1
             for seat in (0, 1):
                 here = running_on(dispatch, seat)
-                if any(not careful[seat, task] for task in here):
+                if any(not sandboxed[seat, task] for task in here):
                     deaths += 1
                     assert dispatch.lost(seat, "SIGSEGV") is Verdict.REPLACE
                     dispatch.loaded(seat)

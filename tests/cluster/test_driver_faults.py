@@ -45,11 +45,11 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterConfig]:
 
 
 def undisturbed(world: World, out: Path) -> None:
-    """In this process, which has no fault, with children that have: all of it carefully."""
+    """In this process, which has no fault, with children that have: all of it in a sandbox."""
     run = world.begin(out)
     with world.worker(run) as worker:
         for task in run.todo():
-            worker.process(replace(task, careful=True))
+            worker.process(replace(task, sandbox=True))
     runs.close(run)
 
 

@@ -1,4 +1,4 @@
-"""The careful decoder: the same pixels and the same words as `decode_jpeg`, and images that truly end their process.
+"""The decoder in a sandbox: the same pixels and the same words as `decode_jpeg`, and images that truly end their process.
 
 The fault is `tests/chaos/crash`: on PYTHONPATH and with its variable set, it ends whoever decodes a file with a mark,
 the whole test process included; so what decodes in this process decodes without it.
@@ -23,7 +23,7 @@ import pytest
 from pipeline.stores.decode import decode_jpeg, encode_jpeg
 from pipeline.writing import run as runs
 from pipeline.writing.images import ShardImages
-from pipeline.writing.sandbox import CarefulDecoder, DecoderError
+from pipeline.writing.sandbox import DecoderError, SandboxedDecoder
 from shards_schema.errors import SampleError
 from tests.chaos.processes import alive, descendants
 from tests.chaos.world import World, compare, digests
@@ -40,8 +40,8 @@ def harmful(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def decoder() -> Iterator[CarefulDecoder]:
-    made = CarefulDecoder(seconds=0.5)
+def decoder() -> Iterator[SandboxedDecoder]:
+    made = SandboxedDecoder(seconds=0.5)
     yield made
     made.close()
 
@@ -50,7 +50,7 @@ def jpeg(seed: int = 0, shape: tuple[int, int, int] = (40, 64, 3)) -> bytes:
     return encode_jpeg(np.random.default_rng(seed).integers(0, 255, shape, np.uint8), 90)
 
 
-def test_the_same_pixels_and_the_same_words(decoder: CarefulDecoder) -> None:
+def test_the_same_pixels_and_the_same_words(decoder: SandboxedDecoder) -> None:
     for data in (jpeg(), jpeg(1, (1080, 1920, 3))):
         pixels = decoder.decode(data, "a.jpg")
         assert np.array_equal(pixels, decode_jpeg(data, "a.jpg"))
@@ -70,7 +70,7 @@ def test_the_same_pixels_and_the_same_words(decoder: CarefulDecoder) -> None:
 
 
 @pytest.mark.usefixtures("harmful")
-def test_a_crash_is_charged_to_its_image_alone(decoder: CarefulDecoder) -> None:
+def test_a_crash_is_charged_to_its_image_alone(decoder: SandboxedDecoder) -> None:
     good, bad = jpeg(), jpeg() + CRASH
     assert decode_jpeg(bad, "here, where there is no fault").shape == (40, 64, 3)
     with ThreadPoolExecutor(4) as threads:
@@ -85,7 +85,7 @@ def test_a_crash_is_charged_to_its_image_alone(decoder: CarefulDecoder) -> None:
 
 
 @pytest.mark.usefixtures("harmful")
-def test_an_image_that_never_ends_is_told_as_such_and_the_next_one_is_decoded(decoder: CarefulDecoder) -> None:
+def test_an_image_that_never_ends_is_told_as_such_and_the_next_one_is_decoded(decoder: SandboxedDecoder) -> None:
     with pytest.raises(SampleError, match=r"not done with these \d+ bytes after 0\.5 s of processor time") as error:
         decoder.decode(jpeg() + SPIN, "a.jpg")
     assert error.value.code == "decoder_timeout"
@@ -94,7 +94,7 @@ def test_an_image_that_never_ends_is_told_as_such_and_the_next_one_is_decoded(de
 
 @pytest.mark.usefixtures("harmful")
 def test_who_ends_the_child_from_outside_costs_no_image() -> None:
-    decoder = CarefulDecoder(seconds=1000)
+    decoder = SandboxedDecoder(seconds=1000)
     decoder.decode(jpeg(), "a.jpg")
     child = decoder._child
     assert child is not None
@@ -119,7 +119,7 @@ def test_who_ends_the_child_from_outside_costs_no_image() -> None:
 
 @pytest.mark.usefixtures("harmful")
 def test_closing_ends_what_is_being_decoded() -> None:
-    decoder = CarefulDecoder(seconds=1000)
+    decoder = SandboxedDecoder(seconds=1000)
     decoder.decode(jpeg(), "a.jpg")
     child = decoder._child
     assert child is not None
@@ -138,8 +138,8 @@ def test_closing_ends_what_is_being_decoded() -> None:
 def test_the_child_ends_with_its_parent() -> None:
     """Killed, as a worker is: nobody closes anything."""
     code = (
-        "from pipeline.writing.sandbox import CarefulDecoder\nfrom tests.pipeline.writing.test_sandbox import jpeg\n"
-        "import os, signal\ndecoder = CarefulDecoder()\ndecoder.decode(jpeg(), 'a')\n"
+        "from pipeline.writing.sandbox import SandboxedDecoder\nfrom tests.pipeline.writing.test_sandbox import jpeg\n"
+        "import os, signal\ndecoder = SandboxedDecoder()\ndecoder.decode(jpeg(), 'a')\n"
         "print(decoder._child.pid, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(__file__).parents[3]
@@ -148,9 +148,9 @@ def test_the_child_ends_with_its_parent() -> None:
     assert gone([int(done.stdout)])
 
 
-def test_images_decode_carefully_where_they_are_told_to_and_leave_nothing() -> None:
+def test_images_decode_in_a_sandbox_where_they_are_told_to_and_leave_nothing() -> None:
     before = set(descendants(os.getpid()))
-    images = ShardImages(lambda path: jpeg(), {"a": lambda data, image: image.copy()}, careful=True)
+    images = ShardImages(lambda path: jpeg(), {"a": lambda data, image: image.copy()}, sandbox=True)
     images.want("a", "x.jpg")
     threads = threading.active_count()
     with ThreadPoolExecutor(2) as pool:
@@ -163,28 +163,28 @@ def test_images_decode_carefully_where_they_are_told_to_and_leave_nothing() -> N
 
 
 @pytest.mark.usefixtures("harmful")
-def test_a_dataset_made_carefully_is_the_same_bytes_but_for_the_bad_image(tmp_path: Path) -> None:
-    """All shards twice: as ever, and carefully; then with an image that ends its decoder."""
+def test_a_dataset_made_in_a_sandbox_is_the_same_bytes_but_for_the_bad_image(tmp_path: Path) -> None:
+    """All shards twice: as ever, and in a sandbox; then with an image that ends its decoder."""
     world = World.make(tmp_path / "world", logs=2)
     world.job(tmp_path / "fast")
 
-    def careful(out: Path) -> runs.Run:
+    def sandboxed(out: Path) -> runs.Run:
         run = world.begin(out)
         with world.worker(run) as worker:
             for task in run.todo():
-                worker.process(replace(task, careful=True))
+                worker.process(replace(task, sandbox=True))
         runs.close(run)
         return run
 
-    careful(tmp_path / "careful")
-    assert not compare(tmp_path / "careful", tmp_path / "fast")
+    sandboxed(tmp_path / "sandboxed")
+    assert not compare(tmp_path / "sandboxed", tmp_path / "fast")
 
     bad = tmp_path / "world" / "log01" / "005.jpg"
     bad.write_bytes(bad.read_bytes() + CRASH)
-    totals = {t.column: t for t in runs.close(careful(tmp_path / "bad"))}
+    totals = {t.column: t for t in runs.close(sandboxed(tmp_path / "bad"))}
     assert totals["samples"].quarantined["decoder_crash"] == 1
     assert totals["samples"].written + 1 == totals["samples"].planned
-    careful(tmp_path / "again")
+    sandboxed(tmp_path / "again")
     assert digests(tmp_path / "again") == digests(tmp_path / "bad")
     record = next(p for p in (tmp_path / "bad" / "samples").glob("0*.json") if b"decoder_crash" in p.read_bytes())
     assert b"log01/005.jpg: the JPEG decoder crashes on these" in record.read_bytes()
