@@ -36,8 +36,8 @@ from pipeline.writing import run as runs
 from pipeline.writing.device import refuse_absent
 from pipeline.writing.samples import SamplesColumn
 from pipeline.writing.task import ShardReceipt
-from reports.mfu import LightMeter
 from reports.tables import bytes_text, table
+from reports.throughput import Throughput
 from shards_schema import layout
 from shards_schema.errors import IncompleteError
 from shards_schema.manifests import ColumnManifest
@@ -56,7 +56,7 @@ class Progress:
         self.decodes = 0
         self.images = 0
         self.busy = 0.0
-        self.light = LightMeter()
+        self.throughput = Throughput()
         self.quarantined: Counter[str] = Counter()
 
     def started(self, pid: int) -> None:
@@ -69,7 +69,7 @@ class Progress:
         self.decodes += receipt.decodes
         self.images += receipt.images
         self.busy += sum(c.teacher_seconds for c in receipt.columns)
-        self.light.add(receipt)
+        self.throughput.add(receipt)
         for column in receipt.columns:
             self.quarantined.update(column.quarantined)
         self._bar.set_postfix_str(
@@ -270,7 +270,7 @@ def _print_closing(
             f"{progress.scenes / progress.seconds:.2f} scenes/s, teacher busy {progress.busy_share:.0%}, "
             f"{progress.decodes / progress.images:.2f} JPEG decodes per distinct image"
         )
-        print(progress.light.text(columns, progress.seconds, progress.workers))
+        print(progress.throughput.text(columns, progress.seconds, progress.workers))
     for notice in run.notices:
         print(f"NOTE: {notice}")
     print(f"\nplanned = written + quarantined for every column. The dataset is {run.volume.path('').rstrip('/')}")

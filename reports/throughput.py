@@ -1,4 +1,4 @@
-"""The light meter of a run: how fast each teacher was while it was at work, and what share of the time that was.
+"""The throughput of a run: how fast each teacher was while it was at work, and what share of the time that was.
 
 Counted from the receipts alone: scenes that were written, and the seconds that the teacher's device was at work on them
 (`pipeline.writing.task.ColumnReceipt.teacher_seconds`). `python -m benchmarks light` sets the same figures against the
@@ -15,7 +15,7 @@ from reports.tables import table
 from teachers.base import Teacher
 
 
-class LightMeter:
+class Throughput:
     """The sums of a run's receipts, by column."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.writing.task import ColumnReceipt, ShardReceipt
-from reports.mfu import LightMeter
+from reports.throughput import Throughput
 from teachers import registry
 
 
@@ -25,7 +25,7 @@ def test_each_teachers_own_rate_and_share() -> None:
         config = None
 
     rules: Any = Rules()
-    meter = LightMeter()
+    meter = Throughput()
     meter.add(receipt(0, samples=(9, 0.0), vggt=(8, 2.0), rules=(9, 1.0)))
     meter.add(receipt(1, samples=(9, 0.0), vggt=(4, 4.0)))
     head, _, first, second = meter.text([vggt, rules], seconds=10.0, workers=2).strip("\n").splitlines()
@@ -36,6 +36,6 @@ def test_each_teachers_own_rate_and_share() -> None:
 
 def test_nothing_is_said_of_a_teacher_that_was_not_at_work() -> None:
     vggt = registry.build("vggt", {"weights": {"random": 0}, "network": "tiny"})
-    meter = LightMeter()
+    meter = Throughput()
     meter.add(receipt(0, samples=(9, 0.0)))
     assert meter.text([vggt], seconds=10.0, workers=1) == ""
