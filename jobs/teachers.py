@@ -125,7 +125,7 @@ def main(arguments: list[str]) -> None:
             for t in columns
         ),
     ]
-    ground.refuse_strangers(Volume(config.out))
+    ground.refuse_unaccounted(Volume(config.out))
     with preemption.watch() as sigterm, hold(Volume(config.out)) as lease:
         _run(config, source, samples, columns, manifests, lease, sigterm, began)
 

@@ -65,7 +65,7 @@ def generate(
         HeldError: another command is making a dataset there.
     """
     if not _finished(config, root, key):
-        _refuse_strangers(root, key)
+        _refuse_unaccounted(root, key)
         with hold(Volume(str(root)), key=key):
             if not _finished(config, root, key):  # by another command, a moment ago
                 _make(config, root, progress)
@@ -149,7 +149,7 @@ def _finished(config: SyntheticConfig, root: Path, key: str) -> bool:
     return True
 
 
-def _refuse_strangers(root: Path, key: str) -> None:
+def _refuse_unaccounted(root: Path, key: str) -> None:
     if (root / _STAGING / "config.json").exists() or not root.exists():
         return
     if left := sorted(p.name for p in root.iterdir() if p.name not in (_STAGING, layout.LOCK)):

@@ -131,7 +131,7 @@ class _Verifier:
             unfinished.append("no column is begun")
         if not unfinished and not self._unread:
             unfinished += self._closing(records)
-        self._strangers(set() if not unfinished else {layout.ZARR})
+        self._unaccounted(set() if not unfinished else {layout.ZARR})
         return Report(
             columns=columns,
             planned=plan.samples,
@@ -152,7 +152,7 @@ class _Verifier:
 
     def _hardly_begun(self, manifest: DatasetManifest) -> Report:
         """Of a run that ended between its first two documents, `dataset.json` and the plan."""
-        self._strangers({layout.ZARR})
+        self._unaccounted({layout.ZARR})
         return Report(
             columns={},
             planned=int(manifest.plan["samples"]),
@@ -261,7 +261,7 @@ class _Verifier:
         if not found.equals(expected):
             self._fault(path, "is not what the commit records say; run the job again to rebuild it")
 
-    def _strangers(self, underway: set[str]) -> None:
+    def _unaccounted(self, underway: set[str]) -> None:
         """Files that no document accounts for; below `underway` there may be some of a column that is being begun."""
         try:
             found = self._volume.walk()

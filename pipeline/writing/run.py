@@ -169,7 +169,7 @@ def begin(
     for column in columns if with_zarr else ():
         zarr.refuse_chunks(column.column, zarr_specs(column), plan_config.shard_size)
     volume = Volume(url)
-    ground.refuse_strangers(volume)
+    ground.refuse_unaccounted(volume)
     for column in columns:
         if column.column != layout.SAMPLES:
             refuse_reserved(column.column, column.targets)
