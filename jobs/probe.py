@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> None:
     found: dict[str, int] = {}
     for column in wanted:
         if (size := batch_sizes.recorded(volume, column)) is not None:
-            print(f"{column}: the dataset has this column, with batch_size {size}; a run there goes on with it")
+            print(f"{column}: the dataset has this column, with batch_size {size}; a run there resumes with it")
             continue
         found[column] = _probe(config, column, device, volume)
     if found:

@@ -5,7 +5,7 @@
                                            what is needed to use them (config, answers, statistics, notices)
 
 Written to a temporary name, fsynced, renamed, folder fsynced. Read with `weights_only=True`: no pickled code is run.
-State dicts are whole (gathered from FSDP, without DDP's prefix), so that a run can go on with other ranks.
+State dicts are whole (gathered from FSDP, without DDP's prefix), so that a run can resume with other ranks.
 """
 
 from __future__ import annotations

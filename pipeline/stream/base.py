@@ -213,7 +213,7 @@ class Stream(IterableDataset[Any], ABC):
         if not any_batch and None not in (theirs, ours) and theirs != ours:
             raise MismatchError(
                 f"stream state: global_batch is {theirs}, this stream has {ours}; set batch_size x ranks x "
-                "accumulation so that they agree, or pass any_batch=True to go on with other batches of the same order"
+                "accumulation so that they agree, or pass any_batch=True to resume with other batches of the same order"
             )
         self.seek(int(state["epoch"]), int(state["position"]))
 

@@ -64,7 +64,7 @@ def recorded(volume: Volume, column: str) -> int | None:
         if isinstance(size := told.get("batch_size"), int):
             return size
     raise ConfigError(
-        f"teachers.{column}.batch_size: auto goes on with the size that {volume.path(name)} was begun with, but that "
+        f"teachers.{column}.batch_size: auto resumes with the size that {volume.path(name)} was begun with, but that "
         "does not name one; give the number"
     )
 

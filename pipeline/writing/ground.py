@@ -1,6 +1,6 @@
 """What a run stands on: looked at before it begins, again before each record, and when its books are closed.
 
-Before anything is written, `refuse_unaccounted` asks whose folder that is: a dataset's (it has `dataset.json`), an empty
+Before anything is written, `refuse_unaccounted` asks whose folder that is: a dataset's (with `dataset.json`), an empty
 one, or one that a run was killed in before it had written that first file (nothing but ``.lock`` and files under way).
 Documents that follow from others (`plan.parquet`, each ``zarr.json``) are made anew where they are gone and refused
 where they are others (`renew`). While the run works, and at its end, `dataset.json` and `column.json` must be those

@@ -39,7 +39,7 @@ ENDS = ("die", "torn", "power", "metadata")
 """Kinds after which the process is no more."""
 
 Job = Callable[[Path], int]
-"""Makes a dataset, or goes on with it; how many shards it did."""
+"""Makes a dataset, or resumes it; how many shards it did."""
 
 
 class Config(StrictModel):

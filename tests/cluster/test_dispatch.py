@@ -307,7 +307,7 @@ def test_poison_in_every_shard_closes_no_seat() -> None:
     for in_flight in (1, 2):
         dispatch = ready(50, 2, in_flight=in_flight)
         now, deaths = 0.0, 0
-        sandbox: dict[tuple[int, int], bool] = {}
+        sandboxed: dict[tuple[int, int], bool] = {}
         while not dispatch.finished:
             sandboxed |= {(seat, task): dispatch.sandbox(seat, task) for seat, task in dispatch.assign(now)}
             now += 1

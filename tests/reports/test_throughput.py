@@ -1,4 +1,4 @@
-"""The closing report's light meter, from receipts as workers send them."""
+"""The closing report's throughput, from receipts as workers send them."""
 
 from __future__ import annotations
 

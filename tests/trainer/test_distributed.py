@@ -1,6 +1,6 @@
 """Two processes with gloo: DDP and FSDP2 give the gradients, and train to the weights, of one process.
 
-A run may go on with other ranks; what fails on one rank fails on all.
+A run may resume with other ranks; what fails on one rank fails on all.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def test_a_run_of_before_a_field_of_the_recipe_goes_on(
 
 
 def test_a_run_of_another_kind_of_device_goes_on(reward_shards: str, policy: str, whole: Path, tmp_path: Path) -> None:
-    """CUDA's generators have 16 bytes of state; their draws cannot be gone on with here."""
+    """CUDA's generators have 16 bytes of state; their draws cannot be resumed here."""
     content = checkpoint.load(whole / "checkpoints" / "step_00000004.pt")
     theirs = [torch.zeros(16, dtype=torch.uint8)]
     checkpoint.save(tmp_path / "checkpoints" / "step_00000004.pt", content | {"sampler": theirs})

@@ -1,4 +1,4 @@
-"""Processes of torch.distributed (gloo): killed in the middle of an epoch, gone on with another number of them."""
+"""Processes of torch.distributed (gloo): killed in the middle of an epoch, resumed with another number of them."""
 
 from __future__ import annotations
 

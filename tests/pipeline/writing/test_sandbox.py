@@ -1,4 +1,4 @@
-"""The decoder in a sandbox: the same pixels and the same words as `decode_jpeg`, and images that truly end their process.
+"""The decoder in a sandbox: the same pixels and the same words as `decode_jpeg`, and images that end their process.
 
 The fault is `tests/chaos/crash`: on PYTHONPATH and with its variable set, it ends whoever decodes a file with a mark,
 the whole test process included; so what decodes in this process decodes without it.
