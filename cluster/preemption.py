@@ -2,7 +2,7 @@
 
 The first SIGTERM inside `Preemption.heed` sets `asked` and nothing else; the work looks at it, begins nothing new, and
 ends what is under way or gives it up. Any other one (a second, or the first where nothing heeds it: while planning,
-while the books are closed) leaves at once, through every `finally`. Either way the exit code is `EXIT`, as a shell
+while the dataset is finalised) leaves at once, through every `finally`. Either way the exit code is `EXIT`, as a shell
 would have it of a process that SIGTERM ended, so that a batch script can tell "again" from "broken". SIGINT stays
 Python's KeyboardInterrupt.
 """

@@ -120,6 +120,6 @@ def _job(
     seconds = time.perf_counter() - began
     worker.close()
     if len(receipts) == plan.shards:
-        runs.close(run)  # raises where the books do not close
+        runs.close(run)  # raises where planned is not written and quarantined
     shutil.rmtree(out)
     return receipts, seconds

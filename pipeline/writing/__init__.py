@@ -1,1 +1,1 @@
-"""From logs to shards: the plan, the frames, the worker, and the books of a run."""
+"""From logs to shards: the plan, the frames, the worker, and the finalising of a run."""

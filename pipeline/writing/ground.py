@@ -1,4 +1,4 @@
-"""What a run stands on: looked at before it begins, again before each record, and when its books are closed.
+"""What a run stands on: looked at before it begins, again before each record, and when it is finalised.
 
 Before anything is written, `refuse_unaccounted` asks whose folder that is: a dataset's (with `dataset.json`), an empty
 one, or one that a run was killed in before it had written that first file (nothing but ``.lock`` and files under way).

@@ -1,4 +1,4 @@
-"""The simulator keeps its books, and what the rules of the dispatcher are worth shows in it."""
+"""The simulator counts right, and what the rules of the dispatcher are worth shows in it."""
 
 from __future__ import annotations
 

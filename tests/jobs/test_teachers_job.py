@@ -196,7 +196,7 @@ def test_a_run_over_its_quarantine_limit_is_red(
     assert "IncompleteError" in output
     assert "quarantine.parquet" in output
     assert verify(str(out)).faults == ()
-    # everything is done: only the books are closed again
+    # everything is done: the dataset is only finalised again
     code, output = shell.run(job, out, *overrides, "max_quarantined=1")
     assert code == 0, output
     assert "0 to do" in output
