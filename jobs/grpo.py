@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from jobs import config as job_config
-from jobs.journal import Journal, follow, say
+from jobs.journal import Journal, follow, log
 from reports.intervals import Interval, clustered
 from reports.outputs import write_text
 from reports.tables import table
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> Outcome | None:
     """Run the job; gives what the closing table shows (rank 0; None on others)."""
     config = job_config.load(GRPOConfig, arguments)
     with distributed.session(config.device) as device:
-        return train(config, device, say)
+        return train(config, device, log)
 
 
 def train(config: GRPOConfig, device: torch.device, tell: Callable[[str], None]) -> Outcome | None:

@@ -80,7 +80,7 @@ def follow(run: SFT | GRPO, journal: type[Journal], on_policy: Callable[[], None
     return time.perf_counter() - began
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Print a line, on rank 0."""
     if distributed.rank() == 0:
         print(text, flush=True)

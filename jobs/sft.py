@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from jobs import config as job_config
-from jobs.journal import Journal, follow, say
+from jobs.journal import Journal, follow, log
 from reports.tables import table
 from trainer import baselines, checkpoint, distributed
 from trainer.batch import Batch
@@ -43,14 +43,14 @@ def main(arguments: list[str]) -> dict[str, dict[str, float]]:
 
 
 def _run(config: SFTConfig, device: torch.device) -> dict[str, dict[str, float]]:
-    run = SFT(config, device, log=say)
+    run = SFT(config, device, log=log)
     held = run.held_batches()
     _print_opening(run)
     oracle = run.oracle(held)
-    say("the answers' own quantisation, held out: " + (_metrics(oracle) or "none parses"))
+    log("the answers' own quantisation, held out: " + (_metrics(oracle) or "none parses"))
     if config.check_mask:
         run.check_mask(held[0])
-        say("mask: gradients are exactly zero where it forbids, and only there")
+        log("mask: gradients are exactly zero where it forbids, and only there")
     results: dict[str, dict[str, float]] = {}
 
     def ended() -> None:
@@ -70,13 +70,13 @@ def _print_opening(run: SFT) -> None:
     config, model = run.config, run.model
     student = sum(p.numel() for p in model.student.parameters())
     adapters = sum(p.numel() for p in model.adapters.parameters())
-    say(
+    log(
         f"{len(run.train_tokens)} training samples, {len(run.held_tokens)} held out (whole logs) of {config.data}; "
         f"student {config.student.kind}, {student / 1e6:.2f} M weights, adapters {adapters / 1e6:.2f} M (in training); "
         f"{config.counts['wm']} dynamics and {config.counts['geo']} geometry latents"
     )
     for notice in run.notices:
-        say(f"WARNING: {notice}")
+        log(f"WARNING: {notice}")
 
 
 def _read_earlier(run: SFT, results: dict[str, dict[str, float]], held: list[Batch]) -> None:
@@ -137,14 +137,14 @@ def _print_closing(run: SFT, rows: Mapping[str, Mapping[str, float]], seconds: f
     for name, metrics in rows.items():
         cells = [f"{metrics[k]:.3f}" if k in metrics else "-" for k in keys]
         body.append([name, *cells, f"{metrics['unparsed']:.1%}" if "unparsed" in metrics else "-"])
-    say("")
-    say(table(head, body))
-    say(f"\nmetres, means over {len(run.held_tokens)} scenes of held-out logs; {seconds:.0f} s of training")
+    log("")
+    log(table(head, body))
+    log(f"\nmetres, means over {len(run.held_tokens)} scenes of held-out logs; {seconds:.0f} s of training")
     for notice in run.notices:
-        say(f"WARNING: {notice}")
+        log(f"WARNING: {notice}")
     if run.notices:
-        say("WARNING: the checkpoints carry these notices; what is above says nothing about driving.")
-    say(f"\nThe policy is {Path(run.config.out) / f'stage_{len(run.config.stages)}.pt'}")
+        log("WARNING: the checkpoints carry these notices; what is above says nothing about driving.")
+    log(f"\nThe policy is {Path(run.config.out) / f'stage_{len(run.config.stages)}.pt'}")
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

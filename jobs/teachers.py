@@ -1,6 +1,6 @@
 """`python -m jobs.teachers CONFIG [key=value ...]`: logs in, committed shards of teacher features out.
 
-Plans, writes down what will be made, gives the shards to Ray workers, and finalises the dataset. Run the same command again
+Plans, writes down what will be made, gives the shards to Ray workers, and finalises the dataset. Run the command again
 after any interruption: it does what has no commit record. Exit code: 0 when planned = written + quarantined and no
 more than `max_quarantined` was quarantined; 1 when not; 2 when the config cannot be; 143 after SIGTERM.
 """
