@@ -2,7 +2,7 @@
 
     python -m tests.chaos.corruption flips=40 seed=0 peers=/tmp/benchvenv/lib/python3.11/site-packages
 
-A small dataset is made, then harmed in one place and put right again, over and over: a bit of a byte flipped, a file
+A small dataset is made, then corrupted in one place and put right again, over and over: a bit of a byte flipped, a file
 cut (a tar at a member's boundary, with and without a new end), deleted, swapped with its neighbour, replaced by the
 same file of another run. After each, `verify` must name the file, and a reader that asks for every sample must get what
 was written or an error: never another value, never one sample less. Other libraries are measured by the same faults

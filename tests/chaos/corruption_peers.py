@@ -173,7 +173,7 @@ def measure(seed: int, flips: int, packages: Path | None) -> dict[str, dict[str,
 
 
 def _measure(peer: _Peer, root: Path, seed: int, flips: int) -> dict[str, dict[str, int]]:
-    clean, other, harmed = root / "clean", root / "other", root / "harmed"
+    clean, other, corrupted = root / "clean", root / "other", root / "corrupted"
     for folder, which in ((clean, seed), (other, seed + 1)):
         folder.mkdir()
         if (code := _apart(lambda folder=folder, which=which: peer.write(folder, which))[0]) != "ok":  # type: ignore[misc]
@@ -185,10 +185,10 @@ def _measure(peer: _Peer, root: Path, seed: int, flips: int) -> dict[str, dict[s
     found: dict[str, Counter[str]] = {}
 
     def trial(fault: str, name: Path, harm: Callable[[Path], None]) -> None:
-        shutil.rmtree(harmed, ignore_errors=True)
-        shutil.copytree(clean, harmed)
-        harm(harmed / name)
-        found.setdefault(fault, Counter())[_outcome(peer, harmed, truth)] += 1
+        shutil.rmtree(corrupted, ignore_errors=True)
+        shutil.copytree(clean, corrupted)
+        harm(corrupted / name)
+        found.setdefault(fault, Counter())[_outcome(peer, corrupted, truth)] += 1
 
     trial("nothing", data[0], lambda path: None)
     if set(found["nothing"]) != {"true values"}:
@@ -202,7 +202,7 @@ def _measure(peer: _Peer, root: Path, seed: int, flips: int) -> dict[str, dict[s
         trial("deleted", name, lambda path: path.unlink())
         trial("another run's", name, lambda path, name=name: shutil.copy(other / name, path) and None)  # type: ignore[misc]
     for a, b in list(pairwise(data))[:3]:
-        trial("swapped", a, lambda path, b=b: _swap(path, harmed / b))  # type: ignore[misc]
+        trial("swapped", a, lambda path, b=b: _swap(path, corrupted / b))  # type: ignore[misc]
     for n in range(flips if index else 0):
         trial("bit flipped, index", index[n % len(index)], lambda path: _flip(path, rng))
     del found["nothing"]

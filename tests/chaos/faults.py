@@ -67,7 +67,7 @@ class Outcome:
         end: "raised X", "died", "ended well" (the fault was borne), or "not met".
         redone: shards that the resumed run did.
         wrong: everything that should not be, in words; () is what we want.
-        lost, duplicated, junk: counts, see `tests.chaos.world.Difference`.
+        lost, duplicated, leftover: counts, see `tests.chaos.world.Difference`.
     """
 
     kind: str
@@ -76,7 +76,7 @@ class Outcome:
     redone: int
     lost: int
     duplicated: int
-    junk: int
+    leftover: int
     wrong: tuple[str, ...]
 
 
@@ -142,7 +142,7 @@ class Strikes:
             shutil.rmtree(folder, ignore_errors=True)
         return Outcome(
             kind=kind, fault=fault, end=end, redone=redone, wrong=tuple(wrong),
-            lost=found.lost, duplicated=found.duplicated, junk=len(found.junk),
+            lost=found.lost, duplicated=found.duplicated, leftover=len(found.leftover),
         )  # fmt: skip
 
     def _into(self, out: Path, fault: Fault, wrong: list[str], *, certain: bool = True) -> str:
@@ -240,7 +240,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 "redone": sum(o.redone for o in of),
                 "lost": sum(o.lost for o in of),
                 "duplicated": sum(o.duplicated for o in of),
-                "junk": sum(o.junk for o in of),
+                "leftover": sum(o.leftover for o in of),
                 "wrong": sum(bool(o.wrong) for o in of),
             }
         )
@@ -290,7 +290,7 @@ def run(config: Config) -> int:
             "config": config.model_dump(),
         },
     )
-    heads = ["kind", "injected", "redone", "lost", "duplicated", "junk", "wrong", "ends"]
+    heads = ["kind", "injected", "redone", "lost", "duplicated", "leftover", "wrong", "ends"]
     cells = [[*(str(r[h]) for h in heads[:-1]), ", ".join(f"{n} {e}" for e, n in r["ends"].items())] for r in rows]
     print(f"\n{len(strikes.points)} fault points in a run of {config.logs} shards, {seconds:.0f} s\n")
     print(table(heads, cells))

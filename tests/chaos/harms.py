@@ -23,7 +23,7 @@ class Outcome:
     Attributes:
         at: commit records that were there when it was struck, at least.
         target: the command of the process that got a signal.
-        how: how the harmed run ended, in words.
+        how: how the disturbed run ended, in words.
         wrong: everything that should not be; [] is what we want.
     """
 
@@ -36,7 +36,7 @@ class Outcome:
     rewritten: int = 0
     lost: int = 0
     duplicated: int = 0
-    junk: int = 0
+    leftover: int = 0
     left: int = 0
     seconds: float = 0.0
     skipped: str = ""
@@ -121,12 +121,12 @@ class Scenario:
         name: for the command line.
         what: for people.
         harm: does it.
-        survives: the harmed run itself must end well.
+        survives: the disturbed run itself must end well.
         disk: the dataset lies on a small disk of its own.
         clock: the job's Python has a clock that can be set (see `tests/chaos/clock`).
         poison: it runs in the room with the images that end their decoder.
-        overrides: for the harmed run, ``key=value``.
-        said: a pattern that the harmed run must print.
+        overrides: for the disturbed run, ``key=value``.
+        said: a pattern that the disturbed run must print.
         times: what it must print, and how often.
         code: the exit code that it must have; None is any but 0.
     """
@@ -185,7 +185,7 @@ def begun(out: Path) -> set[tuple[str, int]]:
 
 
 def environment(room: Room, scenario: Scenario) -> dict[str, str]:
-    """What the harmed run has in its environment."""
+    """What the disturbed run has in its environment."""
     if not scenario.clock:
         return {}
     clock = room.folder / "clock"

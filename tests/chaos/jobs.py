@@ -5,10 +5,10 @@ ends; run the same command again, at once, while what outlived the harm may stil
 (`verify`) and hold every byte against the undisturbed dataset. Seeded: the same seed strikes at the same numbers of
 records.
 
-Counted of each: the exit code of the harmed run; shards that it had begun and not committed, which is the work that is
-done again; commit records that were written anew although they were there (must be 0); samples lost and duplicated, as
-Python's `tarfile` sees them; junk files in the dataset; processes that live on a minute after the resumed run ended,
-and files left in the temp folder.
+Counted of each: the exit code of the disturbed run; shards that it had begun and not committed, which is the work
+that is done again; commit records that were written anew although they were there (must be 0); samples lost and
+duplicated, as Python's `tarfile` sees them; leftover files in the dataset; processes that live on a minute after
+the resumed run ended, and files left in the temp folder.
 
 Folders on other disks need root (a tmpfs is mounted); without it those scenarios are told as skipped.
 """
@@ -96,13 +96,13 @@ def _strike(room: Room, scenario: Scenario, random_: random.Random, out: Path, o
             job.kill()
     outcome.how += "hung, and was killed" if code is None else f"exit {code}"
     if code is None:
-        outcome.wrong.append(f"the harmed run hung for {MOST:.0f} s: {job.said()[-500:]}")
+        outcome.wrong.append(f"the disturbed run hung for {MOST:.0f} s: {job.said()[-500:]}")
     if scenario.survives and code != 0:
         outcome.wrong.append(f"the run was to survive this and ended with {code}: {job.said()[-500:]}")
     if scenario.code is not None and code != scenario.code:
         outcome.wrong.append(f"exit {code}, expected {scenario.code}: {job.said()[-500:]}")
     if not scenario.survives and struck == room.records:
-        outcome.wrong.append("the run was over before it could be harmed")
+        outcome.wrong.append("the run was over before it could be disturbed")
     said = job.said()
     if scenario.said and not re.search(scenario.said, said):
         outcome.wrong.append(f"the run did not say {scenario.said!r}: {said[-500:]}")
@@ -126,14 +126,14 @@ def _strike(room: Room, scenario: Scenario, random_: random.Random, out: Path, o
 
 def _judge(room: Room, out: Path, jobs: list[Job], outcome: Outcome) -> None:
     found = compare(out, room.clean, known=room.known)
-    outcome.lost, outcome.duplicated, outcome.junk = found.lost, found.duplicated, len(found.junk)
+    outcome.lost, outcome.duplicated, outcome.leftover = found.lost, found.duplicated, len(found.leftover)
     if found:
         outcome.wrong.append(str(found)[:800])
     report = verify(str(out))
     if report.faults or report.incomplete:
         outcome.wrong.append(f"verify: {report.faults[:3]} {report.incomplete}")
     deadline = time.monotonic() + room.linger
-    family = {pid: run for run, job in zip(("harmed", "resumed"), jobs, strict=False) for pid in job.family}
+    family = {pid: run for run, job in zip(("disturbed", "resumed"), jobs, strict=False) for pid in job.family}
     while (living := [pid for pid in family if alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     left = [f"process {pid} of the {family[pid]} run ({command(pid).strip()})" for pid in living]
@@ -245,7 +245,8 @@ def run(config: Config) -> int:
             "config": config.model_dump(),
         },
     )
-    heads = ["scenario", "at", "how", "resumed", "begun", "rewritten", "lost", "duplicated", "junk", "left", "wrong"]
+    counts = ["begun", "rewritten", "lost", "duplicated", "leftover", "left", "wrong"]
+    heads = ["scenario", "at", "how", "resumed", *counts]
     print(f"\n{len(outcomes)} faults on a job of {rooms.records} records, {seconds:.0f} s\n")
     print(table(heads, [[o.skipped or _cell(getattr(o, h)) for h in heads] for o in outcomes]))
     return int(any(o.wrong for o in outcomes))

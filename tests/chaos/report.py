@@ -35,9 +35,9 @@ def page(faults: dict[str, Any] | None, jobs: dict[str, Any] | None, soak: dict[
             "",
             "Made by `python -m tests.chaos report` from what `make chaos` found; every figure is the harness's own.",
             "After each fault the same command is given again, without faults; then the dataset is held against one",
-            "that nothing disturbed: *lost* and *duplicated* are samples, as Python's `tarfile` sees them; *junk* are",
-            "files that the undisturbed one has not; *wrong* counts faults after which anything at all was not as it",
-            "should be, also one byte, a traceback in place of a sentence, a descriptor, thread or process kept.",
+            "that nothing disturbed: *lost* and *duplicated* are samples, as Python's `tarfile` sees them; *leftover*",
+            "are files that the undisturbed one has not; *wrong* counts faults after which anything at all was not as",
+            "it should be, also one byte, a traceback in place of a sentence, a descriptor, thread or process kept.",
             "",
             "`make test` strikes every step of a shard's commit with every kind of fault, a whole run at a stride, and",
             "the real job once (`tests/chaos/`); the rest is `make chaos`. Equal means: to the byte, on one",
@@ -100,7 +100,7 @@ def _faults(found: dict[str, Any]) -> list[str]:
     rows = [
         [
             f"`{row['kind']}`",
-            *(str(row[k]) for k in ("injected", "redone", "lost", "duplicated", "junk", "wrong")),
+            *(str(row[k]) for k in ("injected", "redone", "lost", "duplicated", "leftover", "wrong")),
             ", ".join(f"{n} {end}" for end, n in row["ends"].items()),
         ]
         for row in found["rows"]
@@ -116,7 +116,7 @@ def _faults(found: dict[str, Any]) -> list[str]:
         "```",
         "",
         *_table(
-            ["kind", "injected", "shards redone", "lost", "duplicated", "junk", "wrong", "how the run ended"], rows
+            ["kind", "injected", "shards redone", "lost", "duplicated", "leftover", "wrong", "how the run ended"], rows
         ),
         "",
         f"`python -m tests.chaos faults`, {found['seconds']:.0f} s; {_where(found)}. A run that *ended well*",
@@ -132,7 +132,7 @@ def _jobs(found: dict[str, Any]) -> list[str]:
         if o["skipped"]:
             rows.append([found["what"][o["scenario"]], f"*skipped: {o['skipped']}*", *[""] * 8])
             continue
-        cells = [str(o[k]) for k in ("begun", "rewritten", "lost", "duplicated", "junk", "left")]
+        cells = [str(o[k]) for k in ("begun", "rewritten", "lost", "duplicated", "leftover", "left")]
         rows.append(
             [
                 found["what"][o["scenario"]],
@@ -144,17 +144,17 @@ def _jobs(found: dict[str, Any]) -> list[str]:
             ]
         )
     done = [o for o in outcomes if not o["skipped"]]
-    heads = ["fault", "at record", "harmed run", "resumed", "begun, done again", "rewritten", "lost", "duplicated"]
+    heads = ["fault", "at record", "disturbed run", "resumed", "begun, done again", "rewritten", "lost", "duplicated"]
     return [
         f"`jobs.teachers` with the tiny VGGT, a local Ray, {found['records']} commit records, struck when a random",
         "number of them was there; resumed at once, while what outlived the fault could still write. *Begun, done",
         "again* is the work that a fault costs: (column, shard) with files and no record. *Rewritten* are records that",
         "were there and were written anew. *Left* are processes a minute after the resumed run, and temp files.",
         "",
-        *_table([*heads, "junk", "left", "wrong"], rows),
+        *_table([*heads, "leftover", "left", "wrong"], rows),
         "",
         f"{len(done)} faults, {sum(o['resumed'] for o in done)} resumed, lost {sum(o['lost'] for o in done)}, "
-        f"duplicated {sum(o['duplicated'] for o in done)}, junk {sum(o['junk'] for o in done)}; "
+        f"duplicated {sum(o['duplicated'] for o in done)}, leftover {sum(o['leftover'] for o in done)}; "
         f"{sum(o['begun'] for o in done)} (column, shard) begun and done again.",
         f"`python -m tests.chaos jobs`, seed {found['config']['seed']}, {sum(o['seconds'] for o in done):.0f} s;",
         f"{_where(found)}.",

@@ -50,7 +50,7 @@ from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from synthetic import SyntheticConfig
 from synthetic.nuplan_dataset import generate_nuplan
-from tests.chaos import evil
+from tests.chaos import hostile
 from tests.chaos.world import World
 
 DATA = Path(__file__).parents[1] / "data"
@@ -130,7 +130,7 @@ class _Log(Target):
 
     def run(self, data: bytes) -> None:
         rng = random.Random(data)
-        frames = evil.spoil(copy.deepcopy(self._frames), rng, evil.LOG_VALUES, rng.randrange(1, 4))
+        frames = hostile.spoil(copy.deepcopy(self._frames), rng, hostile.LOG_VALUES, rng.randrange(1, 4))
         try:
             self._path.write_bytes(pickle.dumps(frames, 5))
         except (RecursionError, UnicodeEncodeError):
@@ -329,7 +329,7 @@ def _resealed(document: dict[str, Any], rng: random.Random) -> bytes:
     changed.pop("sha256")
     before = copy.deepcopy(changed)
     while True:
-        changed = evil.spoil(copy.deepcopy(before), rng, evil.JSON_VALUES, rng.randrange(1, 4))
+        changed = hostile.spoil(copy.deepcopy(before), rng, hostile.JSON_VALUES, rng.randrange(1, 4))
         try:
             if isinstance(changed, dict) and changed != before:
                 return seal(changed, compact=True)

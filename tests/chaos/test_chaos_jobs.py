@@ -44,12 +44,12 @@ def test_a_fault_loses_nothing(room: Room, name: str) -> None:
         pytest.skip(outcome.skipped)
     assert outcome.wrong == []
     assert outcome.resumed
-    assert (outcome.lost, outcome.duplicated, outcome.junk, outcome.rewritten) == (0, 0, 0, 0)
+    assert (outcome.lost, outcome.duplicated, outcome.leftover, outcome.rewritten) == (0, 0, 0, 0)
 
 
 @pytest.mark.timeout(600)
 def test_the_judge_sees_what_is_wrong(room: Room) -> None:
-    """A dataset that lost a shard, has junk, and has a record that lies."""
+    """A dataset that lost a shard, has leftovers, and has a record that lies."""
     out = room.folder / "bad"
     shutil.copytree(room.clean, out)
     assert jobs._untrue(out, room) == []
@@ -60,7 +60,7 @@ def test_the_judge_sees_what_is_wrong(room: Room) -> None:
     (out / ".tmp" / names[-1].replace("/", "%").replace(".json", ".tar.0123456789ab")).write_bytes(b"half")
     outcome = Outcome(scenario="none", at=0)
     jobs._judge(room, out, [], outcome)
-    assert (outcome.lost, outcome.junk) == (1, 2)
+    assert (outcome.lost, outcome.leftover) == (1, 2)
     assert any("verify" in wrong for wrong in outcome.wrong)
     assert jobs._untrue(out, room) == [f"{names[0]} vouches for {names[0].replace('.json', '.tar')}"]
     assert len(begun(out)) == 1

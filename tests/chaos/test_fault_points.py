@@ -178,7 +178,7 @@ def deaf(out: Path) -> int:
         (in_place, "torn", "other=('file',)"),
         (in_place, "short", "other=('file',)"),  # takes half a write for a whole one
         (never_synced, "metadata", "other=('file',)"),
-        (never_swept, "die", "junk=("),
+        (never_swept, "die", "leftover=("),
         (never_swept, "eio", "traceback"),
     ],
 )

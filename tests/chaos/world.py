@@ -114,19 +114,19 @@ class Difference:
     Attributes:
         lost: (column, token) that the undisturbed one has in its tars, and this one has not.
         duplicated: (column, token) that stand in this one's tars more than once.
-        junk: files that the undisturbed one has not, under way or swept aside; folders of that kind too.
+        leftover: files that the undisturbed one has not, under way or swept aside; folders of that kind too.
         missing: files that the undisturbed one has, and this one has not.
         other: files with other bytes.
     """
 
     lost: int
     duplicated: int
-    junk: tuple[str, ...]
+    leftover: tuple[str, ...]
     missing: tuple[str, ...]
     other: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.lost or self.duplicated or self.junk or self.missing or self.other)
+        return bool(self.lost or self.duplicated or self.leftover or self.missing or self.other)
 
 
 def compare(
@@ -139,7 +139,7 @@ def compare(
     return Difference(
         lost=len(clean_samples.keys() - samples.keys()),
         duplicated=sum(n > 1 for n in samples.values()) + len(samples.keys() - clean_samples.keys()),
-        junk=(*sorted(found.keys() - clean_digests.keys()), *folders),
+        leftover=(*sorted(found.keys() - clean_digests.keys()), *folders),
         missing=tuple(sorted(clean_digests.keys() - found.keys())),
         other=tuple(sorted(p for p in found.keys() & clean_digests.keys() if found[p] != clean_digests[p])),
     )

@@ -121,7 +121,7 @@ def test_threads_and_interruptions_do_not_change_a_byte(source: ToySource, tmp_p
     make(source, tmp_path / "a", ToyTeacher(), threads=1)
     make(source, tmp_path / "b", ToyTeacher(), threads=3)
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    # an interrupted run: one column of one shard, one whole shard, and junk of a killed writer
+    # an interrupted run: one column of one shard, one whole shard, and leftover of a killed writer
     run = begin(source, tmp_path / "c", ToyTeacher())
     one = worker(run, source, ToyTeacher())
     task = run.todo()[0]
@@ -285,14 +285,14 @@ def test_verify_names_each_fault(source: ToySource, tmp_path: Path) -> None:
         "toy/notes.txt": lambda p: p.write_text("a stranger"),
     }
     for name, harm in harms.items():
-        out = tmp_path / "harmed"
+        out = tmp_path / "corrupted"
         shutil.copytree(clean, out)
         harm(out / name)
         report = verify(str(out))
         assert name in {f.path for f in report.faults}, (name, report.faults)
         shutil.rmtree(out)
     for name in (layout.DATASET, layout.PLAN):
-        out = tmp_path / "harmed"
+        out = tmp_path / "corrupted"
         shutil.copytree(clean, out)
         flip(out / name)
         with pytest.raises(DatasetError, match=name):
