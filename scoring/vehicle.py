@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from scoring.rowwise import length
+from shards_schema.poses import EGO_FRONT, EGO_REAR, EGO_WIDTH
 
-WIDTH = 2.297
-FRONT_LENGTH = 4.049
-REAR_LENGTH = 1.127
+FRONT_LENGTH, REAR_LENGTH, WIDTH = EGO_FRONT, EGO_REAR, EGO_WIDTH
 LENGTH = FRONT_LENGTH + REAR_LENGTH
 WHEEL_BASE = 3.089
 HALF_LENGTH = LENGTH / 2.0

@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Float64 = NDArray[np.float64]
 
+EGO_FRONT, EGO_REAR, EGO_WIDTH = 4.049, 1.127, 2.297
+"""The ego's outline [m] (nuPlan's Pacifica): its bumpers from the rear axle, its width."""
+
 
 def heading_from_quaternion(q_wxyz: ArrayLike) -> float:
     """NAVSIM's heading [rad] of a Hamilton quaternion ``[w, x, y, z]``.

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from shards_schema.poses import Float64, to_local
+from shards_schema.poses import EGO_FRONT, EGO_REAR, EGO_WIDTH, Float64, to_local
 from synthetic.geometry import Path, joined, overlap, rectangle, rng_of, unit
 from synthetic.people import Walk, crossings, cyclists, walkers
 from synthetic.scenery import Actor, fixtures
@@ -22,9 +22,8 @@ Manoeuvre = Literal[
     "straight", "left_turn", "right_turn", "red_light", "follow", "pedestrian", "lane_change", "no_route"
 ]
 
-EGO_FRONT, EGO_REAR, EGO_WIDTH, EGO_HEIGHT = 4.049, 1.127, 2.297, 1.777
-"""NAVSIM's Pacifica: rear axle to front and to rear bumper, width, height [m]."""
-EGO_SIZE = (EGO_FRONT + EGO_REAR, EGO_WIDTH, EGO_HEIGHT)
+EGO_SIZE = (EGO_FRONT + EGO_REAR, EGO_WIDTH, 1.777)
+"""NAVSIM's Pacifica: length, width, height [m]."""
 EGO_SPEED = 9.8
 LOOK_AHEAD, SIDEWAYS = 20.0, 2.0
 CAR_COLOURS = (

@@ -1,24 +1,26 @@
-"""A scene from above as inline SVG: what the scorer saw, what each driver planned, and where it went wrong.
+"""A scene from above: what the scorer saw, what each driver planned, and where it went wrong.
 
-The ego frame at t0 in metres, x (forward) up, y to the left. Map and agents are those of the reward context, so the
-picture shows what the score was computed from, and nothing else. Colours are CSS classes of scenes.html.
+Map and agents are those of the reward context, so the picture shows what the score was computed from, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from reports.above import View, box, car, dot, line, pairs, text
 from reports.evaluation.columns import short
 from reports.evaluation.failures import Failure
+from reports.pages import tag
 from scoring import Layer, Polygons, RewardContext
-from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, HEADING, REAR_AXLE_TO_CENTRE, VX, VY
+from scoring.vehicle import HEADING, VX, VY, Path
 
 Float64 = NDArray[np.float64]
 
@@ -50,7 +52,7 @@ class Line:
 
 def scene_svg(
     context: RewardContext, candidate: Line, states: Float64, others: Sequence[Line], failures: Sequence[Failure]
-) -> str:
+) -> Markup:
     """The picture.
 
     Args:
@@ -60,194 +62,102 @@ def scene_svg(
         others: human, PDM-Closed, other policies; painted beneath.
         failures: of the candidate; each with a place is marked.
     """
-    view = _View.around(candidate, states, others, failures, context)
-    parts = [
-        f'<svg class="scene" viewBox="{view.box}" role="img" aria-label="scene {escape(context.token)} from above">',
-        *_map(context, view),
-        *_lights(context, failures, view),
-        f'<polyline class="centreline" points="{_line(context.centerline)}"/>',
-        *_agents(context, view),
-        *_swath(states),
-        *(_trajectory(line, 1.4) for line in others),
-        _box(0.0, 0.0, 0.0, "ego", "the ego now"),
-        _trajectory(candidate, 2.6, dots=True),
-        *_marks(context, states, failures, view),
-        view.scale(),
-    ]
-    return "".join(parts) + "</svg>"
+    hit = [context.agents_pose[f.agent, f.agent_step][None] for f in failures if f.agent is not None]
+    driven = [np.zeros((1, 2)), states, candidate.poses, *(other.poses for other in others)]
+    view = View.around([*driven, *hit], SMALLEST, LARGEST)
+    return view.svg(
+        "scene",
+        f"scene {context.token} from above",
+        _map(context, view),
+        _lights(context, failures, view),
+        line(context.centerline, "centreline"),
+        _agents(context, view),
+        _swath(states),
+        (part for other in others for part in _trajectory(other, 1.4, 0.24)),
+        car((0.0, 0.0, 0.0), "ego", "the ego now"),
+        _trajectory(candidate, 2.6, 0.42),
+        _marks(context, states, failures, view),
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _View:
-    left: float
-    top: float
-    span: float
-
-    @classmethod
-    def around(
-        cls,
-        candidate: Line,
-        states: Float64,
-        others: Sequence[Line],
-        failures: Sequence[Failure],
-        context: RewardContext,
-    ) -> _View:
-        """A square around everything that is driven, not larger than `LARGEST`: what runs away is cut."""
-        points = [np.zeros((1, 2)), candidate.poses[:, :2], states[:, :2], *(line.poses[:, :2] for line in others)]
-        for failure in failures:
-            if failure.agent is not None and failure.agent_step is not None:
-                points.append(np.asarray(context.agents_pose[failure.agent, failure.agent_step, :2])[None])
-        every = np.concatenate(points)
-        low, high = every.min(0) - 9.0, every.max(0) + 9.0
-        span = float(np.clip((high - low).max(), SMALLEST, LARGEST))
-        centre = (low + high) / 2
-        return cls(-float(centre[1]) - span / 2, -float(centre[0]) - span / 2, span)
-
-    @property
-    def box(self) -> str:
-        return f"{self.left:.2f} {self.top:.2f} {self.span:.2f} {self.span:.2f}"
-
-    def sees(self, xy: NDArray[Any]) -> bool:
-        """Whether the bounds of points [K, 2] reach into the picture."""
-        right, up = -xy[:, 1], -xy[:, 0]
-        return bool(
-            right.max() > self.left
-            and right.min() < self.left + self.span
-            and up.max() > self.top
-            and up.min() < self.top + self.span
-        )
-
-    def scale(self) -> str:
-        font = self.span / 34
-        x, y = self.left + font, self.top + self.span - font
-        return (
-            f'<line class="scale" x1="{x:.2f}" x2="{x + 10:.2f}" y1="{y:.2f}" y2="{y:.2f}"/>'
-            f'<text class="label" x="{x:.2f}" y="{y - font * 0.5:.2f}" font-size="{font:.2f}">10 m</text>'
-        )
-
-
-def _map(context: RewardContext, view: _View) -> Iterator[str]:
+def _map(context: RewardContext, view: View) -> Iterator[Markup]:
     rings = _rings(context.map_polygons)
     for layer, style in LAYERS.items():
         for i in np.flatnonzero(context.map_layer == layer):
             if view.sees(np.concatenate(rings[i])):
-                route = " route" if context.map_on_route[i] else ""
-                yield f'<path class="{style}{route}" d="{_path(rings[i])}"/>'
+                yield tag("path", class_=style + " route" * bool(context.map_on_route[i]), d=_outline(rings[i]))
 
 
-def _lights(context: RewardContext, failures: Sequence[Failure], view: _View) -> Iterator[str]:
+def _lights(context: RewardContext, failures: Sequence[Failure], view: View) -> Iterator[Markup]:
     run = {f.light for f in failures if f.light is not None}
     for i, rings in enumerate(_rings(context.light_polygons)):
-        if not view.sees(np.concatenate(rings)):
-            continue
         red = np.flatnonzero(context.light_active[i])
-        if len(red):
-            when = f"red from {red[0] / 10:.1f} to {red[-1] / 10:.1f} s"
-            style = "light run" if i in run else "light"
-            yield f'<path class="{style}" d="{_path(rings)}"><title>{when}</title></path>'
+        if len(red) and view.sees(np.concatenate(rings)):
+            when = tag("title", f"red from {red[0] / 10:.1f} to {red[-1] / 10:.1f} s")
+            yield tag("path", when, class_="light" + " run" * (i in run), d=_outline(rings))
 
 
-def _agents(context: RewardContext, view: _View) -> Iterator[str]:
+def _agents(context: RewardContext, view: View) -> Iterator[Markup]:
     for i in range(len(context.agents_pose)):
-        valid = context.agents_valid[i]
+        poses, valid = context.agents_pose[i], context.agents_valid[i]
         length, width = (float(v) for v in context.agents_size[i])
         moving = bool(context.agents_is_agent[i]) and not bool(context.agents_stopped[i])
-        style = "mover" if moving else ("agent" if context.agents_is_agent[i] else "thing")
+        style = "mover" if moving else "agent" if context.agents_is_agent[i] else "thing"
         shown = [k for k in (0, *(GHOSTS if moving else ())) if k < len(valid) and valid[k]]
-        if not shown or not view.sees(np.asarray(context.agents_pose[i, shown, :2], np.float64)):
+        if not shown or not view.sees(poses[shown]):
             continue
         if moving:
-            known = np.flatnonzero(valid[: GHOSTS[-1] + 1])
-            yield f'<polyline class="trail" points="{_line(context.agents_pose[i, known, :2])}"/>'
+            yield line(poses[np.flatnonzero(valid[: GHOSTS[-1] + 1])], "trail")
         for k in reversed(shown):
-            x, y, heading = (float(v) for v in context.agents_pose[i, k])
-            ghost = " ghost" if k else ""
-            yield _rectangle(x, y, heading, length, width, style + ghost, f"{k / 10:.0f} s" if k else "now")
+            yield box(poses[k], length, width, style + " ghost" * (k > 0), f"{k / 10:.0f} s" if k else "now")
 
 
-def _swath(states: Float64) -> Iterator[str]:
+def _swath(states: Float64) -> Iterator[Markup]:
     """What the car's outline sweeps in simulation."""
-    heading = states[:, HEADING]
-    ahead = np.stack((np.cos(heading), np.sin(heading)), -1)
-    side = HALF_WIDTH * np.stack((-ahead[:, 1], ahead[:, 0]), -1)
-    rear = states[:, :2] + (REAR_AXLE_TO_CENTRE - HALF_LENGTH) * ahead
-    front = states[:, :2] + (REAR_AXLE_TO_CENTRE + HALF_LENGTH) * ahead
-    outline = np.concatenate(
-        ([rear[0] + side[0]], (front + side), [front[-1] - side[-1]], (front - side)[::-1], [rear[0] - side[0]])
-    )
-    yield f'<polygon class="swath" points="{_line(outline)}"/>'
-    x, y, last = (float(v) for v in states[-1, :3])
-    yield _box(x, y, last, "ego-end", "the ego after 4 s, simulated")
+    corners = Path.of(torch.from_numpy(states)[None], torch.zeros(1, dtype=torch.int64)).corners[0].numpy()
+    outline = np.concatenate((corners[:1, 1], corners[:, 0], corners[::-1, 3], corners[:1, 2]))
+    yield tag("polygon", class_="swath", points=pairs(outline))
+    yield car(states[-1, :3], "ego-end", "the ego after 4 s, simulated")
 
 
-def _trajectory(line: Line, width: float, *, dots: bool = False) -> str:
-    poses = np.concatenate((np.zeros((1, 3)), line.poses))
-    out = f'<polyline class="line {line.style}" stroke-width="{width}" points="{_line(poses[:, :2])}"/>'
-    radius = 0.42 if dots else 0.24
-    for i, (x, y, _) in enumerate(line.poses, start=1):
-        title = f"<title>{escape(line.name)}, {i / 2:g} s: x {x:.1f} m, y {y:.1f} m</title>"
-        out += f'<circle class="point {line.style}" cx="{-y:.2f}" cy="{-x:.2f}" r="{radius}">{title}</circle>'
-    return out
+def _trajectory(drawn: Line, width: float, radius: float) -> Iterator[Markup]:
+    yield line(np.concatenate((np.zeros((1, 3)), drawn.poses)), f"line {drawn.style}", stroke_width=width)
+    for i, (x, y, _) in enumerate(drawn.poses, start=1):
+        yield dot(x, y, radius, f"point {drawn.style}", f"{drawn.name}, {i / 2:g} s: x {x:.1f} m, y {y:.1f} m")
 
 
-def _marks(context: RewardContext, states: Float64, failures: Sequence[Failure], view: _View) -> Iterator[str]:
-    font = view.span / 34
-    labels: list[tuple[float, float, str]] = []
-    for failure in failures:
-        at: tuple[float, float] | None = None
-        if failure.agent is not None and failure.agent_step is not None and failure.step is not None:
-            x, y, heading = (float(v) for v in context.agents_pose[failure.agent, failure.agent_step])
-            length, width = (float(v) for v in context.agents_size[failure.agent])
-            yield _rectangle(x, y, heading, length, width, "hit", failure.text)
-            ego = states[failure.step]
-            moved = ego[:2] + failure.ahead * float(np.hypot(ego[VX], ego[VY])) * np.array(
-                [np.cos(ego[HEADING]), np.sin(ego[HEADING])]
-            )
-            yield _box(float(moved[0]), float(moved[1]), float(ego[HEADING]), "hit-ego", failure.text)
-            at = (float(moved[0]), float(moved[1]))
-        elif failure.points is not None and len(failure.points):
-            if failure.stretch:
-                yield f'<polyline class="stretch" points="{_line(failure.points)}"/>'
-            elif failure.metric == "drivable_area_compliance" and failure.step is not None:
-                x, y, heading = (float(v) for v in states[failure.step, :3])
-                yield _box(x, y, heading, "hit-ego", failure.text)
-            for x, y in () if failure.stretch else failure.points:
-                yield f'<circle class="spot" cx="{-y:.2f}" cy="{-x:.2f}" r="{font * 0.55:.2f}"/>'
-            right = failure.points[0 if failure.stretch else int(failure.points[:, 1].argmin())]
-            at = (float(right[0]), float(right[1]))
-        elif failure.light is not None and failure.step is not None:
-            x, y, heading = (float(v) for v in states[failure.step, :3])
-            yield _box(x, y, heading, "hit-ego", failure.text)
-            at = (x, y)
-        if at is not None and failure.step is not None:
-            labels.append((*at, f"{short(failure.metric)} {failure.step / 10:.1f} s"))
+def _marks(context: RewardContext, states: Float64, failures: Sequence[Failure], view: View) -> Iterator[Markup]:
+    """Each failure that has a place; the words of two that are near each other are set apart."""
     taken: list[tuple[float, float]] = []
-    for x, y, text in labels:
-        place = (-y + font * 2.2, -x)
-        while any(abs(place[0] - a) < font * 6 and abs(place[1] - b) < font * 1.3 for a, b in taken):
-            place = (place[0], place[1] + font * 1.4)
-        taken.append(place)
-        yield (
-            f'<text class="label bad" x="{place[0]:.2f}" y="{place[1]:.2f}" font-size="{font * 1.15:.2f}">'
-            f"{escape(text)}</text>"
-        )
-
-
-def _box(x: float, y: float, heading: float, style: str, title: str) -> str:
-    """The ego's outline at a pose of its rear axle."""
-    cx, cy = x + REAR_AXLE_TO_CENTRE * np.cos(heading), y + REAR_AXLE_TO_CENTRE * np.sin(heading)
-    return _rectangle(cx, cy, heading, 2 * HALF_LENGTH, 2 * HALF_WIDTH, style, title)
-
-
-def _rectangle(x: float, y: float, heading: float, length: float, width: float, style: str, title: str) -> str:
-    # SVG turns clockwise where y points down; with (-y, -x) a left turn is anticlockwise on the page.
-    return (
-        f'<g class="{style}" transform="translate({-y:.2f} {-x:.2f}) rotate({-np.degrees(heading):.1f})">'
-        f"<title>{escape(title)}</title>"
-        f'<rect x="{-width / 2:.2f}" y="{-length / 2:.2f}" width="{width:.2f}" height="{length:.2f}" rx="0.25"/>'
-        f'<path d="M{-width * 0.28:.2f} {-length * 0.26:.2f}L0 {-length * 0.42:.2f}L{width * 0.28:.2f} '
-        f'{-length * 0.26:.2f}"/></g>'
-    )
+    for failure in failures:
+        if failure.step is None:
+            continue
+        pose, at = states[failure.step, :3].copy(), None
+        if failure.agent is not None:
+            ego = states[failure.step]
+            reach = failure.ahead * float(np.hypot(ego[VX], ego[VY]))
+            pose[:2] += reach * np.array([np.cos(ego[HEADING]), np.sin(ego[HEADING])])
+            length, width = (float(v) for v in context.agents_size[failure.agent])
+            yield box(context.agents_pose[failure.agent, failure.agent_step], length, width, "hit", failure.text)
+            at = pose
+        elif failure.points is not None and failure.stretch:
+            yield line(failure.points, "stretch")
+            at = failure.points[0]
+        elif failure.points is not None:
+            yield from (dot(x, y, view.font * 0.52, "spot") for x, y in failure.points)
+            at = failure.points[int(failure.points[:, 1].argmin())]
+        elif failure.light is not None:
+            at = pose
+        if at is None:
+            continue
+        if failure.points is None or failure.metric == "drivable_area_compliance":
+            yield car(pose, "hit-ego", failure.text)
+        right, down = -float(at[1]) + view.font * 2, -float(at[0])
+        while any(abs(right - a) < view.font * 6 and abs(down - b) < view.font * 1.2 for a, b in taken):
+            down += view.font * 1.3
+        taken.append((right, down))
+        words = f"{short(failure.metric)} {failure.step / 10:.1f} s"
+        yield text(right, down, words, view.font * 1.08, "label bad")
 
 
 def _rings(polygons: Polygons) -> list[list[NDArray[Any]]]:
@@ -255,9 +165,5 @@ def _rings(polygons: Polygons) -> list[list[NDArray[Any]]]:
     return [rings[a:b] for a, b in pairwise(polygons.polygons)]
 
 
-def _path(rings: Sequence[NDArray[Any]]) -> str:
+def _outline(rings: Sequence[NDArray[Any]]) -> str:
     return "".join("M" + "L".join(f"{-y:.1f} {-x:.1f}" for x, y in ring) + "Z" for ring in rings)
-
-
-def _line(xy: NDArray[Any]) -> str:
-    return " ".join(f"{-y:.2f},{-x:.2f}" for x, y in xy)

@@ -68,24 +68,29 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else repr(value)
 
 
-def summary(results: Sequence[DriverResult], logs: Sequence[str], version: Version) -> str:
-    """A line a driver: the score with its interval, every sub-score, ADE and FDE at 4 s, answers that did not parse."""
+def rows(results: Sequence[DriverResult], logs: Sequence[str], version: Version) -> tuple[list[str], list[list[str]]]:
+    """A head, a row a driver: score with interval, every sub-score, ADE and FDE at 4 s, answers that did not parse."""
     names = SUBSCORES[version]
     head = ["policy", SCORE_NAME[version], "95 % (logs)", *map(short, names), "ADE 4 s", "FDE 4 s", "no parse"]
-    rows = []
+    body = []
     for r in results:
         spread = interval(r.score.numpy(), logs)
-        rows.append(
+        body.append(
             [
                 r.name,
                 f"{float(r.score.mean()):.4f}",
                 f"{spread[0]:.3f}..{spread[1]:.3f}" if spread else "-",
                 *(mean_text(r.subscores[n], 3) for n in names),
-                *(mean_text(r.displacement[k], 2) for k in ("ade_4", "fde_4")),
+                *(mean_text(r.displacement[k], 2) if k in r.displacement else "-" for k in ("ade_4", "fde_4")),
                 str(int((~r.parsed).sum())),
             ]
         )
-    return table(head, rows)
+    return head, body
+
+
+def summary(results: Sequence[DriverResult], logs: Sequence[str], version: Version) -> str:
+    """`rows` for a terminal."""
+    return table(*rows(results, logs, version))
 
 
 AGENT_YAML = """\

@@ -10,6 +10,7 @@ from scoring import RewardContext, Version, complete
 from shards_schema.errors import AbsentError, QuarantinedError
 from teachers.pdm import context_from_cache, find_caches
 from trainer.reward import Reward
+from trainer.splits import logs_of
 
 
 class ContextSource(Protocol):
@@ -53,8 +54,7 @@ class Column:
     def __init__(self, url: str, version: Version, column: str = "pdm") -> None:
         self._reward = Reward(url, version=version, column=column)
         self._known = frozenset(self._reward.tokens)
-        table = self._reward.dataset.plan.table
-        self._logs = dict(zip(table["token"].to_pylist(), table["log"].to_pylist(), strict=True))
+        self._logs = logs_of(self._reward.dataset)
 
     def missing(self, token: str) -> str | None:
         """None, or the reader's own words: quarantined with a reason, not committed yet, in no plan."""
@@ -74,4 +74,4 @@ class Column:
 
     def log(self, token: str) -> str:
         """Of the plan."""
-        return str(self._logs[token])
+        return self._logs[token]

@@ -1,7 +1,7 @@
 """Numbers as colours: perceptual ramps, token PCA, and PNG bytes for a page that loads nothing.
 
-Ramps are straight lines in lightness through OKLab (B. Ottosson, 2020), so that equal steps of value look like equal
-steps; they are computed here, not copied from a table.
+Ramps are viridis and inferno (N. Smith and S. van der Walt, 2015, CC0), ten stops each: equal steps of value look like
+equal steps.
 """
 
 from __future__ import annotations
@@ -16,44 +16,21 @@ from PIL import Image
 Float32 = NDArray[np.float32]
 RGB = NDArray[np.uint8]
 
+_STOPS = {
+    "cool": "440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6dcd59 b4de2c fde725",
+    "warm": "000004 1b0c41 4a0c6b 781c6d a52c60 cf4446 ed6925 fb9b06 f7d13d fcffa4",
+}
 _LEVELS = 256
 
 
-def _linear_rgb(lightness: Float32, chroma: Float32, hue: Float32) -> Float32:
-    """OKLCh to linear sRGB [N, 3]; values outside 0..1 are out of gamut."""
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
-    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
-    middle = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
-    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
-    return np.stack(
-        [
-            4.0767416621 * long - 3.3077115913 * middle + 0.2309699292 * short,
-            -1.2684380046 * long + 2.6097574011 * middle - 0.3413193965 * short,
-            -0.0041960863 * long - 0.7034186147 * middle + 1.7076147010 * short,
-        ],
-        axis=-1,
-    )
+def _ramp(stops: str) -> RGB:
+    colours = np.array([list(bytes.fromhex(stop)) for stop in stops.split()])
+    places = np.linspace(0, 1, len(colours))
+    levels = np.linspace(0, 1, _LEVELS)
+    return np.stack([np.interp(levels, places, channel) for channel in colours.T], axis=-1).round().astype(np.uint8)
 
 
-def _ramp(hues: tuple[float, float], lightness: tuple[float, float], most: float) -> RGB:
-    """Lightness and hue in straight lines; the chroma is what sRGB can show at each level, up to `most`, smoothed."""
-    level = np.linspace(lightness[0], lightness[1], _LEVELS, dtype=np.float32)
-    hue = np.radians(np.linspace(hues[0], hues[1], _LEVELS, dtype=np.float32))
-    chromas = np.linspace(0, most, 64, dtype=np.float32)
-    rgb = _linear_rgb(*np.broadcast_arrays(level[:, None], chromas[None], hue[:, None]))
-    shown = ((rgb >= 0) & (rgb <= 1)).all(-1).cumprod(1).sum(1)
-    best = chromas[shown.clip(1) - 1]
-    widest = np.lib.stride_tricks.sliding_window_view(np.pad(best, 40, "edge"), 41).min(1)  # never above the gamut
-    smooth = np.lib.stride_tricks.sliding_window_view(widest, 41).mean(1)
-    linear = _linear_rgb(level, smooth.astype(np.float32), hue).clip(0, 1)
-    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return (encoded * 255).round().astype(np.uint8)
-
-
-RAMPS = {
-    "cool": _ramp((295, 100), (0.22, 0.94), 0.16),
-    "warm": _ramp((-60, 95), (0.18, 0.94), 0.18),
-}
+RAMPS = {name: _ramp(stops) for name, stops in _STOPS.items()}
 """Dark violet over teal to yellow (values), near-black over red to yellow (changes); uint8 [256, 3]."""
 
 
@@ -133,5 +110,4 @@ def _uri(kind: str, data: bytes) -> str:
 
 def ramp_css(ramp: str) -> str:
     """The ramp as a CSS gradient, for the bar beside a range."""
-    stops = ", ".join("#{:02x}{:02x}{:02x}".format(*RAMPS[ramp][i]) for i in range(0, _LEVELS, 51))
-    return f"linear-gradient(90deg, {stops})"
+    return f"linear-gradient(90deg, #{_STOPS[ramp].replace(' ', ', #')})"

@@ -201,13 +201,10 @@ def weights_line(manifest: ColumnManifest) -> str:
     return ", ".join(parts) or ", ".join(f"{k}={v}" for k, v in weights.items())
 
 
-def settings(manifest: ColumnManifest) -> dict[str, str]:
-    """The rest of the provenance as short texts; nested mappings keep their plain values only."""
-    return {
-        key: text
-        for key, value in manifest.provenance.items()
-        if key not in ("weights", "statistics") and (text := _short(value))
-    }
+def settings_line(manifest: ColumnManifest) -> str:
+    """The rest of the provenance; nested mappings keep their plain values only."""
+    rest = {k: _short(v) for k, v in manifest.provenance.items() if k not in ("weights", "statistics")}
+    return ", ".join(f"{key} {text}" for key, text in rest.items() if text)
 
 
 def _short(value: Any) -> str:

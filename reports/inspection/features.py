@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 from reports.inspection.colours import heat, pca_rgb, png_uri, ramp_css, robust_range
+from reports.pages import render, tag
 from shards_schema.manifests import ColumnManifest
 from shards_schema.specs import TargetSpec
 
@@ -29,7 +31,7 @@ _MOST_TILES = 16
 _BINS = 32
 
 
-def figures(manifest: ColumnManifest, arrays: Mapping[str, Array]) -> str:
+def figures(manifest: ColumnManifest, arrays: Mapping[str, Array]) -> Markup:
     """HTML of every target of one sample: pictures first, then numbers."""
     pictures, numbers = [], []
     for spec in manifest.targets:
@@ -38,11 +40,13 @@ def figures(manifest: ColumnManifest, arrays: Mapping[str, Array]) -> str:
         array = np.asarray(arrays[spec.name])
         axes = _picture_axes(spec)
         if axes is None or not array.size:
-            numbers.append(_numbers(spec, array))
+            sizes = zip(spec.dims, array.shape, strict=True)
+            shape = " \N{MULTIPLICATION SIGN} ".join(f"{dim} {n}" for dim, n in sizes) or "scalar"
+            numbers.append((spec, shape, _values(array)))
         else:
-            pictures.append(_pictures(spec, array, axes, labels(manifest, arrays, spec, array)))
-    table = f'<table class="numbers">{"".join(numbers)}</table>' if numbers else ""
-    return f'<div class="figures">{"".join(pictures)}</div>{table}'
+            pictures.append((spec, _figure(spec, array, axes, labels(manifest, arrays, spec, array))))
+    shown = {"pictures": pictures, "numbers": numbers, "png": png_uri, "gradient": ramp_css}
+    return Markup(render("inspection/figures.html", **shown))
 
 
 def _picture_axes(spec: TargetSpec) -> tuple[list[int], int, int, int | None] | None:
@@ -92,49 +96,37 @@ def _times(count: int, frames: Array, roles: Array, valid: Array | None) -> list
     return names
 
 
-def _pictures(spec: TargetSpec, array: Array, axes: tuple[list[int], int, int, int | None], names: list[str]) -> str:
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A target as pictures: how they were made, the ramp of their colours with its ends, and (name, picture) each."""
+
+    how: str
+    bar: tuple[str, str, str] | None
+    tiles: list[tuple[str, NDArray[np.uint8]]]
+
+
+def _figure(
+    spec: TargetSpec, array: Array, axes: tuple[list[int], int, int, int | None], names: Sequence[str]
+) -> Figure:
     leading, row, col, channel = axes
-    order = [*leading, row, col, *([] if channel is None else [channel])]
-    moved = array.transpose(order)
-    tiles = moved.reshape(-1, *moved.shape[len(leading) :])[:_MOST_TILES]
-    names = names[: len(tiles)]
+    moved = array.transpose([*leading, row, col, *([] if channel is None else [channel])])
+    tiles = moved.reshape(-1, *moved.shape[len(leading) :])
+    cut = f"First {_MOST_TILES} of {len(tiles)} tiles. " if len(tiles) > _MOST_TILES else ""
+    tiles, names = tiles[:_MOST_TILES], names[:_MOST_TILES]
     if channel is None:
         low, high = robust_range(tiles)
-        caption = f"{ramp_bar('cool', *_range_text(spec, low, high))}"
-        pictures = [_tile(heat(tile, low, high), name) for tile, name in zip(tiles, names, strict=True)]
-    else:
-        colours, share = pca_rgb(tiles)
-        what = "views" if "view" in spec.dims else "times" if "time" in spec.dims else "tiles"
-        caption = f"PCA to RGB, one basis over all {what}; the three colours carry {share:.0%} of the variance"
-        pictures = [_tile(tile, name) for tile, name in zip(colours, names, strict=True)]
-        if spec.dims[0] == "time" and len(tiles) > 1:
-            change = np.linalg.norm(tiles[1:].astype(np.float32) - tiles[:1].astype(np.float32), axis=-1)
-            low, high = robust_range(change)
-            caption += "; change " + ramp_bar("warm", "0", f"{high:.3g} (L2 over channels)")
-            pictures += [
-                _tile(heat(tile, 0, high, "warm"), f"change of latent {i} to 0") for i, tile in enumerate(change, 1)
-            ]
-    cut = (
-        f" First {_MOST_TILES} of {int(np.prod([array.shape[i] for i in leading]))} tiles."
-        if (np.prod([array.shape[i] for i in leading]) > _MOST_TILES)
-        else ""
-    )
-    head = f"<b>{escape(spec.name)}</b> <span class=quiet>{escape(_meaning(spec))}</span>"
-    return f'<figure><figcaption>{head}<div class="how">{caption}{cut}</div></figcaption>' + (
-        f'<div class="tiles">{"".join(pictures)}</div></figure>'
-    )
-
-
-def _tile(picture: NDArray[np.uint8], name: str) -> str:
-    height, width = picture.shape[:2]
-    return (
-        f'<div class="tile"><img src="{png_uri(picture)}" width="{width}" height="{height}" alt="{escape(name)}">'
-        f"<span>{escape(name)} <i>{width}&times;{height}</i></span></div>"
-    )
-
-
-def _meaning(spec: TargetSpec) -> str:
-    return spec.meaning.split(";")[0]
+        shown = [(name, heat(tile, low, high)) for name, tile in zip(names, tiles, strict=True)]
+        return Figure(cut, ("cool", *_range_text(spec, low, high)), shown)
+    colours, share = pca_rgb(tiles)
+    what = "views" if "view" in spec.dims else "times" if "time" in spec.dims else "tiles"
+    how = f"{cut}PCA to RGB, one basis over all {what}; the three colours carry {share:.0%} of the variance"
+    shown = list(zip(names, colours, strict=True))
+    if spec.dims[0] != "time" or len(tiles) < 2:
+        return Figure(how, None, shown)
+    change = np.linalg.norm(tiles[1:].astype(np.float32) - tiles[:1].astype(np.float32), axis=-1)
+    _, high = robust_range(change)
+    shown += [(f"change of latent {i} to 0", heat(tile, 0, high, "warm")) for i, tile in enumerate(change, 1)]
+    return Figure(f"{how}; change ", ("warm", "0", f"{high:.3g} (L2 over channels)"), shown)
 
 
 def _range_text(spec: TargetSpec, low: float, high: float) -> tuple[str, str]:
@@ -147,44 +139,31 @@ def _range_text(spec: TargetSpec, low: float, high: float) -> tuple[str, str]:
     return f"e^{low:.2f} = {np.exp(low):.3g}{unit}", f"e^{high:.2f} = {np.exp(high):.3g}{unit}"
 
 
-def ramp_bar(ramp: str, low: str, high: str) -> str:
-    """A colour bar between two texts."""
-    return f'<span class="bar">{escape(low)}<i style="background:{ramp_css(ramp)}"></i>{escape(high)}</span>'
-
-
-def _numbers(spec: TargetSpec, array: Array) -> str:
-    shape = " &times; ".join(f"{escape(d)} {n}" for d, n in zip(spec.dims, array.shape, strict=True)) or "scalar"
-    return (
-        f'<tr><th>{escape(spec.name)}<br><i>{shape}</i></th><td>{_values(array)}<div class="quiet">'
-        f"{escape(_meaning(spec))}</div></td></tr>"
-    )
-
-
-def _values(array: Array) -> str:
+def _values(array: Array) -> Markup:
     if not array.size:
-        return "empty"
+        return Markup("empty")
     if array.size <= _FEW:
         rows = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(1, -1)
-        return "<br>".join(f"<code>{'  '.join(_number(v) for v in row)}</code>" for row in rows.tolist())
+        return Markup("<br>").join(tag("code", "  ".join(map(_number, row))) for row in rows.tolist())
     if array.dtype.kind not in "fiub":
-        return escape(str(array.dtype))
+        return escape(array.dtype)
     x = array.astype(np.float64).ravel()
     x = x[np.isfinite(x)]
     if not x.size:
-        return "no finite value"
+        return Markup("no finite value")
     low, middle, high = np.percentile(x, [0, 50, 100])
     rms = float(np.sqrt((x**2).mean()))
-    return f"{_histogram(x)}<code>min {low:.4g}  median {middle:.4g}  max {high:.4g}  rms {rms:.4g}</code>"
+    return _histogram(x) + tag("code", f"min {low:.4g}  median {middle:.4g}  max {high:.4g}  rms {rms:.4g}")
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _histogram(x: Array) -> str:
+def _histogram(x: Array) -> Markup:
     """Counts between the 0.5th and 99.5th percentile, as bars."""
     low, high = np.percentile(x, [0.5, 99.5])
     counts, _ = np.histogram(x, bins=_BINS, range=(low, high) if high > low else None)
-    bars: Sequence[float] = (counts / max(1, counts.max()) * 20).tolist()
-    rects = "".join(f'<rect x="{4 * i}" y="{20 - b:.1f}" width="3" height="{b:.1f}"/>' for i, b in enumerate(bars))
-    return f'<svg class="hist" viewBox="0 0 {4 * _BINS} 20" width="{4 * _BINS}" height="20">{rects}</svg> '
+    bars = (counts / max(1, counts.max()) * 20).tolist()
+    rects = (tag("rect", x=4 * i, y=f"{20 - b:.1f}", width=3, height=f"{b:.1f}") for i, b in enumerate(bars))
+    return tag("svg", rects, class_="hist", viewBox=f"0 0 {4 * _BINS} 20", width=4 * _BINS, height=20)

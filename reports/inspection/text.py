@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reports.inspection.facts import NAVTRAIN_SCENES, ColumnFacts, Facts, settings, weights_line
+from reports.inspection.facts import NAVTRAIN_SCENES, ColumnFacts, Facts, settings_line, weights_line
 from reports.tables import bytes_text, table
 from shards_schema import layout
 from shards_schema.specs import TEXT, TargetSpec
@@ -104,7 +104,7 @@ def _column(column: ColumnFacts) -> Iterator[str]:
         return
     if weights := weights_line(manifest):
         yield from _wrapped(weights, "  weights  ", " " * 11)
-    yield from _wrapped(", ".join(f"{k} {v}" for k, v in settings(manifest).items()), "  made by  ", " " * 11)
+    yield from _wrapped(settings_line(manifest), "  made by  ", " " * 11)
     yield f"  print    {manifest.fingerprint[:12]}"
     yield ""
     if column.name == layout.SAMPLES:

@@ -294,7 +294,9 @@ def test_the_view_from_above_has_left_to_the_left() -> None:
     svg = drive.above_svg(document)
     assert '<circle class="dot" cx="-3.00" cy="-8.00"' in svg
     assert "translate(-3.00 -6.00) rotate(-90.0)" in svg
-    assert 'class="ego" x="-1.1485" y="-4.049" width="2.297" height="5.176"' in svg
+    # 5.176 by 2.297 m, its middle 1.461 m before the rear axle
+    assert 'class="ego" transform="translate(-0.00 -1.46) rotate(-0.0)"' in svg
+    assert 'x="-1.15" y="-2.59" width="2.30" height="5.18"' in svg
 
 
 def test_ramps_rise_in_lightness_and_heat_marks_bad_values() -> None:
