@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data plan teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint bench bench-gpu chaos clean
+.PHONY: help setup data plan teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint docs bench bench-gpu chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -107,6 +107,9 @@ lint: $(READY) ## ruff and mypy --strict
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+docs: $(READY) ## build the site of the pages into out/site; a dead link ends it
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 bench: $(READY) ## measure job, decode, writer, memory, reading, scoring, scale, coverage against their ceilings
 	$(PY) -m benchmarks $(SET)

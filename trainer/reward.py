@@ -139,8 +139,8 @@ class Reward:
     def __call__(self, tokens: str | Sequence[str], trajectories: Trajectories) -> Tensor:
         """Scores, float64 on `device`.
 
-        One token with [8, 3] gives [], with [C, 8, 3] gives [C]; S tokens with [S, 8, 3] give [S], with [S, C, 8, 3]
-        [S, C]. Raises what `score` raises.
+        One token with [8, 3] gives [], and with [C, 8, 3] it gives [C]. S tokens with [S, 8, 3] give [S], and with
+        [S, C, 8, 3] they give [S, C]. Raises what `score` raises.
         """
         poses = torch.as_tensor(np.asarray(trajectories) if not isinstance(trajectories, Tensor) else trajectories)
         one_scene = isinstance(tokens, str)
