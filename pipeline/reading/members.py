@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.stores.cache import CommittedFile
 from pipeline.stores.ranges import Located
 from pipeline.stores.records import columns_of, committed, read_record
+from pipeline.stores.threads import map_ahead
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.commit import CommitRecord, Quarantined
@@ -30,7 +30,6 @@ from shards_schema.storage import parts, read_specs
 
 _REQUESTS = 8
 """Records that are asked of a store at once."""
-_UNCHECKED = -1
 
 
 class Value(NamedTuple):
@@ -47,10 +46,7 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What is kept of a commit record: its tar, its tokens, and for each member int64 [n, 3].
-
-    These are offset and size in the tar, and the CRC-32C, or `_UNCHECKED`.
-    """
+    """What is kept of a commit record: its tar, its tokens, and for each member int64 [n, 3]: offset, size, CRC-32C."""
 
     file: CommittedFile
     tokens: tuple[str, ...]
@@ -58,8 +54,7 @@ class Shard:
 
     def located(self, name: str, place: int) -> Located:
         """A member of the sample at `place` of `tokens`."""
-        start, size, checksum = self.members[name][place].tolist()
-        return Located(self.file, start, size, None if checksum == _UNCHECKED else checksum, name)
+        return Located(self.file, name, *self.members[name][place].tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +109,7 @@ class Column:
         return AbsentError(f"{self.where} has no {asked!r} in its tars{hint}{known}")
 
 
-def open_column(volume: Volume, name: str, *, url: str, dataset: str, planned: int | None, checked: bool) -> Column:
+def open_column(volume: Volume, name: str, *, url: str, dataset: str, planned: int | None) -> Column:
     """A column and its committed shards.
 
     Args:
@@ -124,7 +119,6 @@ def open_column(volume: Volume, name: str, *, url: str, dataset: str, planned: i
         dataset: seal of `dataset.json`.
         planned: on a store, how many shards the plan has: each is asked for, since a list may not have the latest yet.
             None is a local disk, whose list does.
-        checked: whether members are to be held against their checksums.
 
     Raises:
         MissingFileError: there is no such column.
@@ -142,7 +136,7 @@ def open_column(volume: Volume, name: str, *, url: str, dataset: str, planned: i
     for record in _records(volume, name, planned):
         places.update((token, (len(shards), i)) for i, token in enumerate(record.tokens))
         quarantined.update((q.token, q) for q in record.quarantined)
-        shards.append(_keep(record, dataset, manifest.fingerprint, volume, checked))
+        shards.append(_keep(record, dataset, manifest.fingerprint, volume))
     return Column(
         where=f"{url}: column {name}",
         manifest=manifest,
@@ -157,9 +151,7 @@ def open_column(volume: Volume, name: str, *, url: str, dataset: str, planned: i
 
 def _records(volume: Volume, column: str, planned: int | None) -> Iterator[CommitRecord]:
     if planned is None:
-        for shard in committed(volume, column):
-            yield read_record(volume, column, shard)
-        return
+        return (read_record(volume, column, shard) for shard in committed(volume, column))
 
     def asked(shard: int) -> CommitRecord | None:
         try:
@@ -167,11 +159,10 @@ def _records(volume: Volume, column: str, planned: int | None) -> Iterator[Commi
         except MissingFileError:
             return None
 
-    with ThreadPoolExecutor(_REQUESTS) as pool:
-        yield from (record for record in pool.map(asked, range(planned)) if record is not None)
+    return filter(None, map_ahead(asked, range(planned), threads=_REQUESTS))
 
 
-def _keep(record: CommitRecord, dataset: str, fingerprint: str, volume: Volume, checked: bool) -> Shard:
+def _keep(record: CommitRecord, dataset: str, fingerprint: str, volume: Volume) -> Shard:
     path, where = layout.tar(record.column, record.shard), volume.path(layout.record(record.column, record.shard))
     if record.dataset != dataset or record.fingerprint != fingerprint:
         raise DatasetError(
@@ -181,8 +172,7 @@ def _keep(record: CommitRecord, dataset: str, fingerprint: str, volume: Volume, 
     if path not in record.files:
         raise DatasetError(f"{where}: names no file {path}")
     members = {  # [n, 3] of no samples as well
-        name: np.array([m if checked else (*m[:2], _UNCHECKED) for m in each], np.int64).reshape(-1, 3)
-        for name, each in record.members.items()
+        name: np.array(each, np.int64).reshape(-1, 3) for name, each in record.members.items()
     }
     file = CommittedFile(record.shard, path, record.files[path], f"shard {record.shard}, {volume.path(path)}")
     return Shard(file, record.tokens, members)

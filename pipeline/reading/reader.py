@@ -92,11 +92,8 @@ class Dataset:
         self.manifest, self.digest = read_manifest(self._volume)
         opened = columns_of(self._volume) if names is None else names
         planned = None if self.local else generations.read(self._volume, self.manifest, self.digest).shards
-        self._columns = {
-            n: open_column(self._volume, n, url=url, dataset=self.digest, planned=planned, checked=check_members)
-            for n in opened
-        }
-        self._values = Values(None if self.local else cache)
+        self._columns = {n: open_column(self._volume, n, url=url, dataset=self.digest, planned=planned) for n in opened}
+        self._values = Values(None if self.local else cache, checked=check_members)
         self._statistics: dict[str, statistics.Statistics] = {}
         self._files = RangeReader(url, **self._files_config)
 

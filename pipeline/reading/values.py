@@ -93,10 +93,11 @@ class Values:
 
     Args:
         cache: where copies of its files may lie, for messages.
+        checked: whether members are held against their checksums.
     """
 
-    def __init__(self, cache: CacheConfig | None) -> None:
-        self._cache = cache
+    def __init__(self, cache: CacheConfig | None, *, checked: bool) -> None:
+        self._cache, self._checked = cache, checked
         self._kinds: dict[tuple[bytes, int], _Kind] = {}
 
     def array(self, span: Span, member: Located, token: str) -> NDArray[Any]:
@@ -123,7 +124,7 @@ class Values:
         kind = self._kinds.get((header, span.size))
         if kind is None:
             kind = self._checked_kind(span.copy(), member, token)
-        return Unread(span, kind, member.crc32c, partial(self._fault, member, token))
+        return Unread(span, kind, member.crc32c if self._checked else None, partial(self._fault, member, token))
 
     def _checked_kind(self, data: bytes, member: Located, token: str) -> _Kind:
         array = self._array(data, member, token)
@@ -150,7 +151,7 @@ class Values:
         return owned
 
     def _check(self, data: Buffer, member: Located, token: str) -> None:
-        if member.crc32c is not None and (found := crc32c(data)) != member.crc32c:
+        if self._checked and (found := crc32c(data)) != member.crc32c:
             raise self._fault(member, token, found)
 
     def _fault(self, member: Located, token: str, found: int) -> DigestError:

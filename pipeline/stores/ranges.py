@@ -39,14 +39,13 @@ _size = operator.attrgetter("size")
 
 
 class Located(NamedTuple):
-    """A member of one sample: its file, which bytes [offset, offset + size) of it, their CRC-32C (None: not to be
-    checked), and its name."""
+    """A member of one sample: its file, its name there, which bytes [offset, offset + size), and their CRC-32C."""
 
     file: CommittedFile
+    name: str
     offset: int
     size: int
-    crc32c: int | None
-    name: str
+    crc32c: int
 
 
 class Span(Protocol):

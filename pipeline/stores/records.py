@@ -6,10 +6,9 @@ paths, tokens and offsets against each other, before anybody opens a file or cut
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 
+from pipeline.stores.threads import map_ahead
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.codecs import seal_of
@@ -106,15 +105,4 @@ def read_records(volume: Volume, column: str, shards: Iterable[int], *, threads:
     Raises:
         MissingFileError, DatasetError: see `read_record`.
     """
-    waiting: deque[Future[CommitRecord]] = deque()
-    with ThreadPoolExecutor(threads, "records") as pool:
-        try:
-            for shard in shards:
-                waiting.append(pool.submit(read_record, volume, column, shard))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for left in waiting:
-                left.cancel()
+    return map_ahead(lambda shard: read_record(volume, column, shard), shards, threads=threads)

@@ -10,14 +10,13 @@ function of the first ones in shard order, so that runs that are equal have equa
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.stores.threads import map_ahead
 from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.codecs import load_npy
@@ -111,11 +110,8 @@ def write(volume: Volume, column: str, shards: Iterable[int]) -> None:
         DatasetError: a file is missing or damaged.
     """
     total: Statistics = {}
-    rest = iter(shards)
-    with ThreadPoolExecutor(_THREADS, "statistics") as pool:
-        while some := list(islice(rest, 2 * _THREADS)):
-            for part in pool.map(lambda shard: read_shard(volume, column, shard), some):
-                merge(total, part)
+    for part in map_ahead(lambda shard: read_shard(volume, column, shard), shards, threads=_THREADS):
+        merge(total, part)
     volume.put(layout.statistics(column), to_parquet(column_table(total)))
 
 

@@ -16,7 +16,6 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +25,7 @@ import torch
 from pipeline.reading.members import several
 from pipeline.reading.reader import Dataset, Found, Wanted
 from pipeline.stores.decode import decode_jpeg
+from pipeline.stores.threads import map_ahead
 from shards_schema.errors import AbsentError, DatasetError, SampleError
 
 Ask = TypeVar("Ask")
@@ -61,20 +61,7 @@ def ahead(
             begun.extend(begin(ask) for ask in islice(asks, min(2, depth + 1 - len(begun))))
             yield finish(begun.popleft())
         return
-
-    def read(ask: Ask) -> Got:
-        return finish(begin(ask))
-
-    pool = ThreadPoolExecutor(threads, "shard-stream")
-    waiting: deque[Future[Got]] = deque()
-    try:
-        waiting.extend(pool.submit(read, ask) for ask in islice(asks, depth))
-        while waiting:
-            got = waiting.popleft().result()
-            waiting.extend(pool.submit(read, ask) for ask in islice(asks, 1))
-            yield got
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    yield from map_ahead(lambda ask: finish(begin(ask)), asks, threads=threads, depth=depth, name="shard-stream")
 
 
 class Fetcher:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pipeline.sources.base import Scan
 from pipeline.sources.files import Listing
 from pipeline.stores.records import read_record
+from pipeline.stores.threads import map_ahead
 from pipeline.stores.volume import Volume
 from pipeline.stores.withdrawn import latest, open_withdrawals, settle
 from pipeline.writing.images import missing_image
@@ -113,10 +113,9 @@ def _leaving_out(volume: Volume, done: Collection[Pair], *, complete: bool) -> I
             return None
         return read_record(volume, column, shard)
 
-    with ThreadPoolExecutor(_THREADS, "records") as pool:
-        for record in pool.map(read, pairs):
-            if record is not None and record.quarantined:
-                yield record
+    for record in map_ahead(read, pairs, threads=_THREADS):
+        if record is not None and record.quarantined:
+            yield record
 
 
 def _tried(volume: Volume, record: CommitRecord) -> bool:

@@ -15,10 +15,10 @@ seen: an exchange that leaves the first images of its logs as they were, and one
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.stores.checksum import crc32c
+from pipeline.stores.threads import map_ahead
 from pipeline.stores.volume import Volume
 from pipeline.writing.images import Seen, read_image
 from pipeline.writing.task import ShardTask
@@ -59,12 +59,11 @@ def refuse_exchanged(volume: Volume, shards: Iterable[int]) -> None:
     Raises:
         MismatchError: one has other bytes; path, log and shard are named.
     """
-    with ThreadPoolExecutor(_THREADS, "witness") as threads:
-        logs: dict[str, tuple[int, Mapping[str, Any]]] = {}
-        for shard, found in threads.map(lambda shard: _read(volume, shard), sorted(shards)):
-            for log, image in found.items():
-                logs.setdefault(log, (shard, image))
-        told = [line for line in threads.map(lambda log: _told(log, *logs[log]), sorted(logs)) if line]
+    logs: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for shard, found in map_ahead(lambda shard: _read(volume, shard), sorted(shards), threads=_THREADS):
+        for log, image in found.items():
+            logs.setdefault(log, (shard, image))
+    told = [line for line in map_ahead(lambda log: _told(log, *logs[log]), sorted(logs), threads=_THREADS) if line]
     if told:
         raise MismatchError(
             f"{told[0]} (and so {len(told)} of the {len(logs)} committed logs): images were exchanged since "
