@@ -55,7 +55,6 @@ class Progress:
         self.scenes = 0
         self.decodes = 0
         self.images = 0
-        self.busy = 0.0
         self.throughput = Throughput()
         self.quarantined: Counter[str] = Counter()
 
@@ -68,12 +67,12 @@ class Progress:
         self.scenes += max(c.planned for c in receipt.columns)
         self.decodes += receipt.decodes
         self.images += receipt.images
-        self.busy += sum(c.teacher_seconds for c in receipt.columns)
         self.throughput.add(receipt)
         for column in receipt.columns:
             self.quarantined.update(column.quarantined)
         self._bar.set_postfix_str(
-            f"{self.scenes / self.seconds:.1f} scenes/s, teacher busy {self.busy_share:.0%}"
+            f"{self.scenes / self.seconds:.1f} scenes/s"
+            + self.throughput.device_busy(self.seconds, self.workers)
             + (f", quarantined {self.quarantined.total()}" if self.quarantined else "")
         )
         self._bar.update()
@@ -82,11 +81,6 @@ class Progress:
     def seconds(self) -> float:
         """Since the first worker was ready."""
         return max(time.perf_counter() - self._first, 1e-9) if self._first else 0.0
-
-    @property
-    def busy_share(self) -> float:
-        """Teacher seconds over wall seconds of all workers."""
-        return self.busy / (self.seconds * self.workers) if self.seconds else 0.0
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -267,7 +261,8 @@ def _print_closing(
     if progress is not None and progress.images:
         print(
             f"\n{progress.scenes} scenes in {progress.seconds:.1f} s of work ({seconds:.1f} s in all): "
-            f"{progress.scenes / progress.seconds:.2f} scenes/s, teacher busy {progress.busy_share:.0%}, "
+            f"{progress.scenes / progress.seconds:.2f} scenes/s"
+            f"{progress.throughput.device_busy(progress.seconds, progress.workers)}, "
             f"{progress.decodes / progress.images:.2f} JPEG decodes per distinct image"
         )
         print(progress.throughput.text(columns, progress.seconds, progress.workers))

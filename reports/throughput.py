@@ -1,7 +1,8 @@
 """The throughput of a run: how fast each teacher was while it was at work, and what share of the time that was.
 
-Counted from the receipts alone: scenes that were written, and the seconds that the teacher's device was at work on them
-(`pipeline.writing.task.ColumnReceipt.teacher_seconds`). `python -m benchmarks light` sets the same figures against the
+Counted from the receipts alone: scenes that were written, and the seconds that the teacher was at work on them
+(`pipeline.writing.task.ColumnReceipt.teacher_seconds`). Teachers in phases share a worker's device, and their shares
+add up to its utilisation; the others compute beside it. `python -m benchmarks light` sets the same figures against the
 device's own matrix rate.
 """
 
@@ -21,12 +22,22 @@ class Throughput:
     def __init__(self) -> None:
         self._scenes: defaultdict[str, int] = defaultdict(int)
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._device = 0.0
 
     def add(self, receipt: ShardReceipt) -> None:
         """A shard is committed."""
         for column in receipt.columns:
             self._scenes[column.column] += column.written
             self._seconds[column.column] += column.teacher_seconds
+            if column.launched:
+                self._device += column.teacher_seconds
+
+    def device_busy(self, seconds: float, workers: int) -> str:
+        """``, device busy 96%``: the share of the run in which the workers' devices were at work.
+
+        It is nothing where no teacher is one in phases: a thread that computes has no device's clock.
+        """
+        return f", device busy {self._device / (seconds * workers):.0%}" if self._device and seconds else ""
 
     def text(self, teachers: Sequence[Teacher], seconds: float, workers: int) -> str:
         """A blank line, and a table with a row for each teacher that was at work; nothing where none was.

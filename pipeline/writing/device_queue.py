@@ -1,4 +1,4 @@
-"""The teacher's thread: calls are made one at a time, and those of the oldest shard first.
+"""A thread of a worker's teachers: calls are made one at a time, and those of the oldest shard first.
 
 A call may return while the device is still at work on what it began. So before the next one is chosen, `room` waits
 until the device can use it: chosen earlier, it would stand in the device's queue, which knows no older and younger.

@@ -37,8 +37,10 @@ class ColumnReceipt:
         written: of them, those with targets.
         quarantined: how many were left out, by code.
         size: bytes.
-        teacher_seconds: how long the teacher's device was at work; where it has no clock of its own, how long the
-            teacher held its turn.
+        teacher_seconds: how long the teacher was at work: of one in phases the device, by its own clock; of any other
+            the thread that computed.
+        launched: whether the teacher is one in phases. A worker's device does their batches one after the other, so
+            the seconds of all of them add up to those of the device.
     """
 
     column: str
@@ -47,6 +49,7 @@ class ColumnReceipt:
     quarantined: Mapping[str, int]
     size: int
     teacher_seconds: float
+    launched: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,12 +2,14 @@
 
     process(task)   records -> images wanted -> decode pool ----+
                                                                 v
-                    in each column's thread: batch -> stage -> [ teacher, one at a time ] -> collect -> writer -> commit
+                    in each column's thread: batch -> stage -> [ launch, one at a time ] -> collect -> writer -> commit
+                                             batch ----------> [ compute, one at a time ] ----------> writer -> commit
 
 `process` may be called from two or three threads at once, and should be: while one shard holds the teacher, the next
 one's images are being decoded and the last one's files are being written, so the teacher does not wait. A teacher
-in phases (`teachers.base.PhasedTeacher`) holds its turn only to put a batch into the device's queue: stacking, copies
-and taking apart are done beside it. The device has one batch at work and one in its queue at most.
+in phases (`teachers.base.PhasedTeacher`) holds the launching thread only to put a batch into the device's queue:
+stacking, copies and taking apart are done beside it. The device has one batch at work and one in its queue at most. A
+teacher without phases computes in another thread, one batch of all such teachers at a time, and no launch waits for it.
 
 Batches follow from the plan alone (rows k*B .. k*B+B-1 of the shard, less the quarantined), never from timing. Memory
 is bounded by the shards in flight: their small images, two batches of inputs and two of targets each. No Ray here, and
@@ -103,7 +105,8 @@ class ShardWorker:
         self._dataset, self._shard_size, self._zarr = dataset, shard_size, zarr
         self._config = config
         self._queued: deque[Launch] = deque()
-        self._device_queue = DeviceQueue("teacher", self._make_room)
+        self._launching = DeviceQueue("launch", self._make_room)
+        self._computing = DeviceQueue("compute")
         self._tickets = itertools.count()
         self._pool = ThreadPoolExecutor(config.decode_threads, "decode")
 
@@ -136,7 +139,8 @@ class ShardWorker:
     def close(self) -> None:
         """Stop the threads."""
         self._pool.shutdown(cancel_futures=True)
-        self._device_queue.close()
+        self._launching.close()
+        self._computing.close()
 
     def process(self, task: ShardTask) -> ShardReceipt:
         """Make and commit the columns of one shard. Safe to call from `shards_in_flight` threads at once."""
@@ -212,12 +216,12 @@ class ShardWorker:
         with writer:
             if column == layout.SAMPLES:
                 self._write_samples(shard, writer, images)
-                busy = 0.0
+                seconds = 0.0
             else:
-                busy = self._teach(shard, writer, self._teachers[column], images)
+                seconds = self._teach(shard, writer, self._teachers[column], images)
             still_ours()
             record = writer.commit([planned.ref.token for planned in shard.task.scenes])
-        return _receipt(record, busy)
+        return _receipt(record, seconds, launched=isinstance(self._teachers.get(column), PhasedTeacher))
 
     def _write_samples(self, shard: _OpenShard, writer: ColumnShardWriter, images: ShardImages) -> None:
         for planned, scene in shard.rows(layout.SAMPLES, writer):
@@ -262,11 +266,11 @@ class ShardWorker:
             return None
         if isinstance(teacher, PhasedTeacher):
             launch = partial(self._launch, teacher, teacher.stage(inputs))
-            return _Batch(scenes, self._device_queue.submit(shard.ticket, launch))
-        return _Batch(scenes, self._device_queue.submit(shard.ticket, partial(_compute, teacher, inputs)))
+            return _Batch(scenes, self._launching.submit(shard.ticket, launch))
+        return _Batch(scenes, self._computing.submit(shard.ticket, partial(_compute, teacher, inputs)))
 
     def _launch(self, teacher: PhasedTeacher, staged: Any) -> _Collect:
-        """In the turn: begin a batch. What it gives is called in the column's thread."""
+        """In the launching thread: begin a batch. What it gives is called in the column's thread."""
         launch = teacher.launch(staged)
         self._queued.append(launch)
         return partial(_collect, teacher, launch)
@@ -283,7 +287,7 @@ _Collect = Callable[[], tuple[list[Targets], float]]
 
 
 def _compute(teacher: Teacher, inputs: Sequence[TeacherInput]) -> _Collect:
-    """In the turn: all of a batch."""
+    """In the computing thread: all of a batch."""
     began = time.perf_counter()
     targets = teacher.compute(inputs)
     seconds = time.perf_counter() - began
@@ -297,7 +301,7 @@ def _collect(teacher: PhasedTeacher, launch: Launch) -> tuple[list[Targets], flo
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Scenes, and their targets as soon as the teacher has had its turn."""
+    """Scenes, and their targets as soon as the teacher has begun or made them."""
 
     scenes: Sequence[PlannedScene]
     turn: Future[_Collect]
@@ -372,7 +376,7 @@ def _quarantine(writer: ColumnShardWriter, planned: PlannedScene) -> Iterator[No
         writer.quarantine(planned.ref.token, planned.row, error)
 
 
-def _receipt(record: CommitRecord, teacher_seconds: float) -> ColumnReceipt:
+def _receipt(record: CommitRecord, teacher_seconds: float, *, launched: bool) -> ColumnReceipt:
     return ColumnReceipt(
         column=record.column,
         planned=record.planned,
@@ -380,4 +384,5 @@ def _receipt(record: CommitRecord, teacher_seconds: float) -> ColumnReceipt:
         quarantined=dict(Counter(q.code for q in record.quarantined)),
         size=record.size,
         teacher_seconds=teacher_seconds,
+        launched=launched,
     )

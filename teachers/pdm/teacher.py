@@ -99,7 +99,7 @@ class PDMTeacher:
         self.config = config
         self._maps = MapFolder(Path(config.maps_root).expanduser(), f"teachers.{config.name}.maps_root", WeightsError)
         self._specs = target_specs(config.versions, config.precision, reactive=config.reactive)
-        self._device: str | None = None
+        self._loaded = False
         self._prepared: OrderedDict[int, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -171,13 +171,14 @@ class PDMTeacher:
         return image
 
     def load(self, device: str) -> None:
-        """Score on `device`; maps are read when a scene needs them.
+        """Scores are computed on the CPU whatever `device` is, beside the networks that it is for; maps are read when a
+        scene needs them.
 
         Raises:
             WeightsError: there are no maps.
         """
         self._maps.locations()
-        self._device = device
+        self._loaded = True
 
     def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
         """The contexts of each scene, taken apart.
@@ -186,12 +187,12 @@ class PDMTeacher:
             SampleError: a scene that `requests` refused.
             ShardsError: `load` has not been called.
         """
-        if self._device is None:
+        if not self._loaded:
             raise ShardsError("PDMTeacher.compute: call load(device) first")
         if not batch:
             return []
         prepared = [self._taken(item.scene) for item in batch]
-        return [to_targets(contexts, self.config.precision) for contexts in reward_contexts(prepared, self._device)]
+        return [to_targets(contexts, self.config.precision) for contexts in reward_contexts(prepared)]
 
     def _taken(self, scene: Scene) -> Prepared:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline.writing.task import ColumnReceipt, ShardReceipt
@@ -39,3 +40,12 @@ def test_nothing_is_said_of_a_teacher_that_was_not_at_work() -> None:
     meter = Throughput()
     meter.add(receipt(0, samples=(9, 0.0)))
     assert meter.text([vggt], seconds=10.0, workers=1) == ""
+
+
+def test_the_devices_share_is_of_teachers_in_phases_alone() -> None:
+    meter = Throughput()
+    meter.add(receipt(0, rules=(9, 9.0)))
+    assert meter.device_busy(seconds=10.0, workers=1) == ""
+    (column,) = receipt(1, vggt=(8, 4.0)).columns
+    meter.add(replace(receipt(1), columns=(replace(column, launched=True),)))
+    assert meter.device_busy(seconds=10.0, workers=2) == ", device busy 20%"

@@ -126,14 +126,14 @@ def source(tmp_path: Path) -> ToySource:
     return ToySource(str(tmp_path / "data"), frames=12)
 
 
-def begin(source: ToySource, out: Path, teacher: ToyTeacher) -> tuple[Run, ShardWorker]:
+def begin(source: ToySource, out: Path, *teachers: ToyTeacher) -> tuple[Run, ShardWorker]:
     samples = SamplesColumn(SamplesConfig(), num_history=H, num_future=F)
-    manifests = [samples.manifest({}), column_manifest(teacher)]
+    manifests = [samples.manifest({}), *map(column_manifest, teachers)]
     run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=8))
     worker = ShardWorker(
         source=source,
         volume=run.volume,
-        teachers=[teacher],
+        teachers=teachers,
         samples=samples,
         manifests=run.columns,
         dataset=run.dataset,
@@ -185,13 +185,49 @@ def test_each_phase_in_its_thread_and_no_further_ahead_than_said(source: ToySour
     teacher = Phased(batch_size=1, until_two=True)
     receipts = make(source, tmp_path / "out", teacher, threads=2)
     assert teacher.threads == {
-        "stage": {"column"}, "launch": {"teacher"}, "collect": {"column"}, "done": teacher.threads["done"],
+        "stage": {"column"}, "launch": {"launch"}, "collect": {"column"}, "done": teacher.threads["done"],
     }  # fmt: skip
     assert teacher.counts == {"staged": 0, "launched": 0}
     assert teacher.most["launched"] == 2, "one at work and one in the queue, or the device waits"
     assert 2 <= teacher.most["staged"] <= 4, "two a column, of two shards in flight"
     batches = sum(c.written for r in receipts for c in r.columns if c.column == "toy")
     assert sum(c.teacher_seconds for r in receipts for c in r.columns) == pytest.approx(0.25 * batches), "its own clock"
+
+
+@dataclass
+class Waiting(ToyTeacher):
+    """Without phases; each batch of it takes until the device has done all of the other column's."""
+
+    until: Any = None
+
+    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
+        assert self.until.wait(timeout=120), "a launch stood behind a teacher that only computes"
+        return super().compute(batch)
+
+
+@dataclass
+class Counting(Phased):
+    """Tells when the device has done `batches`."""
+
+    batches: int = 0
+    all_done: Any = field(default_factory=threading.Event, repr=False, compare=False)
+
+    def note(self, what: str, change: int) -> None:
+        super().note(what, change)
+        if what == "done":
+            self.batches -= 1
+            if not self.batches:
+                self.all_done.set()
+
+
+def test_no_launch_waits_for_a_teacher_that_only_computes(source: ToySource, tmp_path: Path) -> None:
+    phased = Counting(name="phased", batch_size=2, batches=4)
+    run, worker = begin(source, tmp_path / "out", phased, Waiting(batch_size=8, until=phased.all_done))
+    receipt = worker.process(run.todo()[0])
+    worker.close()
+    assert {c.column: (c.written, c.launched) for c in receipt.columns} == {
+        layout.SAMPLES: (8, False), "phased": (8, True), "toy": (8, False),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
