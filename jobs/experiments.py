@@ -16,11 +16,9 @@ allows to be said. A run that is there is not done again. No run is begun after 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from pydantic import Field
@@ -28,26 +26,13 @@ from pydantic import Field
 from jobs import config as job_config
 from jobs.progress import bar
 from jobs.sft import baseline_rows
+from reports import controls
 from reports.outputs import write_text
-from reports.tables import table
 from shards_schema.inputs.models import StrictModel
 from trainer import distributed
 from trainer.config import SFTConfig
 from trainer.evaluate import zeroed_latents
 from trainer.sft import SFT
-
-METRICS = {
-    "ade_1": "ADE 1 s",
-    "ade_4": "ADE 4 s",
-    "fde_4": "FDE 4 s",
-    "answer": "CE",
-    "cosine_wm": "cos wm",
-    "cosine_geo": "cos geo",
-}
-DECIDES, METRIC_IF_SHORT = "ade_4", "ade_1"
-"""What the verdicts are about; the second where answers are shorter than 4 s."""
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Two-sided 95 % quantiles of Student's t by degrees of freedom."""
 
 RECIPE, ZEROED = "the recipe", "latents zeroed"
 
@@ -139,51 +124,11 @@ def _write(config: ExperimentsConfig, results: Results) -> None:
 
 
 def _print(config: ExperimentsConfig, results: Results, skipped: Sequence[str], notices: Sequence[str]) -> None:
-    shown = [k for k in METRICS if any(k in row for row in results[RECIPE].values())]
-    body = [
-        [name, *(spread([row[k] for row in rows.values() if k in row]) for k in shown)]
-        for name, rows in results.items()
-    ]
-    print()
-    print(table(["held out", *(METRICS[k] for k in shown)], body))
-    print(f"\nmean +- standard deviation over seeds {list(config.seeds)}; metres\n")
-    decides = DECIDES if DECIDES in shown else METRIC_IF_SHORT
-    for name, rows in results.items():
-        if name != RECIPE:
-            print(f"- {verdict(name, results[RECIPE], rows, decides)}")
+    print(f"\n{controls.text(results, RECIPE)}")
     for missing in skipped:
         print(f"NOT RUN (after {config.minutes:g} minutes): {missing}")
     for notice in notices:
         print(f"WARNING: {notice}")
-
-
-def spread(values: Sequence[float]) -> str:
-    """``0.123 +- 0.004``, or ``-``."""
-    if len(values) < 2:
-        return f"{values[0]:.3f}" if values else "-"
-    return f"{mean(values):.3f} +- {stdev(values):.3f}"
-
-
-def verdict(
-    name: str, recipe: Mapping[int, Mapping[str, float]], control: Mapping[int, Mapping[str, float]], metric: str
-) -> str:
-    """What the paired differences (control - recipe, by seed) allow to be said."""
-    differences = [
-        control[s][metric] - recipe[s][metric]
-        for s in control
-        if metric in control[s] and metric in recipe.get(s, {})  # absent where no answer parsed
-    ]
-    label = METRICS.get(metric, metric)
-    if len(differences) < 2:
-        return f"{name}: {len(differences)} pairs, nothing can be said"
-    middle = mean(differences)
-    half = T_95[len(differences) - 1] * stdev(differences) / math.sqrt(len(differences))
-    interval = f"{label} {middle:+.3f} m (95 %: {middle - half:+.3f} .. {middle + half:+.3f}, {len(differences)} seeds)"
-    if middle - half > 0:
-        return f"{name}: {interval}: worse than the recipe"
-    if middle + half < 0:
-        return f"{name}: {interval}: BETTER than the recipe"
-    return f"{name}: {interval}: no difference can be told"
 
 
 if __name__ == "__main__":

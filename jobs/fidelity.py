@@ -9,14 +9,10 @@ columns of the table are explained in docs/fidelity.md. Exit code: 0; 2 when the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 
 from jobs import config as job_config
@@ -26,9 +22,9 @@ from pipeline.stores.fidelity import COSINE
 from pipeline.stores.places import OutText, Place
 from reports.inspection.facts import NAVTRAIN_SCENES
 from reports.outputs import write_text
-from reports.storage.figures import Figures, Samples, Spread, measure
+from reports.storage.figures import HEAD, Figures, Samples, measure
 from reports.storage.restored import restore
-from reports.storage.tokens import KINDS, random_vggt, synthetic
+from reports.storage.tokens import KINDS, random_vggt, stored, synthetic
 from reports.tables import table
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SpecError
@@ -79,7 +75,7 @@ def main(arguments: list[str]) -> dict[str, list[Figures]]:
     for name, spec, samples in _targets(config, dataset):
         results[name] = measure(spec, samples)
         print(f"\n{name}: {spec.dtype} {list(spec.shape)}; {spec.meaning}")
-        print(table(HEAD, [row(f) for f in results[name]]), flush=True)
+        print(table(HEAD, [f.row() for f in results[name]]), flush=True)
     print(
         f"\nTB for {NAVTRAIN_SCENES:,} scenes, tars alone (targets.zarr is as much again). int8 is offered where the "
         f"1st percentile (p1) of both cosines is at least {COSINE}; the writer holds each shard to it."
@@ -98,49 +94,10 @@ def _targets(config: FidelityConfig, dataset: Dataset | None) -> Iterator[tuple[
     if config.vggt is not None:
         for spec, samples in random_vggt(config.vggt, config.scenes, config.seed):
             yield f"vggt-{config.vggt}/{spec.name}", spec, samples
-    if dataset is None:
-        return
-    for column in config.columns or [c for c in dataset.columns if c != layout.SAMPLES]:
-        tokens = dataset.tokens(column)
-        chosen = [tokens[i * len(tokens) // config.samples] for i in range(config.samples)]
-        for spec in dataset.specs(column).values():
-            if chosen and np.dtype(spec.dtype).kind == "f" and not spec.ragged and spec.shape:
-                read = partial(_read, dataset, column, spec.name, list(dict.fromkeys(chosen)))
-                yield f"{column}/{spec.name}", spec, read
-
-
-def _read(dataset: Dataset, column: str, target: str, tokens: Iterable[str]) -> Iterator[NDArray[Any]]:
-    return (dataset.read(token, {column: [target]})[column][target] for token in tokens)
-
-
-HEAD = [
-    "stored as", "B a sample", "TB", "zstd-3", "cosine", "p1", "min", "standardised", "p1", "min", "rel. L2",
-    "overflow", "",
-]  # fmt: skip
-
-
-def row(figures: Figures) -> list[str]:
-    """A line of the table."""
-    verdict = "as computed" if figures.computed else "offered" if figures.offered else "NOT OFFERED"
-    if figures.quarantined:
-        verdict = f"quarantines {figures.quarantined}"
-    return [
-        figures.choice,
-        f"{figures.size:,.0f}",
-        f"{figures.size * NAVTRAIN_SCENES / 1e12:.4f}",
-        f"x{figures.zstd:.2f}",
-        *_spread(figures.cosine),
-        *_spread(figures.standardised),
-        f"{figures.relative:.1e}",
-        str(figures.overflow),
-        verdict,
-    ]
-
-
-def _spread(spread: Spread | None) -> list[str]:
-    if spread is None:
-        return ["-"] * 3
-    return [f"{value:.6f}" for value in (spread.mean, spread.low, spread.least)]
+    if dataset is not None:
+        for column in config.columns or [c for c in dataset.columns if c != layout.SAMPLES]:
+            for spec, samples in stored(dataset, column, config.samples):
+                yield f"{column}/{spec.name}", spec, samples
 
 
 def _train(config: FidelityConfig, dataset: Dataset) -> dict[str, dict[str, float]]:
@@ -173,16 +130,8 @@ def _train(config: FidelityConfig, dataset: Dataset) -> dict[str, dict[str, floa
 
 
 def _write(out: Path, results: Mapping[str, list[Figures]], trained: Mapping[str, Mapping[str, float]]) -> None:
-    document = {"targets": {name: [_json(f) for f in rows] for name, rows in results.items()}, "sft": dict(trained)}
+    document = {"targets": {name: [f.to_json() for f in rows] for name, rows in results.items()}, "sft": dict(trained)}
     write_text(out / "fidelity.json", json.dumps(document, indent=1) + "\n")
-
-
-def _json(figures: Figures) -> dict[str, Any]:
-    spreads = {"cosine": figures.cosine, "standardised": figures.standardised}
-    plain = ("choice", "computed", "offered", "size", "zstd", "relative", "overflow", "quarantined")
-    return {name: getattr(figures, name) for name in plain} | {
-        name: None if s is None else {"mean": s.mean, "p1": s.low, "min": s.least} for name, s in spreads.items()
-    }
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from pathlib import Path
 from pydantic import Field
 
 from jobs import config as job_config
-from jobs.grpo import AFTER, BEFORE, NAMES, Outcome, finished, rows_table, train
+from jobs.grpo import train
+from reports.grpo import AFTER, BEFORE, NAMES, Outcome, finished, rows_table
 from reports.intervals import Interval, over
 from reports.tables import table
 from shards_schema.inputs.models import StrictModel

@@ -6,7 +6,7 @@ the human in that which answers to the human. So nothing is shared between the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -58,18 +58,7 @@ def score_reactive(
         consistent=consistent,
         max_bytes=max_bytes,
     )
-
-    def shaped(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.view(scenes, candidates) for name, value in values.items()}
-
-    return ScoreResult(
-        version="v2",
-        subscores=shaped(found.subscores),
-        unfiltered=shaped(found.unfiltered),
-        score=found.score.view(scenes, candidates),
-        pdm_score=found.pdm_score.view(scenes, candidates),
-        states=found.states.view(scenes, candidates, *found.states.shape[2:]),
-    )
+    return ScoreResult.of([found], lambda part: part[0].view(scenes, candidates, *part[0].shape[2:]))
 
 
 def _driven(contexts: Sequence[RewardContext], poses: Tensor) -> list[NDArray[np.float64]]:

@@ -10,8 +10,9 @@ on the CPU not by a bit (`rowwise`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,20 @@ class ScoreResult:
     score: Tensor
     pdm_score: Tensor
     states: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[ScoreResult], how: Callable[[list[Tensor]], Tensor]) -> ScoreResult:
+        """Made tensor by tensor: `how` gets that of each part. ``torch.cat`` joins parts, scene after scene."""
+
+        def rows(name: str) -> dict[str, Tensor]:
+            return {k: how([getattr(part, name)[k] for part in parts]) for k in getattr(parts[0], name)}
+
+        whole = (how([getattr(part, name) for part in parts]) for name in ("score", "pdm_score", "states"))
+        return cls(parts[0].version, rows("subscores"), rows("unfiltered"), *whole)
+
+    def __getitem__(self, place: Any) -> ScoreResult:
+        """Some of the trajectories: ``result[:, 2:4]`` has two candidates of each scene."""
+        return self.of([self], lambda part: part[0][place])
 
     def __repr__(self) -> str:
         scenes, candidates = self.score.shape

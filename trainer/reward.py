@@ -134,7 +134,7 @@ class Reward:
                 parts.append(score_reactive(contexts, some, **self._options))
             else:
                 parts.append(score(collate(contexts, self.device), some, version=self.version, **self._options))
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else ScoreResult.of(parts, torch.cat)
 
     def __call__(self, tokens: str | Sequence[str], trajectories: Trajectories) -> Tensor:
         """Scores, float64 on `device`.
@@ -194,17 +194,3 @@ def _opened(url: str, column: str) -> Dataset:
             f"{url}: no column {column!r} ({error}); `python -m jobs.teachers` writes it, with the teacher pdm in its "
             f"config (docs/reward.md)"
         ) from error
-
-
-def _joined(parts: Sequence[ScoreResult]) -> ScoreResult:
-    def rows(name: str) -> dict[str, Tensor]:
-        return {k: torch.cat([getattr(p, name)[k] for p in parts]) for k in getattr(parts[0], name)}
-
-    return ScoreResult(
-        version=parts[0].version,
-        subscores=rows("subscores"),
-        unfiltered=rows("unfiltered"),
-        score=torch.cat([p.score for p in parts]),
-        pdm_score=torch.cat([p.pdm_score for p in parts]),
-        states=torch.cat([p.states for p in parts]),
-    )

@@ -37,7 +37,7 @@ AVERAGE: dict[Version, str] = {"v1": "average", "v2": "average_all_frames"}
 
 SCORE_NAME: dict[Version, str] = {"v1": "PDMS", "v2": "EPDMS"}
 
-_SHORT = {
+SHORT = {
     "no_at_fault_collisions": "NC",
     "drivable_area_compliance": "DAC",
     "driving_direction_compliance": "DDC",
@@ -50,11 +50,12 @@ _SHORT = {
     COMFORT_BETWEEN_FRAMES: "EC",
     "multiplicative_metrics_prod": "product",
 }
+"""NAVSIM's abbreviations."""
 
 
 def short(column: str) -> str:
     """NAVSIM's abbreviation of a column, so that tables fit a terminal; the column itself where it has none."""
-    return _SHORT.get(column, column)
+    return SHORT.get(column, column)
 
 
 def mean_text(values: Tensor, digits: int) -> str:

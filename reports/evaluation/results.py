@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -109,18 +109,6 @@ class Gathering:
             displacement=group("displacement"),
             states=every["states"],
         )
-
-
-def part_of(scored: ScoreResult, candidates: slice) -> ScoreResult:
-    """The same scenes, some of the candidates."""
-    return replace(
-        scored,
-        subscores={k: v[:, candidates] for k, v in scored.subscores.items()},
-        unfiltered={k: v[:, candidates] for k, v in scored.unfiltered.items()},
-        score=scored.score[:, candidates],
-        pdm_score=scored.pdm_score[:, candidates],
-        states=scored.states[:, candidates],
-    )
 
 
 def interval(

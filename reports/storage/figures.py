@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.stores.fidelity import COSINE, cosines, standardised, vectors
+from reports.inspection.facts import NAVTRAIN_SCENES
 from shards_schema.codecs import npy_bytes
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics
@@ -27,9 +28,13 @@ Samples = Callable[[], Iterable[NDArray[Any]]]
 
 _ZSTD = 3
 
+HEAD = [
+    "stored as", "B a sample", "TB", "zstd-3", "cosine", "p1", "min", "standardised", "p1", "min", "rel. L2",
+    "overflow", "",
+]  # fmt: skip
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
+
+class Spread(NamedTuple):
     """Mean, 1st percentile and minimum of a cosine over vectors."""
 
     mean: float
@@ -67,6 +72,29 @@ class Figures:
     relative: float
     overflow: int
     quarantined: int
+
+    def row(self) -> list[str]:
+        """A line of the table, below `HEAD`."""
+        verdict = "as computed" if self.computed else "offered" if self.offered else "NOT OFFERED"
+        spreads = (("-",) * 3 if s is None else [f"{v:.6f}" for v in s] for s in (self.cosine, self.standardised))
+        return [
+            self.choice,
+            f"{self.size:,.0f}",
+            f"{self.size * NAVTRAIN_SCENES / 1e12:.4f}",
+            f"x{self.zstd:.2f}",
+            *(cell for cells in spreads for cell in cells),
+            f"{self.relative:.1e}",
+            str(self.overflow),
+            f"quarantines {self.quarantined}" if self.quarantined else verdict,
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, and whether it is offered."""
+        spreads = {"cosine": self.cosine, "standardised": self.standardised}
+        plain = ("choice", "computed", "offered", "size", "zstd", "relative", "overflow", "quarantined")
+        return {name: getattr(self, name) for name in plain} | {
+            name: s and dict(zip(("mean", "p1", "min"), s, strict=True)) for name, s in spreads.items()
+        }
 
     @property
     def offered(self) -> bool:

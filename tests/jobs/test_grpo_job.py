@@ -11,6 +11,7 @@ import yaml
 
 from jobs import config as job_config
 from jobs import grpo, grpo_experiments
+from reports import grpo as reported
 from reports.intervals import Interval, clustered, over, t_95
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError
 from tests.trainer.reward_toys import grpo_values, sft_policy, write_reward_dataset
@@ -58,18 +59,18 @@ def test_the_whole_job(made: tuple[str, str], tmp_path: Path, capsys: pytest.Cap
     assert change.middle == pytest.approx(expected, abs=1e-12)
     load_policy(out / "policy.pt")
     recipe = job_config.load(GRPOConfig, arguments)
-    read = grpo.finished(recipe)
+    read = reported.finished(recipe)
     assert read is not None
     assert {k: v.means() for k, v in read.rows.items()} == {k: v.means() for k, v in outcome.rows.items()}
     assert read.change("sampled") == outcome.change("sampled")
     with pytest.raises(MismatchError, match="group: 4 -> 5"):
-        grpo.finished(recipe.model_copy(update={"group": 5}))
-    assert grpo.finished(recipe.model_copy(update={"out": str(tmp_path)})) is None
+        reported.finished(recipe.model_copy(update={"group": 5}))
+    assert reported.finished(recipe.model_copy(update={"out": str(tmp_path)})) is None
     other = tmp_path / "other.pt"
     checkpoint.save(other, checkpoint.load(Path(recipe.policy)) | {"notices": ["another one"]})
     with pytest.raises(MismatchError, match="another policy"):
-        grpo.finished(recipe.model_copy(update={"policy": str(other)}))
-    assert grpo.finished(recipe.model_copy(update={"policy": str(tmp_path / "gone.pt")})) is not None
+        reported.finished(recipe.model_copy(update={"policy": str(other)}))
+    assert reported.finished(recipe.model_copy(update={"policy": str(tmp_path / "gone.pt")})) is not None
     again = grpo.main(arguments)  # nothing left to do: the same table
     assert again is not None
     assert {k: v.means() for k, v in again.rows.items()} == {k: v.means() for k, v in outcome.rows.items()}
@@ -140,7 +141,7 @@ def test_a_change_is_of_scenes_that_have_the_number_before_and_after() -> None:
         return Driven(("a", "b", "c"), {"score": values, "comfort": values}, none, torch.tensor(parsed), {})
 
     before, after = driven([0.5, 0.0, 0.5], [True, False, True]), driven([1.0, 0.5, 0.0], [True, True, False])
-    outcome = grpo.Outcome(
+    outcome = reported.Outcome(
         {name: after if name == "after" else before for name in ("human", "constant velocity", "before", "after")},
         ["x", "y", "z"],
         [],
@@ -153,7 +154,7 @@ def test_a_change_is_of_scenes_that_have_the_number_before_and_after() -> None:
     assert outcome.change("sampled") is None
     assert not outcome.changed("sampled")
     assert outcome.rows["after"].means()["comfort"] == 0.75
-    silent = grpo.rows_table(grpo.Outcome({**outcome.rows, "after": driven([0.0] * 3, [False] * 3)}, [], []))
+    silent = reported.rows_table(reported.Outcome({**outcome.rows, "after": driven([0.0] * 3, [False] * 3)}, [], []))
     assert silent.splitlines()[-1].split() == ["after", "0.00", "-"]
 
 

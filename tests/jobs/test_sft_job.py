@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from jobs import experiments, sft
+from reports import controls
 from shards_schema.errors import ConfigError
 from tests.trainer.shard_toys import recipe_values, write_dataset
 from trainer import checkpoint
@@ -121,14 +122,14 @@ def test_verdicts_say_no_more_than_the_spread_allows() -> None:
     recipe = {0: {"ade_4": 1.0}, 1: {"ade_4": 1.1}, 2: {"ade_4": 0.9}}
 
     def control(*values: float) -> str:
-        return experiments.verdict("x", recipe, {i: {"ade_4": v} for i, v in enumerate(values)}, "ade_4")
+        return controls.verdict("x", recipe, {i: {"ade_4": v} for i, v in enumerate(values)}, "ade_4")
 
     assert control(2.0, 2.1, 1.9).endswith("worse than the recipe")
     assert control(0.5, 0.6, 0.4).endswith("BETTER than the recipe")
     assert control(1.5, 0.8, 1.2).endswith("no difference can be told")
-    assert "nothing can be said" in experiments.verdict("x", recipe, {0: {"ade_4": 2.0}}, "ade_4")
+    assert "nothing can be said" in controls.verdict("x", recipe, {0: {"ade_4": 2.0}}, "ade_4")
     unparsed: dict[int, dict[str, float]] = {0: {"unparsed": 1.0}, 1: {"ade_4": 2.0}, 2: {"unparsed": 1.0}}
-    assert "1 pairs, nothing can be said" in experiments.verdict("x", recipe, unparsed, "ade_4")
+    assert "1 pairs, nothing can be said" in controls.verdict("x", recipe, unparsed, "ade_4")
 
 
 def test_a_table_of_a_policy_that_says_nothing_shows_nothing(
