@@ -11,12 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+import last_shards as ls
 from jobs import teachers as teachers_job
 from tests.chaos import small
 from tests.inline_job import run_inline
 from tests.made_once import drive, made_once
+from tests.trainer import trl_toys
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -72,6 +75,26 @@ def test_score_trajectories(out: str, version: str, capsys: pytest.CaptureFixtur
     human, aside = zip(*(map(float, line.split()[1:]) for line in lines[1:5]), strict=True)
     assert sum(human) > sum(aside)
     assert any(line.startswith("no_at_fault_collisions") for line in lines)
+
+
+def test_grpo_reward_trl(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TRL's trainer, one step of a random model: it says nothing that parses, and the human's own drives are paid."""
+    pytest.importorskip("trl")
+    trl_toys.model(positions=1024).save_pretrained(tmp_path / "model")
+    trl_toys.tokenizer().save_pretrained(tmp_path / "model")
+    small: dict[str, Any] = {"num_generations": 2, "per_device_train_batch_size": 4, "max_completion_length": 8}
+    machine: dict[str, Any] = {"use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no"}
+    where = str(tmp_path / "model"), str(tmp_path / "runs")
+    log = example("grpo_reward_trl").main(out, *where, max_steps=1, **small, **machine)
+    assert (log["reward"], log["pdms/unparsed"]) == (0, 1)
+    reward = ls.Reward(out)
+    samples = ls.Dataset(out, columns=["samples"])
+    drives = [
+        samples.read(t, {"samples": ["json"]})["samples"]["json"]["future"]["trajectory"][:8] for t in reward.tokens
+    ]
+    paid = reward.score(reward.tokens, torch.tensor(drives, dtype=torch.float64).unsqueeze(1)).score.mean().item()
+    (told,) = re.findall(r"own drives: ([\d.]+), the mean of 10 scenes", capsys.readouterr().out)
+    assert float(told) == pytest.approx(paid, abs=2e-3)  # written with two decimals
 
 
 def test_add_a_teacher() -> None:

@@ -21,33 +21,36 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", pad_token="<|pad|>")
 
 
-def grpo_trainer(rows: Sequence[Mapping[str, Any]], reward: Callable[..., Any], out: Path, **changes: Any) -> Any:
-    """A trainer on `rows` (with a ``prompt`` each); groups of 2, two prompts a step."""
-    import datasets
+def model(positions: int = 256) -> Any:
+    """A random Qwen2 of one layer, for prompts and answers of so many bytes together."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
-    from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
 
-    words = tokenizer()
     torch.manual_seed(0)
     shape: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
+        "num_key_value_heads": 1,
     }
-    model = Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=len(words), num_key_value_heads=1, max_position_embeddings=256, **shape)
-    )
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer()), max_position_embeddings=positions, **shape))
+
+
+def grpo_trainer(rows: Sequence[Mapping[str, Any]], reward: Callable[..., Any], out: Path, **changes: Any) -> Any:
+    """A trainer on `rows` (with a ``prompt`` each); groups of 2, two prompts a step."""
+    import datasets
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
     arguments: dict[str, Any] = {
         "output_dir": str(out), "max_steps": 1, "per_device_train_batch_size": 4, "num_generations": 2,
         "max_completion_length": 8, "report_to": [], "use_cpu": True, "bf16": False, "learning_rate": 0.1,
         "gradient_checkpointing": False, "save_strategy": "no", "logging_steps": 1, "remove_unused_columns": False,
     }  # fmt: skip
     return GRPOTrainer(
-        model=model,
+        model=model(),
         reward_funcs=[reward],
         args=GRPOConfig(**{**arguments, **changes}),
         train_dataset=datasets.Dataset.from_list([dict(row) for row in rows]),
-        processing_class=words,
+        processing_class=tokenizer(),
     )
