@@ -26,7 +26,9 @@ def plan(recipe: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> 
         found.size(), found.size(100_000, zarr=False)           # bytes
         found.hours(100_000, devices=8)                         # None where nobody knows a rate
 
-    No weights are loaded and no GPU is asked for; a synthetic source is generated where it is not there yet.
+    No weights are loaded and no GPU is asked for; a synthetic source is generated where it is not there yet. Logs are
+    read in this process, whatever the recipe says: processes of a program's own start that program anew, so
+    ``scan_processes=8`` is for one that stands under ``if __name__ == "__main__":``.
 
     Args:
         recipe: a YAML as those in `configs/`, or what stands in one.
@@ -38,7 +40,8 @@ def plan(recipe: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> 
         IncompleteError: more would be left out than ``max_quarantined`` allows.
     """
     name = "the recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)
-    config = Recipe.of({**(recipe if isinstance(recipe, Mapping) else _read(name)), **changes}, name)
+    values = recipe if isinstance(recipe, Mapping) else _read(name)
+    config = Recipe.of({**values, "scan_processes": 1, **changes}, name)
     sized = {column: _without_auto(fields) for column, fields in config.teachers.items()}
     config, volume = config.model_copy(update={"teachers": sized}), Volume(config.out)
     teachers = [build_teacher(column, fields) for column, fields in config.teachers.items()]

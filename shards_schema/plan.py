@@ -101,6 +101,9 @@ class Plan:
     _bounds: NDArray[np.int64] = field(init=False, repr=False, compare=False)
     """First row of the table of each shard, and the end."""
 
+    def __repr__(self) -> str:
+        return f"Plan({self.samples} samples in {self.shards} shards; {self.config!r}, digest {self.digest[:12]})"
+
     def __post_init__(self) -> None:
         shards = self.table["shard"].to_numpy()
         object.__setattr__(self, "_bounds", np.searchsorted(shards, np.arange(self.shards + 1)))

@@ -109,6 +109,33 @@ def test_add_a_teacher() -> None:
     assert " passed" in done.stdout
 
 
+def test_what_is_printed_of_an_object_is_a_line(out: str) -> None:
+    dataset = ls.Dataset(out)
+    stream = ls.ShardStream(dataset, {"samples": ["json"], "vggt": ["l3_tok12"]})
+    reward = ls.Reward(dataset)
+    result = reward.score(reward.tokens[:1], torch.zeros(1, 2, 8, 3))
+    job = yaml.safe_load((Path(out).parent / "job.yaml").read_text())
+    found = ls.plan(job, out=out)
+    for one in (
+        dataset,
+        dataset.plan,
+        stream,
+        stream.table,
+        ls.Mixture([(stream, 1)]),
+        reward,
+        result,
+        found,
+        found.scan,
+    ):
+        said = repr(one)
+        assert said.startswith(f"{type(one).__name__}(")
+        assert len(said) < 300
+        assert "\n" not in said
+    assert repr(stream.table) == f"SampleTable({out!r}: 10 samples of samples, vggt)"
+    assert "begun with 10 scenes" in repr(dataset)
+    assert "0 GB to write" in repr(found)
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_each_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 60

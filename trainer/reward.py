@@ -96,6 +96,9 @@ class Reward:
                 f"{' ...' if len(missing) > 3 else ''}; was it made by the teacher pdm, with {version} in `versions`?"
             )
 
+    def __repr__(self) -> str:
+        return f"Reward({self.dataset.url!r}, {self.version}: column {self.column}, {len(self.tokens)} scenes)"
+
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_kept")}
 

@@ -42,14 +42,14 @@ class Scan:
         missing: of the images that were looked for (`LookingSource.look`).
     """
 
-    refs: tuple[SceneRef, ...]
+    refs: tuple[SceneRef, ...] = field(repr=False)
     unreadable: dict[str, str] = field(default_factory=dict)
     not_found: tuple[str, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     logs: int = 0
-    missing: Missing = field(default_factory=dict)
+    missing: Missing = field(default_factory=dict, repr=False)
 
     @property
     def passed_over(self) -> str:

@@ -102,6 +102,10 @@ class Mixture(Stream):
         orders = [[s.digest, s.config.order_state()] for s in self.streams]
         self._digest = digest_of({"streams": orders, "weights": self.weights, "epoch_size": size})
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{weight:g} x {s.table!r}" for s, weight in zip(self.streams, self.weights, strict=True))
+        return f"Mixture({parts}; {self.size} positions an epoch)"
+
     @property
     def digest(self) -> str:
         """Of the streams, their orders and weights, and the epoch's size."""

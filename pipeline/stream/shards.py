@@ -73,6 +73,11 @@ class SampleTable(MapDataset[Any]):
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        columns = ", ".join(self.fetcher.targets)
+        left_out = f", {len(self.left_out)} left out" if self.left_out else ""
+        return f"SampleTable({self.fetcher.dataset.url!r}: {len(self)} samples of {columns}{left_out})"
+
     def __getitem__(self, index: int) -> Any:
         """One sample; see `Fetcher.read`.
 
@@ -118,6 +123,10 @@ class ShardStream(Stream):
         self._orders: OrderedDict[int, order.Indices] = OrderedDict()
         self._stretched: tuple[int, order.Indices, order.Indices, order.Indices] | None = None
         self._sizes: dict[int, int] = {}
+
+    def __repr__(self) -> str:
+        begins = f"epoch {self.epoch} from position {self.start}"
+        return f"ShardStream({self.table!r}; {begins}; rank {self.rank} of {self.world_size})"
 
     @property
     def digest(self) -> str:

@@ -106,8 +106,16 @@ class Forecast:
     recipe: Recipe
     scan: Scan
     columns: tuple[ColumnForecast, ...]
-    needs: Mapping[str, Needs | None] = field(repr=False)
-    looked: Sequence[Glance] = field(repr=False)
+    needs: Mapping[str, Needs | None]
+    looked: Sequence[Glance]
+
+    def __repr__(self) -> str:
+        covered = ", ".join(f"{c.name} {'?' if c.covered is None else c.covered}" for c in self.columns)
+        hours = self.hours()
+        told = "hours not known" if hours is None else f"{hours:.3g} device hours"
+        return (
+            f"Forecast({self.scenes} scenes, with all images: {covered}; {self.size() / 1e9:.3g} GB to write, {told})"
+        )
 
     @property
     def scenes(self) -> int:

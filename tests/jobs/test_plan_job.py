@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,17 @@ def test_a_program_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run_inline(monkeypatch)
     teachers_job.main([str(tmp_path / "mine.yaml"), *SMALL])
     assert ls.plan(tmp_path / "mine.yaml").todo == ()
+
+
+def test_a_program_without_a_guard_is_told_too(tmp_path: Path) -> None:
+    """A script of a few lines; the recipe's processes would start it anew."""
+    navsim_root.write(tmp_path / "data", {f"log_{i}": 14 for i in range(10)})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(given_recipe(tmp_path) | {"scan_processes": 2}))
+    (tmp_path / "script.py").write_text("import last_shards as ls\nprint(ls.plan('mine.yaml'))\n")
+    environment = os.environ | {"PYTHONPATH": str(Path(ls.__file__).parents[1])}
+    run = [sys.executable, "script.py"]
+    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Forecast(10 scenes, with all images: samples 10, cosmos 10, vggt 10; ")
 
 
 @pytest.mark.parametrize(
