@@ -67,6 +67,16 @@ class Needs:
         steps = [image.step for image in images]
         return cls(images=tuple(images), first=min(steps, default=0), last=max(steps, default=0), rather=rather)
 
+    def requests(self, scene: Scene) -> list[ImageRequest]:
+        """The images, each of which `scene` has; for a teacher that asks every scene for the same ones.
+
+        Raises:
+            SampleError: code ``missing_frame`` or ``missing_camera``.
+        """
+        for image in self.images:
+            scene.camera(image.step, image.channel)
+        return list(self.images)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TeacherInput:

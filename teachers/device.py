@@ -180,15 +180,12 @@ class PhasedCompute(ABC, Generic[Notes]):
     """
 
     lane: Lane | None = None
+    fixed_batch: int | None = None
+    """Scenes of every batch that `forward` sees; None where it takes as many as there are."""
 
     def use(self, device: str) -> None:
         """From now on batches go to `device`."""
         self.lane = Lane(device)
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """Scenes of every batch that `forward` sees; None where it takes as many as there are."""
-        return None
 
     @abstractmethod
     def gather(self, batch: Sequence[TeacherInput]) -> tuple[Mapping[str, Sequence[NDArray[Any]]], Notes]:
@@ -205,9 +202,13 @@ class PhasedCompute(ABC, Generic[Notes]):
         Runs under `torch.inference_mode`, in one thread at a time, and asks the device for no value.
         """
 
-    @abstractmethod
     def scatter(self, arrays: Mapping[str, NDArray[Any]], notes: Notes) -> list[Targets]:
-        """Each scene's targets, of `forward`'s results on the host. Any thread. Views are copied afterwards."""
+        """Each scene's targets, of `forward`'s results on the host: a row of each, unless a subclass knows more.
+
+        Any thread. Views are copied afterwards.
+        """
+        scenes = len(next(iter(arrays.values())))
+        return [{name: array[i] for name, array in arrays.items()} for i in range(scenes)]
 
     def stage(self, batch: Sequence[TeacherInput]) -> Staged[Notes]:
         """See `teachers.base.PhasedTeacher`."""

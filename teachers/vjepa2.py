@@ -32,7 +32,7 @@ from shards_schema.inputs.models import StrictModel
 from shards_schema.records import CHANNELS, Image, Scene
 from shards_schema.specs import NAME, TargetSpec
 from teachers import execution, files, images
-from teachers.base import ImageRequest, Needs, Targets, TeacherInput
+from teachers.base import ImageRequest, Needs, TeacherInput
 from teachers.device import PhasedCompute, constant
 from teachers.registry import parse_config
 from teachers.weights import WeightsConfig
@@ -183,9 +183,11 @@ class VJEPA2Teacher(PhasedCompute[None]):
 
     def __init__(self, config: VJEPA2Config) -> None:
         self.config = config
-        self.name, self.batch_size = config.name, config.batch_size
+        self.name, self.batch_size, self.specs = config.name, config.batch_size, _specs(config)
         self.random_weights = config.weights.random is not None
-        self.specs = _specs(config)
+        self.fixed_batch = config.batch_size if config.compile else None
+        wanted = [ImageRequest(step, view) for view in config.views for step in config.steps]
+        self.needs = Needs.of(wanted, "set steps and views")
         self._weights: dict[str, Any] | None = None
         self._encoder: Any = None
         self._attention: execution.Context = contextlib.nullcontext
@@ -215,22 +217,13 @@ class VJEPA2Teacher(PhasedCompute[None]):
             **execution.provenance(config.attention, config.compile),
         }
 
-    @property
-    def needs(self) -> Needs:
-        """Each view's clip, oldest frame first."""
-        wanted = [ImageRequest(step, view) for view in self.config.views for step in self.config.steps]
-        return Needs.of(wanted, "set steps and views")
-
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """Each view's clip, oldest frame first.
 
         Raises:
             SampleError: code ``missing_frame`` or ``missing_camera``.
         """
-        wanted = list(self.needs.images)
-        for request in wanted:
-            scene.camera(request.step, request.channel)
-        return wanted
+        return self.needs.requests(scene)
 
     def preprocess(self, image: Image) -> Image:
         """uint8 [h, w, 3] at `size`, by `teachers.images.fit`."""
@@ -253,11 +246,6 @@ class VJEPA2Teacher(PhasedCompute[None]):
                 execution.compile_blocks(self._encoder.layer)
         self._encoder.to(device)
         self.use(device)
-
-    @property
-    def fixed_batch(self) -> int | None:
-        """`batch_size` where the blocks are compiled."""
-        return self.config.batch_size if self.config.compile else None
 
     def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], None]:
         """The images of each scene's clips, uint8 [views * frames, h, w, 3]."""
@@ -283,10 +271,6 @@ class VJEPA2Teacher(PhasedCompute[None]):
             pooled_PRQD = functional.adaptive_avg_pool2d(planes_PDRQ, pool).permute(0, 2, 3, 1).half()
             made[name] = pooled_PRQD.reshape(batch, views, times, *pooled_PRQD.shape[1:])
         return {spec.name: made[spec.name] for spec in self.specs}
-
-    def scatter(self, arrays: Mapping[str, NDArray[Any]], notes: None) -> list[Targets]:
-        """One scene, one row of each."""
-        return [{name: array[i] for name, array in arrays.items()} for i in range(len(arrays["mean"]))]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_encoder": None, "_attention": contextlib.nullcontext}

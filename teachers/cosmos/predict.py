@@ -21,7 +21,7 @@ from shards_schema.errors import WeightsError
 from shards_schema.records import Image, Scene
 from shards_schema.specs import TargetSpec
 from teachers import execution, files
-from teachers.base import ImageRequest, Needs, Targets, TeacherInput
+from teachers.base import ImageRequest, Targets, TeacherInput
 from teachers.cosmos import frames
 from teachers.cosmos.encoder import DTYPES
 from teachers.cosmos.foresight import RULE, Foresight, noise
@@ -43,30 +43,14 @@ class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
     def __init__(self, config: CosmosPredictConfig) -> None:
         self.config = config
         self._clips = CosmosTeacher(config.clip)
-        self._specs = _specs(config, self._clips.specs)
+        self.name, self.batch_size, self.specs = config.name, config.batch_size, _specs(config, self._clips.specs)
+        self.random_weights = config.weights.random is not None or self._clips.random_weights
+        self.fixed_batch = config.batch_size if config.compile else None
+        ahead = "layout: D with latents: false looks at the past alone"
+        self.needs = replace(self._clips.needs, rather=ahead if self._clips.needs.last > 0 else "set layout")
         self._weights: dict[str, Any] | None = None
         self._foresight: Foresight | None = None
         self._attention: execution.Context = contextlib.nullcontext
-
-    @property
-    def name(self) -> str:
-        """The column."""
-        return self.config.name
-
-    @property
-    def specs(self) -> tuple[TargetSpec, ...]:
-        """foresight, foresight_role; then those of the teacher `cosmos`, less the latents where they are off."""
-        return self._specs
-
-    @property
-    def batch_size(self) -> int:
-        """Scenes computed together."""
-        return self.config.batch_size
-
-    @property
-    def random_weights(self) -> bool:
-        """Whether either network is randomly initialised."""
-        return self.config.weights.random is not None or self._clips.random_weights
 
     def provenance(self) -> dict[str, Any]:
         """JSON identity. Weights are named by digest alone, so that hub and path are the same teacher."""
@@ -99,12 +83,6 @@ class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
             **execution.provenance(config.attention, config.compile),
         }
 
-    @property
-    def needs(self) -> Needs:
-        """The clip's frames, less the one that may be padding."""
-        ahead = "layout: D with latents: false looks at the past alone"
-        return replace(self._clips.needs, rather=ahead if self._clips.needs.last > 0 else "set layout")
-
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """The clip's distinct frames, oldest first."""
         return self._clips.requests(scene)
@@ -127,11 +105,6 @@ class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
                 execution.compile_blocks(self._foresight.network.transformer_blocks)
         self.use(device)
 
-    @property
-    def fixed_batch(self) -> int | None:
-        """`batch_size` where the blocks are compiled."""
-        return self.config.batch_size if self.config.compile else None
-
     def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], list[frames.Clip]]:
         """The frames of each scene's clip and its noise; and the clips."""
         config, grid = self.config, self.config.clip.latent_grid
@@ -146,14 +119,14 @@ class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
         with self._attention():
             features_BTRQD = self._foresight.features(latents_BCTHW[:, :, : self.config.given], inputs["noise"])
         made = {"foresight": features_BTRQD.half(), **self._clips.tensors(latents_BCTHW)}
-        return {spec.name: made[spec.name] for spec in self._specs if spec.name in made}
+        return {spec.name: made[spec.name] for spec in self.specs if spec.name in made}
 
     def scatter(self, arrays: Mapping[str, NDArray[Any]], clips: list[frames.Clip]) -> list[Targets]:
         """Each scene's rows, and what its frames and times stand for."""
         results = []
         for clip, targets in zip(clips, self._clips.scatter(arrays, clips), strict=True):
             targets["foresight_role"] = self._roles(clip)
-            results.append({spec.name: targets[spec.name] for spec in self._specs})
+            results.append({spec.name: targets[spec.name] for spec in self.specs})
         return results
 
     def _roles(self, clip: frames.Clip) -> NDArray[np.uint8]:

@@ -35,29 +35,14 @@ class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
 
     def __init__(self, config: CosmosConfig) -> None:
         self.config = config
-        self._specs = _specs(config)
+        self.name, self.batch_size, self.specs = config.name, config.batch_size, _specs(config)
+        self.random_weights = config.weights.random is not None
+        steps = config.frame_layout.required  # of the clip, less the one that may be padding
+        past = "D" if config.vae.temporal == 4 else list(frames.PAST_OF_C)
+        rather = f"layout: {past} looks at the past alone" if steps[-1] > 0 else "set layout"
+        self.needs = Needs.of([ImageRequest(step, config.channel) for step in steps], rather)
         self._weights: dict[str, Any] | None = None
         self._encoder: VideoEncoder | None = None
-
-    @property
-    def name(self) -> str:
-        """The column."""
-        return self.config.name
-
-    @property
-    def specs(self) -> tuple[TargetSpec, ...]:
-        """latent, latent_pool (unless off), frame_idx, frame_valid, latent_role."""
-        return self._specs
-
-    @property
-    def batch_size(self) -> int:
-        """Scenes encoded together."""
-        return self.config.batch_size
-
-    @property
-    def random_weights(self) -> bool:
-        """Whether the VAE is randomly initialised."""
-        return self.config.weights.random is not None
 
     def provenance(self) -> dict[str, Any]:
         """JSON identity. Weights are named by digest alone, so that hub and path are the same teacher."""
@@ -83,14 +68,6 @@ class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
             "batch_size": config.batch_size,
             "dtype": config.dtype,
         }
-
-    @property
-    def needs(self) -> Needs:
-        """The clip's frames, less the one that may be padding."""
-        steps = self.config.frame_layout.required
-        past = "D" if self.config.vae.temporal == 4 else list(frames.PAST_OF_C)
-        rather = f"layout: {past} looks at the past alone" if steps[-1] > 0 else "set layout"
-        return Needs.of([ImageRequest(step, self.config.channel) for step in steps], rather)
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """The clip's distinct frames, oldest first."""
@@ -134,7 +111,8 @@ class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
 
     def scatter(self, arrays: Mapping[str, NDArray[Any]], clips: list[frames.Clip]) -> list[Targets]:
         """Each scene's rows, and what its clip's frames stand for."""
-        return [{name: array[i] for name, array in arrays.items()} | self._labels(clip) for i, clip in enumerate(clips)]
+        rows = super().scatter(arrays, clips)
+        return [row | self._labels(clip) for row, clip in zip(rows, clips, strict=True)]
 
     def _clip(self, scene: Scene) -> frames.Clip:
         return frames.clip_of(scene, self.config.frame_layout, self.config.channel)

@@ -24,6 +24,7 @@ def build(config: Mapping[str, Any]) -> PDMTeacher:
     Raises:
         ConfigError: a value is impossible.
     """
-    from teachers.pdm.teacher import build as build_teacher
+    from teachers.pdm.teacher import PDMConfig, PDMTeacher
+    from teachers.registry import parse_config
 
-    return build_teacher(config)
+    return PDMTeacher(parse_config(PDMConfig, config, "pdm"))

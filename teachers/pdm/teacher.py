@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from scoring.references import complete
 from shards_schema.errors import SampleError, ShardsError, WeightsError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import Image, Scene
-from shards_schema.specs import NAME, TargetSpec
+from shards_schema.specs import NAME
 from teachers.base import ImageRequest, Needs, Targets, TeacherInput
 from teachers.pdm.closed import with_closed
 from teachers.pdm.drivable_map import RADIUS_M
@@ -30,7 +30,6 @@ from teachers.pdm.ego import PAST_FRAMES
 from teachers.pdm.observation import FRAMES
 from teachers.pdm.scene_context import FRAME_SECONDS, Prepared, prepare
 from teachers.pdm.targets import Precision, target_specs, to_targets
-from teachers.registry import parse_config
 from teachers.weights import file_digest
 
 REVISION = "pdm 2"
@@ -81,50 +80,23 @@ class PDMConfig(StrictModel):
         return tuple(sorted(value))
 
 
-def build(config: Mapping[str, Any]) -> PDMTeacher:
-    """The teacher of the raw mapping `config`.
-
-    Raises:
-        ConfigError: a value is impossible.
-    """
-    return PDMTeacher(parse_config(PDMConfig, config, "pdm"))
-
-
 class PDMTeacher:
     """A `teachers.base.Teacher`."""
 
-    """So what decodes JPEGs is no part of its columns' identity (`teachers.base.column_manifest`)."""
+    random_weights = False  # a map is no guess
 
     def __init__(self, config: PDMConfig) -> None:
         self.config = config
         self._maps = MapFolder(Path(config.maps_root).expanduser(), f"teachers.{config.name}.maps_root", WeightsError)
-        self._specs = target_specs(config.versions, config.precision, reactive=config.reactive)
+        self.name, self.batch_size = config.name, config.batch_size
+        self.specs = target_specs(config.versions, config.precision, reactive=config.reactive)
+        self.needs = _needs(config.versions)
         self._loaded = False
         self._prepared: OrderedDict[int, Prepared] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[PDMTeacher], tuple[PDMConfig]]:
         return PDMTeacher, (self.config,)
-
-    @property
-    def name(self) -> str:
-        """The column: ``pdm``, or the config's name."""
-        return self.config.name
-
-    @property
-    def specs(self) -> tuple[TargetSpec, ...]:
-        """See `targets.target_specs`."""
-        return self._specs
-
-    @property
-    def batch_size(self) -> int:
-        """Scenes scored together."""
-        return self.config.batch_size
-
-    @property
-    def random_weights(self) -> bool:
-        """Never: a map is no guess."""
-        return False
 
     def provenance(self) -> dict[str, Any]:
         """Config, and the digest of each location's map (read once a process).
@@ -141,16 +113,6 @@ class PDMTeacher:
             "batch_size": self.config.batch_size,
             **({"reactive": True} if self.config.reactive else {}),
         }
-
-    @property
-    def needs(self) -> Needs:
-        """No images; annotated frames as far ahead as the scores look, and as far back as v2's comfort does."""
-        v1_alone = self.config.versions == ("v1",)
-        ahead = max(FRAMES[version] for version in self.config.versions) - 1
-        rather = f"versions: [v2] looks {FRAMES['v2'] - 1} frames ahead" if "v1" in self.config.versions else ""
-        past = 0 if v1_alone else -PAST_FRAMES
-        rate = round(1 / FRAME_SECONDS)
-        return Needs(first=past, last=ahead, rate=rate, rather=rather, ragged_bytes=_RAGGED_BYTES)
 
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """No images; but the scene is looked at, so that one which cannot be taught is refused here.
@@ -206,6 +168,17 @@ class PDMTeacher:
             )
         world = load_map(self._maps.file(scene.map_name))
         return prepare(scene, world, self.config.versions, self.config.radius, reactive=self.config.reactive)
+
+
+def _needs(versions: Sequence[Version]) -> Needs:
+    """No images; annotated frames as far ahead as the scores look, and as far back as v2's comfort does."""
+    return Needs(
+        first=0 if versions == ("v1",) else -PAST_FRAMES,
+        last=max(FRAMES[version] for version in versions) - 1,
+        rate=round(1 / FRAME_SECONDS),
+        rather=f"versions: [v2] looks {FRAMES['v2'] - 1} frames ahead" if "v1" in versions else "",
+        ragged_bytes=_RAGGED_BYTES,
+    )
 
 
 def reward_contexts(prepared: Sequence[Prepared], device: str = "cpu") -> list[list[RewardContext]]:

@@ -19,6 +19,8 @@ def build(config: Mapping[str, Any]) -> VGGTTeacher:
     Raises:
         ConfigError: a value is impossible.
     """
-    from teachers.vggt.teacher import build as build_teacher
+    from teachers.registry import parse_config
+    from teachers.vggt.config import VGGTConfig
+    from teachers.vggt.teacher import VGGTTeacher
 
-    return build_teacher(config)
+    return VGGTTeacher(parse_config(VGGTConfig, config, "vggt"))

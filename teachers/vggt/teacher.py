@@ -18,25 +18,14 @@ from torch import Tensor, nn
 
 from shards_schema.errors import ConfigError, SampleError, WeightsError
 from shards_schema.records import Image, Scene
-from shards_schema.specs import TargetSpec
 from teachers import execution
-from teachers.base import ImageRequest, Needs, Targets, TeacherInput
+from teachers.base import ImageRequest, Needs, TeacherInput
 from teachers.device import PhasedCompute
-from teachers.registry import parse_config
 from teachers.vggt import network, upstream
 from teachers.vggt.checkpoint import CANDIDATES, fill_random, load_checkpoint
 from teachers.vggt.config import VGGTConfig
 from teachers.vggt.preprocess import preprocess
 from teachers.vggt.targets import target_specs, to_tensors
-
-
-def build(config: Mapping[str, Any]) -> VGGTTeacher:
-    """The teacher of the raw mapping `config`.
-
-    Raises:
-        ConfigError: a value is impossible, or `implementation` asks for a package that is not installed.
-    """
-    return VGGTTeacher(parse_config(VGGTConfig, config, "vggt"))
 
 
 class VGGTTeacher(PhasedCompute[None]):
@@ -45,30 +34,14 @@ class VGGTTeacher(PhasedCompute[None]):
     def __init__(self, config: VGGTConfig) -> None:
         self.config = config
         self._package = upstream.package_record() if config.implementation == "upstream" else None
-        self._specs = target_specs(config)
+        self.name, self.batch_size, self.specs = config.name, config.batch_size, target_specs(config)
+        self.random_weights = config.weights.random is not None
+        self.fixed_batch = config.batch_size if config.compile else None
+        wanted = [ImageRequest(step, view) for step in config.window for view in config.views]
+        self.needs = Needs.of(wanted, "set window and views")
         self._weights: dict[str, Any] | None = None
         self._network: nn.Module | None = None
         self._attention: execution.Context = contextlib.nullcontext
-
-    @property
-    def name(self) -> str:
-        """The column: ``vggt``, or the config's name."""
-        return self.config.name
-
-    @property
-    def specs(self) -> tuple[TargetSpec, ...]:
-        """See `targets.target_specs`."""
-        return self._specs
-
-    @property
-    def batch_size(self) -> int:
-        """Scenes run together."""
-        return self.config.batch_size
-
-    @property
-    def random_weights(self) -> bool:
-        """Whether the weights come from a seed."""
-        return self.config.weights.random is not None
 
     def provenance(self) -> dict[str, Any]:
         """What decides the targets' bits, JSON; hashes the weights file (once a process), builds nothing.
@@ -104,22 +77,13 @@ class VGGTTeacher(PhasedCompute[None]):
             **execution.provenance(config.attention, config.compile),
         }
 
-    @property
-    def needs(self) -> Needs:
-        """One image a frame of the window: by step, then by view."""
-        wanted = [ImageRequest(step, view) for step in self.config.window for view in self.config.views]
-        return Needs.of(wanted, "set window and views")
-
     def requests(self, scene: Scene) -> list[ImageRequest]:
         """One image a frame of the window: by step, then by view.
 
         Raises:
             SampleError: code ``missing_frame`` or ``missing_camera``.
         """
-        wanted = list(self.needs.images)
-        for request in wanted:
-            scene.camera(request.step, request.channel)
-        return wanted
+        return self.needs.requests(scene)
 
     def preprocess(self, image: Image) -> Image:
         """`image` fitted to the config's width; uint8 [height, width, 3].
@@ -176,11 +140,6 @@ class VGGTTeacher(PhasedCompute[None]):
             execution.compile_blocks(built.blocks())
         return built.to(device).requires_grad_(False).eval()
 
-    @property
-    def fixed_batch(self) -> int | None:
-        """`batch_size` where the blocks are compiled."""
-        return self.config.batch_size if self.config.compile else None
-
     def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], None]:
         """The images of each scene's window: uint8 [S, height, width, 3].
 
@@ -205,11 +164,6 @@ class VGGTTeacher(PhasedCompute[None]):
         convolutions: execution.Precision = "tf32" if self.config.depth_precision == "tf32" else "ieee"
         with execution.exact(images_BSHW3.device, convolutions), self._attention():
             return to_tensors(self.config, self._network(images_BS3HW, self.config.layer_indices, autocast))
-
-    def scatter(self, arrays: Mapping[str, NDArray[Any]], notes: None) -> list[Targets]:
-        """One scene, one row of each."""
-        scenes = len(next(iter(arrays.values())))
-        return [{name: array[i] for name, array in arrays.items()} for i in range(scenes)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_network": None, "_attention": contextlib.nullcontext}
