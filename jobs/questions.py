@@ -1,10 +1,12 @@
-"""`python -m jobs.questions score|import key=value ...`: questions about pictures, made and scored (docs/questions.md).
+"""`python -m jobs.questions score|import|make key=value ...`: questions about pictures, made and scored.
 
     python -m jobs.questions import surds=DIR split=validation out=units.jsonl [official=DIR_OF_QA_FILES]
+    python -m jobs.questions make data=DATASET out=DIR [rules.style=fair|official]
     python -m jobs.questions score units=units.jsonl outputs=FILE_OR_DIR rules=official coordinates=pixels
 
-`import` makes SURDS' units from the user's own copy. `score` scores the outputs of any model by the rules of SURDS or
-of Xiaomi. Exit code: 0; 1 where a prompt has no output and nobody says why, or a file is at fault; 2 (config).
+`import` makes SURDS' units from the user's own copy, `make` units of the same kinds from the labels of a dataset.
+`score` scores the outputs of any model by the rules of SURDS or of Xiaomi (docs/questions.md). Exit code: 0; 1 where a
+prompt has no output and nobody says why, or a file is at fault; 2 (config).
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from jobs import config as job_config
 from jobs import usage
+from jobs.questions_made import MakeConfig, make
+from pipeline.stores.decode import Side
 from pipeline.stores.places import LocalPath, OutPath
 from questions import scoring
 from questions.answers import RULES, Coordinates, Rules
@@ -29,9 +31,6 @@ from reports import questions as tables
 from reports.outputs import write_text
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
-
-Side = Annotated[int, Field(ge=1, le=16_384)]
-"""Pixels along a side of an image."""
 
 
 class ScoreConfig(StrictModel):
@@ -128,10 +127,14 @@ def main(arguments: list[str]) -> int:
         return score(job_config.load(ScoreConfig, rest))
     if command == "import":
         return import_(job_config.load(ImportConfig, rest))
+    if command == "make":
+        return make(job_config.load(MakeConfig, rest))
     if usage.asks_help(arguments):
-        raise job_config.HelpAskedError(ScoreConfig, ImportConfig)
+        raise job_config.HelpAskedError(ScoreConfig, ImportConfig, MakeConfig)
     given = f"no command {command!r}" if command else "no command is given"
-    raise ConfigError(f"{given}; usage: python -m jobs.questions score|import key=value ...; --help lists the keys")
+    raise ConfigError(
+        f"{given}; usage: python -m jobs.questions score|import|make key=value ...; --help lists the keys"
+    )
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from shards_schema.errors import ConfigError, DatasetError, MissingFileError, StoreError
 from shards_schema.inputs import documents
+from shards_schema.inputs.models import StrictModel
 
 Metric = Literal["choice", "point"]
 """choice: one of the options; point: pixels in the object's box, scored by centerness."""
@@ -55,70 +56,60 @@ KINDS: dict[str, Kind] = {
 """In the order of SURDS' own files."""
 
 
-class Target(BaseModel):
-    """An object that a question is about.
-
-    Attributes:
-        desc: what it is called, without an article.
-        box2d: x1, y1, x2, y2 in pixels of the image.
-        p_cam: its centre in the camera frame [m]: x right, y down, z forward.
-        track: its track in the log; None of an image without one.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Target(StrictModel):
+    """An object that a question is about."""
 
     desc: str
+    """What it is called, without an article."""
     box2d: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in pixels of the image."""
     p_cam: tuple[float, float, float]
+    """Its centre in the camera frame [m]: x right, y down, z forward."""
     track: str | None = None
+    """Its track in the log; None of an image without one."""
 
 
-class Prompt(BaseModel):
-    """One question to one picture.
-
-    Attributes:
-        unit: the unit's id; both prompts of a pair have it.
-        side: 1, or 2 for the second prompt of a pair.
-        category: a key of `KINDS`.
-        benchmark: whose questions these are: ``surds``, ``shards-spatial``, ...
-        style: whose rules made the options: ``official`` or ``fair``.
-        split: ``train``, or ``evaluation``: then nothing may learn from it (`refuse_training`).
-        token: of the scene; of SURDS the image's name without its ending.
-        log: of the scene; None where none is known.
-        views: the cameras that are shown.
-        images: where they lie in the folder that was imported; none for the images of a dataset of ours.
-        size: width, height [px] that coordinates and boxes are of.
-        objects: what is asked about, in the order of the question.
-        question: the question alone.
-        options: the choices, as the answer has to say them; none for a point.
-        answer: the right one; of a point, a right one.
-        value: the number behind a range [m], where the options are ranges.
-        index: the prompt's place in the official file of its category, by which official outputs name it.
-        text: the whole prompt, where it was given word by word; None is `questions.wording.whole`.
-        left_out: why the unit is not asked, in a word (``ambiguous``); it keeps its line, so that nothing is missing.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Prompt(StrictModel):
+    """One question to one picture."""
 
     unit: str
+    """The unit's id; both prompts of a pair have it."""
     side: Literal[1, 2] = 1
+    """1, or 2 for the second prompt of a pair."""
     category: str
+    """A key of `KINDS`."""
     benchmark: str
+    """Whose questions these are: ``surds``, ``shards-spatial``, ..."""
     style: Literal["official", "fair"]
+    """Whose rules made the options: ``official`` or ``fair``."""
     split: Literal["train", "evaluation"]
+    """``train``, or ``evaluation``: then nothing may learn from it (`refuse_training`)."""
     token: str
+    """Of the scene; of SURDS the image's name without its ending."""
     log: str | None = None
+    """Of the scene; None where none is known."""
     views: tuple[str, ...]
+    """The cameras that are shown."""
     images: tuple[str, ...] = ()
+    """Where they lie in the folder that was imported; none for the images of a dataset of ours."""
     size: tuple[int, int]
+    """Width, height [px] that coordinates and boxes are of."""
     objects: tuple[Target, ...]
+    """What is asked about, in the order of the question."""
     question: str
+    """The question alone."""
     options: tuple[str, ...] = ()
+    """The choices, as the answer has to say them; none for a point."""
     answer: str
+    """The right one; of a point, a right one."""
     value: float | None = None
+    """The number behind a range [m], where the options are ranges."""
     index: int | None = None
+    """The prompt's place in the official file of its category, by which official outputs name it."""
     text: str | None = None
+    """The whole prompt, where it was given word by word; None is `questions.wording.whole`."""
     left_out: str | None = None
+    """Why the unit is not asked, in a word (``ambiguous``); it keeps its line, so that nothing is missing."""
 
     @model_validator(mode="after")
     def _whole(self) -> Prompt:

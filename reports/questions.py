@@ -148,3 +148,35 @@ def document(units: Sequence[UnitScore], rules: Rules) -> dict[str, Any]:
             for unit in units
         ],
     }
+
+
+BLIND: Mapping[str, controls.Answerer] = {
+    "oracle": controls.oracle,
+    "first": controls.chosen(lambda options: options[0]),
+    "last": controls.chosen(lambda options: options[-1]),
+    "widest": controls.chosen(controls.widest),
+    "lowest": controls.chosen(controls.by_place(0)),
+    "middle": controls.chosen(controls.by_place(1)),
+    "highest": controls.chosen(controls.by_place(-1)),
+}
+"""Who knows the truth, and rules that read the options alone."""
+
+
+def blind(prompts: Sequence[Prompt]) -> str:
+    """Of new units: how many, and what answerers that see no picture score on them, by category."""
+    found = {name: scoring.by_category(scoring.answered_by(rule, prompts), "official") for name, rule in BLIND.items()}
+    rows = [
+        [name, str(category.units), _number(category.chance), *(_number(found[rule][name].score) for rule in BLIND)]
+        for name, category in found["oracle"].items()
+    ]
+    return table(("category", "units", "chance", *BLIND), rows)
+
+
+def refused(counts: Mapping[tuple[str, str], int]) -> str:
+    """What was not asked, and why, by category."""
+    names = [name for name in ("", *KINDS) if any(category == name for category, _ in counts)]
+    lines = [
+        f"  {name or 'images'}: " + ", ".join(f"{why} {n}" for (c, why), n in sorted(counts.items()) if c == name)
+        for name in names
+    ]
+    return "\n".join(["not asked:", *lines]) if lines else ""

@@ -90,6 +90,11 @@ def timestamps(config: SyntheticConfig, spec: LogSpec) -> list[int]:
     return [spec.start + 500_000 * i + int(j) for i, j in enumerate(jitter)]
 
 
+def frame_tokens(config: SyntheticConfig, spec: LogSpec) -> list[str]:
+    """The token of each 2 Hz frame."""
+    return [_token(config.seed, spec.key, "frame", i) for i in range(config.frames)]
+
+
 def write_log(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path) -> None:
     """Make one log under `root`, unless its pickle is there already; `staging` is on the same file system."""
     target = root / "navsim_logs" / spec.split / f"{spec.name}.pkl"
@@ -144,7 +149,7 @@ def _token(*parts: object) -> str:
 def frame_records(config: SyntheticConfig, spec: LogSpec, drive: Drive) -> list[dict[str, Any]]:
     """The list that is pickled: one dict a frame, with every key of spec 1.5."""
     stamps = timestamps(config, spec)
-    tokens = [_token(config.seed, spec.key, "frame", i) for i in range(len(stamps))]
+    tokens = frame_tokens(config, spec)
     frames: list[dict[str, Any]] = []
     for i, (stamp, token) in enumerate(zip(stamps, tokens, strict=True)):
         t = (stamp - spec.start) / 1e6

@@ -120,8 +120,8 @@ class Scene:
         self.corners = np.concatenate([np.concatenate((rings, z), axis=2) for z in heights], axis=1)
         self.shadows = _shadows(rings, box)
 
-    def solids(self, view: View) -> tuple[Float64, Float64]:
-        """Quads that face the camera, far to near, and their colours."""
+    def facing(self, view: View) -> NDArray[np.int64]:
+        """Places of the quads that face the camera, far to near."""
         p = view.local(self.corners)
         visible = np.nonzero(view.seen(p))[0]
         order = visible[_far_to_near(self.box[visible], self.corners[visible], p[visible], view.eye)]
@@ -129,7 +129,11 @@ class Scene:
         rank[order] = np.arange(len(order))
         facing = ((self.quads[:, 0] - view.eye) * self.normal).sum(1) < 0.0
         use = np.nonzero(facing & (rank[self.owner] >= 0))[0]
-        use = use[np.argsort(rank[self.owner[use]], kind="stable")]
+        return np.asarray(use[np.argsort(rank[self.owner[use]], kind="stable")])
+
+    def solids(self, view: View) -> tuple[Float64, Float64]:
+        """Quads that face the camera, far to near, and their colours."""
+        use = self.facing(view)
         quads = self.quads[use]
         far = np.linalg.norm(quads.mean(1) - view.eye, axis=1)
         haze = (1.0 - np.exp(-far / HAZE_RANGE))[:, None]

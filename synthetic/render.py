@@ -84,16 +84,31 @@ class Renderer:
         """The images of some cameras at time `t` [s]: channel -> uint8 [height, width, 3] RGB."""
         ego = self.drive.ego(t)
         rotation, position = ego_rotation(ego), ego_position(ego)
-        close = np.hypot(*(self._still_xy - position[:2]).T) < SIGHT
-        things = [self._still[i] for i in np.nonzero(close)[0]]
-        for actor in self.drive.actors(t):
-            if np.hypot(actor.x - ego.x, actor.y - ego.y) < SIGHT:
-                things.append(thing(actor_mesh(actor), actor.x, actor.y, actor.heading))
-        things += self._signals(t, position)
-        scene = Scene(things, position)
+        scene = self.scene(t)[0]
+        views = {name: self.view(t, name) for name in channels}
         at = np.hypot(*(self._ground_xy - position[:2]).T) < SIGHT
         paint, paint_rgb = self._ground[at], self._ground_rgb[at]
-        return {name: self._image(name, scene, paint, paint_rgb, rotation, position) for name in channels}
+        return {name: self._image(name, scene, paint, paint_rgb, rotation, view) for name, view in views.items()}
+
+    def scene(self, t: float) -> tuple[Scene, dict[int, Actor]]:
+        """All solids at time `t` [s], and which of them (`Scene.owner`) are annotated actors."""
+        ego = self.drive.ego(t)
+        position = ego_position(ego)
+        close = np.hypot(*(self._still_xy - position[:2]).T) < SIGHT
+        things = [self._still[i] for i in np.nonzero(close)[0]]
+        actors: dict[int, Actor] = {}
+        for actor in self.drive.actors(t):
+            if np.hypot(actor.x - ego.x, actor.y - ego.y) < SIGHT:
+                actors[len(things)] = actor
+                things.append(thing(actor_mesh(actor), actor.x, actor.y, actor.heading))
+        return Scene(things + self._signals(t, position), position), actors
+
+    def view(self, t: float, name: str) -> View:
+        """The camera `name` in the town, at time `t` [s]."""
+        ego, cam = self.drive.ego(t), self.cameras[name]
+        rotation, position = ego_rotation(ego), ego_position(ego)
+        turn, eye = rotation @ cam.rotation, position + rotation @ cam.translation
+        return View(turn, eye, cam.intrinsics, self.width, self.height)
 
     def _signals(self, t: float, position: Float64) -> list[Thing]:
         """The signal heads, with the lamps that are lit at `t`."""
@@ -111,12 +126,9 @@ class Renderer:
         return made
 
     def _image(
-        self, name: str, scene: Scene, paint: Float64, paint_rgb: Float64, rotation: Float64, position: Float64
+        self, name: str, scene: Scene, paint: Float64, paint_rgb: Float64, rotation: Float64, view: View
     ) -> Image:
-        cam = self.cameras[name]
-        turn = rotation @ cam.rotation
-        eye = position + rotation @ cam.translation
-        view = View(turn, eye, cam.intrinsics, self.width, self.height)
+        eye = view.eye
         canvas = self._sky.copy()
         draw = ImageDraw.Draw(canvas)
         view.fill(draw, self._backdrop + np.array([eye[0], eye[1], 0.0]), self._backdrop_rgb, 0)

@@ -10,11 +10,17 @@ import pytest
 
 from jobs import config as job_config
 from jobs import questions as questions_job
+from pipeline.reading.reader import Dataset
+from pipeline.sources import registry as sources
 from questions import controls
-from questions.units import read_units
+from questions.units import read_units, refuse_training
 from shards_schema.errors import ConfigError
+from tests import made_once
 from tests.blocks import block
+from tests.chaos import small
+from tests.committed import commit
 from tests.questions_toys import SURDS, official_files
+from trainer.splits import logs_of, split_by_log
 
 
 def typed(place: Path) -> list[list[str]]:
@@ -120,9 +126,62 @@ def test_official_files_are_held_against_ours(tmp_path: Path, capsys: pytest.Cap
 def test_help_and_no_command() -> None:
     with pytest.raises(job_config.HelpAskedError) as asked:
         questions_job.main(["--help"])
-    assert len(asked.value.models) == 2
+    assert len(asked.value.models) == 3
     for arguments in ([], ["sing"]):
         with pytest.raises(ConfigError, match=r"usage: python -m jobs.questions score"):
             questions_job.main(arguments)
     with pytest.raises(ConfigError, match="model_input"):
         questions_job.main(["score", "units=a", "outputs=b", "rules=official", "coordinates=metres"])
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of a small town: 2 logs of 5 scenes, two cameras."""
+    source = sources.build(small.source(made_once.drive(tmp_path_factory)))
+    out = tmp_path_factory.mktemp("town") / "data"
+    commit(source, out, [], zarr=False)
+    return out
+
+
+def test_units_of_a_town(town: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(block("questions", "made"))
+    assert words[:5] == ["python", "-m", "jobs.questions", "make", "data=out/demo"]
+    assert questions_job.main(["make", f"data={town}", f"out={tmp_path}", "rules.seconds=0", "rules.image=20"]) == 0
+    said = capsys.readouterr().out
+    assert "The frames are generated" in said
+    assert "label-derived" not in said
+    train, held = (read_units(tmp_path / f"{name}.jsonl") for name in ("train", "evaluation"))
+    assert {p.split for p in train} == {"train"}
+    assert {p.log for p in train}.isdisjoint({p.log for p in held})  # whole logs, as training holds them out
+    dataset = Dataset(str(town), columns=["samples"])
+    assert {p.log for p in held} == {logs_of(dataset)[t] for t in split_by_log(dataset)[1]}
+    assert any("white" in o.desc or "red" in o.desc for p in train for o in p.objects)
+    for rule, right in ((controls.oracle, 1.0), (controls.chosen(lambda listed: listed[0]), None)):
+        rows = [{"unit": p.unit, "side": p.side, "output": rule(p)} for p in held]
+        (tmp_path / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        where = [
+            f"units={tmp_path}/evaluation.jsonl",
+            f"outputs={tmp_path}/outputs.jsonl",
+            f"out={tmp_path}/scores.json",
+        ]
+        assert questions_job.main(["score", *where, "rules=official", "coordinates=pixels"]) == 0
+        overall = json.loads((tmp_path / "scores.json").read_text())["official"]["overall"]
+        assert overall == pytest.approx(right) if right else overall < 0.4
+    refuse_training(train, "train.jsonl")
+    with pytest.raises(ConfigError, match="shards-spatial evaluation"):
+        refuse_training(held, "evaluation.jsonl")
+
+
+def test_the_same_units_again(town: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        questions_job.main(["make", f"data={town}", f"out={tmp_path / name}", "rules.seconds=0"])
+    for name in ("train.jsonl", "evaluation.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_labels_alone_are_said_to_be_that(town: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for looks in ("labels", "pixels"):
+        assert questions_job.main(["make", f"data={town}", f"out={tmp_path}", f"looks={looks}"]) == 0
+        assert "label-derived" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"looks=town: .* is not the folder of a town"):
+        questions_job.main(["make", f"data={town}", f"out={tmp_path}", "looks=town", f"town={tmp_path}"])

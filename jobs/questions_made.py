@@ -1,0 +1,130 @@
+"""Units made of a dataset's labels: what `jobs.questions make` does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from jobs.progress import bar
+from pipeline.reading.reader import Dataset
+from pipeline.stores.decode import decode_jpeg
+from pipeline.stores.places import LocalPath, OutPath, Place
+from questions.making.candidates import Candidate, Refused, candidates
+from questions.making.choosing import choose, prompts
+from questions.making.describing import Look, colour_of
+from questions.making.rules import Rules
+from questions.making.seeing import see
+from questions.units import units_text
+from reports import questions as tables
+from reports.outputs import write_text
+from shards_schema import layout
+from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
+from synthetic import is_synthetic, truth
+from trainer.splits import split_by_log
+
+BENCHMARK = "shards-spatial"
+
+
+class MakeConfig(StrictModel):
+    """What to make."""
+
+    data: Place
+    """The dataset: a path or an fsspec URL."""
+    out: OutPath
+    """Folder of train.jsonl and evaluation.jsonl."""
+    rules: Rules = Rules()
+    """Of what may be asked, and how."""
+    looks: Literal["auto", "town", "pixels", "labels"] = "auto"
+    """How things look, by: town (its painter says it exactly), pixels (a colour where a crop has one), labels (the
+    class alone); auto is town where the dataset is of one whose folder is there, else pixels.
+    """
+    town: LocalPath | None = None
+    """The folder of the town; null is the one that the dataset names."""
+    columns: tuple[str, ...] = ()
+    """Teacher columns that training joins; they decide which logs are held out."""
+    held_out: float = Field(default=0.2, gt=0, lt=1)
+    """Of the split by whole logs, as in training."""
+    split_seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of the split by whole logs, as in training."""
+
+
+Looks = Mapping[tuple[str, str], Mapping[str, truth.Shown]]
+"""Token and channel -> track -> what the town knows."""
+
+
+def make(config: MakeConfig) -> int:
+    """Make units; returns the exit code."""
+    dataset = Dataset(config.data, columns=[layout.SAMPLES, *config.columns])
+    for notice in dataset.manifest.notices:
+        print(f"NOTE: {notice}")
+    training, held = split_by_log(dataset, config.held_out, config.split_seed)
+    town = _town(config, dataset)
+    if town is None:
+        print("NOTE: label-derived: the truth is what the log's labels say; what hides what is told by their boxes.")
+    nothing = False
+    for name, tokens in (("train", training), ("evaluation", held)):
+        refused: Refused = Counter()
+        found = list(_candidates(dataset, tokens, config, town, refused))
+        chosen, left = choose(found, config.rules)
+        split: Literal["train", "evaluation"] = "train" if name == "train" else "evaluation"
+        made = [p for c in chosen for p in prompts(c, config.rules, BENCHMARK, split)]
+        write_text(config.out / f"{name}.jsonl", units_text(made))
+        print(f"\n{name}: {len(chosen)} units of {len(tokens)} scenes")
+        print(f"{tables.blind(made)}\n{tables.refused(refused + left)}")
+        nothing |= not chosen
+    print(f"\n{config.out.resolve()}: train.jsonl, evaluation.jsonl")
+    if nothing:
+        print("NOTHING ASKED in one of them: give more scenes or views, or other rules (rules.seconds, rules.image).")
+    return int(nothing)
+
+
+def _town(config: MakeConfig, dataset: Dataset) -> Path | None:
+    """The folder of the town, where its painter is to be asked.
+
+    Raises:
+        ConfigError: it is asked for, and is not there.
+    """
+    root = config.town or Path(str(dataset.manifest.source.get("root", "")))
+    there = bool(dataset.manifest.source.get("synthetic")) and is_synthetic(root)
+    if config.looks == "town" and not there:
+        raise ConfigError(
+            f"looks=town: {root} is not the folder of a town that {config.data} was made of; give town=DIR"
+        )
+    return root if there and config.looks in ("auto", "town") else None
+
+
+def _candidates(
+    dataset: Dataset, tokens: Sequence[str], config: MakeConfig, town: Path | None, refused: Refused
+) -> Iterator[Candidate]:
+    images = [member for member in dataset.members(layout.SAMPLES) if member.endswith(".jpg")]
+    views = [member.removesuffix(".jpg") for member in images]
+    known = _known(town, tokens, views)
+    pixels = town is None and config.looks in ("auto", "pixels")
+    for token in bar(tokens, unit="scene"):
+        members = dataset.read(token, {layout.SAMPLES: ["json", *(images if pixels else ())]})[layout.SAMPLES]
+        document = members["json"]
+        for view in views:
+            shown = known.get((token, view.upper()), {})
+            hidden = None if town is None else {t: shown[t].hidden if t in shown else 1.0 for t in _tracks(document)}
+            looks = {track: Look(row.kind, row.colour) for track, row in shown.items()}
+            if pixels and document["annotations"] is not None:
+                image = decode_jpeg(members[f"{view}.jpg"], f"{token}.{view}.jpg")
+                looks = {seen.track: Look(None, colour_of(image, seen)) for seen in see(document, view)}
+            yield from candidates(document, view, config.rules, refused, looks=looks, hidden=hidden)
+
+
+def _tracks(document: Mapping[str, Any]) -> Sequence[str]:
+    return [] if document["annotations"] is None else document["annotations"]["track_tokens"]
+
+
+def _known(town: Path | None, tokens: Sequence[str], views: Sequence[str]) -> Looks:
+    out: dict[tuple[str, str], dict[str, truth.Shown]] = {}
+    if town is not None:
+        for row in truth.shown(truth.config_of(town), {*tokens}, [view.upper() for view in views]):
+            out.setdefault((row.token, row.channel), {})[row.track] = row
+    return out
