@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from shards_schema.errors import WeightsError
 from shards_schema.inputs import documents
-from teachers.digests import file_digest
-from teachers.weights import WeightsConfig
+from teachers.weights import WeightsConfig, file_digest
 
 if TYPE_CHECKING:
     import torch

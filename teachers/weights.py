@@ -7,6 +7,9 @@ file's bytes is part of the teacher's fingerprint, so the same weights by hub or
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ from pydantic import model_validator
 from shards_schema.errors import WeightsError
 from shards_schema.inputs import reach
 from shards_schema.inputs.models import StrictModel
-from teachers.digests import file_digest as file_digest  # and for those who ask here for it
+
+_BLOB = re.compile(r".*/models--[^/]+/blobs/([0-9a-f]{64})")
+"""Where the hub's cache keeps a large file: under the sha256 that the hub names it by. (Small ones bear git's sha1.)"""
 
 
 class WeightsConfig(StrictModel):
@@ -100,6 +105,28 @@ class WeightsConfig(StrictModel):
             return {"random": True, "seed": self.random}
         path = self.locate(*candidates)
         return {"random": False, "file": path.name, "sha256": file_digest(path)}
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hexadecimal.
+
+    A large file in the hub's cache is not read: its name is the digest that the hub gave. Any other is read, 0.8 s a GB
+    where it is in memory, and remembered while its size and times stay: in this process, no longer.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    resolved = path.resolve(strict=True)
+    if blob := _BLOB.fullmatch(resolved.as_posix()):
+        return blob[1]
+    found = resolved.stat()
+    return _read(resolved, found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, *state: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _any(names: tuple[str, ...]) -> str:
