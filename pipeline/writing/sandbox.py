@@ -3,33 +3,35 @@
 The decoder is native code that reads what strangers wrote. Where it crashes (SIGSEGV, abort) its process goes with it,
 which is why a shard at which that happened is tried again with this in the place of `decode_jpeg`:
 
-    decode pool --one image at a time--> sandbox_child --forks for each image--> decode_jpeg, and the end
+    decode pool --one image at a time--> a server (`serve`) --forks for each image--> decode_jpeg, and the end
 
 So a crash is the doing of the image that was decoded, whatever was decoded before it. An image that crashes two such
 processes, or uses up the processor time of one, is a `SampleError` and is quarantined like any other bad one, in words
 that say nothing of this run: the dataset is the same bytes as if it had been refused at first. A process that somebody
 else has ended (SIGKILL of the kernel's memory killer, SIGTERM) says nothing of the image, and is tried again.
 
-The price is a fork, a copy of the pixels out of a file in memory that both sides hold, and one image at a time; nobody
-pays it where no worker dies.
+The server is this module, run by itself: it has one thread and few imports, so that a fork is cheap and safe. (The
+standard library's forkserver would import the worker's main program, which is Ray's, and outlive the decoder.) The
+price is a fork, a copy of the pixels, and one image at a time; nobody pays it where no worker dies.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter
 from contextlib import suppress
-from typing import IO, Any
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 import numpy as np
 
+from pipeline.stores.decode import decode_jpeg
 from shards_schema.errors import SampleError, ShardsError
 from shards_schema.records import Image
 
@@ -44,7 +46,7 @@ _TRIES = 5
 """Processes that it gets in all, those that somebody else ends included."""
 
 _DYING = 5.0
-"""Seconds for a child that talks no more to have ended."""
+"""Seconds for a server that talks no more to have ended."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class DecoderError(ShardsError, RuntimeError):
 class SandboxedDecoder:
     """`decode_jpeg` in processes of their own. Safe to call from many threads; one image is decoded at a time.
 
-    The first call starts the child that forks them; `close` ends it, and it ends by itself with this process.
+    The first call starts the server that forks them; `close` ends it, and it ends by itself with this process.
 
     Args:
         seconds: processor time that an image may take.
@@ -66,7 +68,6 @@ class SandboxedDecoder:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._pixels = -1
         self._closed = False
 
     def decode(self, data: bytes, where: str) -> Image:
@@ -102,60 +103,89 @@ class SandboxedDecoder:
         )
 
     def close(self) -> None:
-        """End the child, now; an image that is being decoded is a `DecoderError`."""
+        """End the server, now; an image that is being decoded is a `DecoderError`."""
         self._closed = True
         _kill(self._child)  # whoever waits for it in `decode` gets an end of file
         with self._lock:
             self._end()
 
     def _ask(self, data: bytes, where: str) -> Image | int:
-        """Pixels, or the return code of the process that was to make them (of the child, where that is gone)."""
+        """Pixels, or the return code of the process that was to make them."""
         if self._closed:
             raise DecoderError(f"{where}: the decoder is closed")
         child = self._child = self._child or self._start()
-        assert child.stdin is not None
-        assert child.stdout is not None
         try:
-            child.stdin.write(json.dumps({"where": where, "size": len(data)}).encode() + b"\n" + data)
-            child.stdin.flush()
-            answer: dict[str, Any] = json.loads(_line(child.stdout))
-            if "shape" in answer:
-                pixels = np.empty(answer["shape"], np.uint8)
-                _fill(pixels, self._pixels)
-                return pixels
-        except (EOFError, BrokenPipeError):
+            self._talk.send((where, len(data)))
+            self._talk.send_bytes(data)
+            answer = self._talk.recv()
+            if isinstance(answer, SampleError):
+                raise answer
+            pixels = np.empty(answer, np.uint8)
+            self._talk.recv_bytes_into(pixels.reshape(-1).data)
+            return pixels
+        except (EOFError, ConnectionError):
             with suppress(subprocess.TimeoutExpired):
                 child.wait(_DYING)
             self._end()
             return child.returncode
-        if "code" in answer:
-            raise SampleError(answer["code"], answer["reason"])
-        return int(answer["ended"])
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._pixels = os.memfd_create("pixels") if hasattr(os, "memfd_create") else _unnamed()
-        # our code as this process has it, which a cluster may have shipped; one BLAS thread, since the child forks
+        self._talk, theirs = Pipe()
+        # our code as this process has it, which a cluster may have shipped; one BLAS thread, since the server forks
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.writing.sandbox_child", str(self._seconds), str(self._pixels)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=(self._pixels,),
-            start_new_session=True,  # to be killed with what it forked, and not by a Ctrl-C that is for the driver
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
+        with theirs:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "pipeline.writing.sandbox", str(self._seconds), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # to be killed with what it forked, and not by a Ctrl-C that is for the driver
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
 
     def _end(self) -> None:
         child, self._child = self._child, None
-        if child is None:
-            return
-        _kill(child)
-        for pipe in (child.stdin, child.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):  # of what it has not read
-                pipe.close()
-        child.wait()
-        os.close(self._pixels)
+        if child is not None:
+            _kill(child)
+            self._talk.close()
+            child.wait()
+
+
+def serve(seconds: float, talk: Connection) -> None:
+    """Fork for each image that is asked, until nobody is there to ask, or one of the processes has not ended well.
+
+    Each answers by itself, and all of its answer counts or nothing: where it dies this one goes with it, by the same
+    signal, and the asker sees the end of the stream. Its limit is processor time, which the kernel keeps
+    (ITIMER_PROF): a machine with too much to do refuses no image.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(EOFError, ConnectionError):
+        while True:
+            where, size = talk.recv()
+            data = talk.recv_bytes(size)
+            if (pid := os.fork()) == 0:
+                try:
+                    signal.setitimer(signal.ITIMER_PROF, seconds)
+                    _answer(talk, data, where)
+                    os._exit(0)
+                except Exception as error:
+                    print(f"{where}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                finally:
+                    os._exit(1)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if code < 0:
+                os.kill(os.getpid(), -code)
+            if code:
+                os._exit(code)
+
+
+def _answer(talk: Connection, data: bytes, where: str) -> None:
+    try:
+        image = decode_jpeg(data, where)
+    except SampleError as error:
+        talk.send(error)
+    else:
+        talk.send(image.shape)
+        talk.send_bytes(image.reshape(-1).data)
 
 
 def _kill(child: subprocess.Popen[bytes] | None) -> None:
@@ -165,30 +195,9 @@ def _kill(child: subprocess.Popen[bytes] | None) -> None:
             os.killpg(child.pid, signal.SIGKILL)
 
 
-def _line(pipe: IO[bytes]) -> bytes:
-    line = pipe.readline()
-    if not line.endswith(b"\n"):
-        raise EOFError
-    return line
-
-
-def _fill(pixels: Image, descriptor: int) -> None:
-    """Read a whole array from the beginning of a file, and empty that."""
-    view = memoryview(pixels.reshape(-1).data)
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], done)
-        if not count:
-            raise EOFError
-        done += count
-    os.ftruncate(descriptor, 0)
-
-
-def _unnamed() -> int:
-    """A file that nobody else can open, where there are none in memory."""
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
 def _name(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+if __name__ == "__main__":
+    serve(float(sys.argv[1]), Connection(int(sys.argv[2])))
