@@ -1,9 +1,21 @@
-"""Tests marked `gpu` are skipped where there is no CUDA device, also when they are asked for."""
+"""Tests marked `gpu` are skipped where there is no CUDA device, also when they are asked for; torch has one thread."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+"""Small networks gain nothing from threads, and lose much on a busy machine."""
+torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> None:
+    """A worker or a trainer of the test before set as many as its config says."""
+    torch.set_num_threads(THREADS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -29,7 +29,6 @@ from trainer.drive import drive
 from trainer.reward import Reward
 from trainer.splits import split
 
-torch.set_num_threads(1)
 OFF_MAP = 3
 
 V1 = ["no_at_fault_collisions", "drivable_area_compliance", "ego_progress", "time_to_collision_within_bound"]

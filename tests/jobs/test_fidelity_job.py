@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from jobs import fidelity
@@ -20,8 +19,6 @@ from reports.storage.tokens import KINDS, random_vggt, synthetic
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
 from tests.trainer.shard_toys import recipe_values, write_dataset
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

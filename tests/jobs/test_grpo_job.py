@@ -20,7 +20,6 @@ from trainer.build import load_policy
 from trainer.grpo_config import GRPOConfig
 from trainer.scored import Driven
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
 
 

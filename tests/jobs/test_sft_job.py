@@ -19,7 +19,6 @@ from shards_schema.errors import ConfigError
 from tests.trainer.shard_toys import recipe_values, write_dataset
 from trainer import checkpoint
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
 
 

@@ -36,7 +36,6 @@ from trainer.build import load_policy
 from trainer.data import DataConfig, ExampleMaker
 from trainer.drive import drive
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,7 +25,6 @@ from teachers.pdm import context_from_cache, find_caches
 from tests.trainer.reward_toys import write_reward_dataset
 from trainer.reward import Reward
 
-torch.set_num_threads(1)
 DATA = Path(__file__).parents[1] / "data" / "pdm"
 Row = tuple[RewardContext, torch.Tensor, dict[str, float], list[Failure]]
 

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from jobs import evaluate, export, teachers
 from jobs.score import main as score
@@ -22,7 +21,6 @@ from tests.inline_job import run_inline
 from tests.pipeline.sources.two_stage_toys import FOLDER, split_yaml, two_stage
 from trainer.reward import Reward
 
-torch.set_num_threads(1)
 GOLDEN = Path(__file__).parents[1] / "data" / "two_stage"
 DRIVERS = ("human", "constant_velocity")
 

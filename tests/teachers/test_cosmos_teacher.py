@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from shards_schema.errors import ConfigError, SampleError, ShardsError, WeightsError
 from teachers import cosmos
@@ -21,15 +19,6 @@ from teachers.cosmos.teacher import CosmosTeacher
 from teachers.testing import synthetic_image, synthetic_scene
 
 TINY: dict[str, Any] = {"weights": {"random": 0}, "network": "tiny", "size": (96, 64), "pool": 2}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny networks gain nothing from threads, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(**fields: Any) -> CosmosTeacher:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,6 @@ from teachers.base import Launch, PhasedTeacher, Targets, Teacher, TeacherInput
 from teachers.device import Lane, PhasedCompute, constant
 from teachers.testing import synthetic_scene
 from tests.teachers.network_toys import SMALL, inputs, same, small
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Brightness(PhasedCompute[list[str]]):

@@ -31,8 +31,6 @@ import json, sys
 import torch
 from pathlib import Path
 from teachers import files
-torch.set_num_threads(1)
-
 def memory(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(key))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.trainer.reward_toys import sft_policy, write_reward_dataset
 from tests.trainer.shard_toys import write_dataset
-
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
