@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from glob import glob
 from pathlib import Path
 
 from shards_schema import layout
@@ -105,13 +106,14 @@ def _heed_ctrl_c() -> None:
 def records(out: Path) -> dict[str, tuple[int, int]]:
     """Commit records: path -> inode and time of the last change."""
     found = {}
-    for path in out.glob("*/*.json"):
+    for name in glob("*/*.json", root_dir=out):  # (pathlib's raises where a folder goes meanwhile)
+        path = out / name
         if path.stem.isdecimal() and path.parent.name != layout.LOGS:
             try:
                 stat = path.stat()
             except OSError:
                 continue
-            found[path.relative_to(out).as_posix()] = (stat.st_ino, stat.st_mtime_ns)
+            found[name] = (stat.st_ino, stat.st_mtime_ns)
     return found
 
 
