@@ -25,7 +25,7 @@ from tests.chaos.shim import CALLS, KINDS, Fault, Point, Shim
 from tests.chaos.world import World
 from tests.toys import ToyTeacher
 
-STRIDE = 97
+STRIDE = 193
 """Of the whole run's 4,800 (point, kind); `python -m tests.chaos faults` does them all."""
 
 
@@ -64,17 +64,22 @@ def one_shard(out: Path) -> int:
     return 1
 
 
-def test_every_step_of_a_commit_can_fail(memory: Path) -> None:
+@pytest.mark.parametrize("stride", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_step_of_a_commit_can_fail(memory: Path, stride: int) -> None:
+    """With a stride, each step fails by some of the kinds, and each kind comes at some of the steps."""
     strikes = Strikes(one_shard, memory)
     assert {p.call for p in strikes.points} == set(CALLS) - {"write", "rename"}
     assert len({str(p) for p in strikes.points}) == len(strikes.points) > 60
-    outcomes = [strikes.strike(fault) for fault in strikes.every()]
+    turn = {point: i for i, point in enumerate([*strikes.points, None])}
+    faults = [f for f in strikes.every() if (turn[f.point] + KINDS.index(f.kind)) % stride == 0]
+    assert {fault.point for fault in faults} == {*strikes.points, None}
+    outcomes = [strikes.strike(fault) for fault in faults]
     assert [o for o in outcomes if o.wrong] == []
     rows = {row["kind"]: row for row in summary(outcomes)}
     assert rows.keys() == set(KINDS)
     assert rows["short"]["ends"] == {"ended well": rows["short"]["injected"]}
     assert all(rows[kind]["ends"] == {"died": rows[kind]["injected"]} for kind in ("die", "torn", "power", "metadata"))
-    assert rows["enospc"]["ends"]["raised StoreError"] > 0.8 * len(strikes.points)
+    assert rows["enospc"]["ends"]["raised StoreError"] > 0.8 * rows["enospc"]["injected"]
 
 
 def test_a_whole_run_at_a_stride(memory: Path) -> None:
