@@ -114,8 +114,7 @@ def _tar_writers(samples: Bytes, config: Config, root: Path) -> dict[str, Write]
             [d for m in samples.members for d in m.values()], root, durable
         ),
         "webdataset ShardWriter": lambda durable: _webdataset(samples, config, root, durable),
-        "ours, with sha256": lambda durable: _ours(samples, config, root, durable, digest=True),
-        "ours, without": lambda durable: _ours(samples, config, root, durable, digest=False),
+        "ours, with sha256": lambda durable: _ours(samples, config, root, durable),
     }
 
 
@@ -125,8 +124,7 @@ def _zarr_writers(samples: Bytes, config: Config, root: Path) -> dict[str, Write
             [a.data.cast("B") for a in samples.arrays], root, durable
         ),
         "zarr-python, whole shards": lambda durable: _zarr_python(samples, config, root, durable),
-        "ours, with sha256": lambda durable: _our_zarr(samples, config, root, durable, digest=True),
-        "ours, without": lambda durable: _our_zarr(samples, config, root, durable, digest=False),
+        "ours, with sha256": lambda durable: _our_zarr(samples, config, root, durable),
     }
 
 
@@ -152,16 +150,16 @@ def _webdataset(samples: Bytes, config: Config, root: Path, durable: bool) -> No
         fsync(root / "files")
 
 
-def _files(root: Path, name: str, durable: bool, digest: bool, fill: Callable[[FileWriter], None]) -> None:
+def _files(root: Path, name: str, durable: bool, fill: Callable[[FileWriter], None]) -> None:
     """One of our files: durable as the pipeline writes it, or its bare writer on an open file."""
     if durable:
-        with Volume(str(root / "files")).create(name, digest=digest) as file:
+        with Volume(str(root / "files")).create(name) as file:
             fill(file)
         return
     path = root / "files" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-    file = FileWriter(descriptor, digest=digest)
+    file = FileWriter(descriptor)
     fill(file)
     file.finish()
     file.close()
@@ -172,7 +170,7 @@ def _shards(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-def _ours(samples: Bytes, config: Config, root: Path, durable: bool, *, digest: bool) -> None:
+def _ours(samples: Bytes, config: Config, root: Path, durable: bool) -> None:
     for shard, rows in enumerate(_shards(config.samples, config.shard_size)):
 
         def fill(file: FileWriter, rows: range = rows) -> None:
@@ -181,10 +179,10 @@ def _ours(samples: Bytes, config: Config, root: Path, durable: bool, *, digest: 
                 tar.add(samples.tokens[row], samples.members[row])
             tar.finish()
 
-        _files(root, layout.tar("c", shard), durable, digest, fill)
+        _files(root, layout.tar("c", shard), durable, fill)
 
 
-def _our_zarr(samples: Bytes, config: Config, root: Path, durable: bool, *, digest: bool) -> None:
+def _our_zarr(samples: Bytes, config: Config, root: Path, durable: bool) -> None:
     for shard, rows in enumerate(_shards(config.samples, config.shard_size)):
 
         def fill(file: FileWriter, rows: range = rows) -> None:
@@ -193,7 +191,7 @@ def _our_zarr(samples: Bytes, config: Config, root: Path, durable: bool, *, dige
                 writer.add(slot, samples.arrays[row])
             writer.finish()
 
-        _files(root, layout.zarr_chunk("c", SPEC.name, shard, 1 + len(SPEC.shape)), durable, digest, fill)
+        _files(root, layout.zarr_chunk("c", SPEC.name, shard, 1 + len(SPEC.shape)), durable, fill)
 
 
 def _zarr_python(samples: Bytes, config: Config, root: Path, durable: bool) -> None:

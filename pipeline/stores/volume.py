@@ -49,13 +49,13 @@ class FileWriter:
         position: bytes written so far.
     """
 
-    def __init__(self, descriptor: int, *, digest: bool, name: str = "a file") -> None:
+    def __init__(self, descriptor: int, *, name: str = "a file") -> None:
         self.position = 0
         self._descriptor, self._name = descriptor, name
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
-        self._hash = hashlib.sha256() if digest else None
-        self._hasher = ThreadPoolExecutor(1, "sha256") if digest else None
+        self._hash = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1, "sha256")
         self._hashing: Future[None] | None = None
 
     def write(self, *buffers: Buffer) -> None:
@@ -72,10 +72,9 @@ class FileWriter:
         pending, self._pending, self._pending_bytes = self._pending, [], 0
         if not pending:
             return
-        if self._hasher is not None:
-            if self._hashing is not None:
-                self._hashing.result()  # at most one block of buffers waits to be hashed
-            self._hashing = self._hasher.submit(self._update, pending)
+        if self._hashing is not None:
+            self._hashing.result()  # at most one block of buffers waits to be hashed
+        self._hashing = self._hasher.submit(self._update, pending)
         views = [memoryview(buffer).cast("B") for buffer in pending if len(buffer)]
         while views:
             with wrap_os_errors(self._name):
@@ -86,23 +85,19 @@ class FileWriter:
                 views[0] = views[0][written:]
 
     def _update(self, buffers: list[Buffer]) -> None:
-        assert self._hash is not None
         for buffer in buffers:
             self._hash.update(buffer)
 
     def finish(self) -> FileDigest:
-        """Size and digest ("" where none was asked for) of all that was written; the file is not in place yet."""
+        """Size and digest of all that was written; the file is not in place yet."""
         self._flush()
         if self._hashing is not None:
             self._hashing.result()
-        if self._hash is None:
-            return FileDigest(self.position, "")
         return FileDigest(self.position, self._hash.hexdigest())
 
     def close(self) -> None:
         """Stop the hashing thread."""
-        if self._hasher is not None:
-            self._hasher.shutdown()
+        self._hasher.shutdown()
 
 
 class Volume:
@@ -275,13 +270,13 @@ class Volume:
             raise MissingFileError(f"{old} is not there")
 
     @contextmanager
-    def create(self, name: str, *, digest: bool = True) -> Iterator[FileWriter]:
+    def create(self, name: str) -> Iterator[FileWriter]:
         """Write a file; it is in place, whole and durable when the block ends, and not there if the block raises."""
-        with self._create_local(name, digest) if self._local else self._create_remote(name, digest) as writer:
+        with self._create_local(name) if self._local else self._create_remote(name) as writer:
             yield writer
 
     @contextmanager
-    def _create_local(self, name: str, digest: bool) -> Iterator[FileWriter]:
+    def _create_local(self, name: str) -> Iterator[FileWriter]:
         final = Path(self._root, name)
         temp = Path(self._root, layout.TEMP, f"{name.replace('/', '%')}.{uuid.uuid4().hex[:12]}")
         self.make()
@@ -289,7 +284,7 @@ class Volume:
             temp.parent.mkdir(exist_ok=True)
             make_folder(final.parent, Path(self._root))
             descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        writer = FileWriter(descriptor, digest=digest, name=str(final))
+        writer = FileWriter(descriptor, name=str(final))
         try:
             try:
                 yield writer
@@ -310,9 +305,9 @@ class Volume:
             fsync_folder(final.parent)
 
     @contextmanager
-    def _create_remote(self, name: str, digest: bool) -> Iterator[FileWriter]:
+    def _create_remote(self, name: str) -> Iterator[FileWriter]:
         with tempfile.NamedTemporaryFile(prefix="last-shards-") as spool:
-            writer = FileWriter(spool.fileno(), digest=digest, name=spool.name)
+            writer = FileWriter(spool.fileno(), name=spool.name)
             try:
                 yield writer
                 writer.finish()
