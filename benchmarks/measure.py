@@ -82,12 +82,3 @@ def temporary() -> Iterator[Path]:
     """A folder under the system's temporary one, removed with all that is in it."""
     with tempfile.TemporaryDirectory(prefix="last-shards-bench-") as folder:
         yield Path(folder)
-
-
-def fsync(path: Path | str) -> None:
-    """Wait until a file's bytes, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from zarr.storage import LocalStore
 
-from benchmarks.measure import fsync, interleaved, spread, temporary
+from benchmarks.measure import interleaved, spread, temporary
+from pipeline.stores.disk import fsync
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import FileWriter, Volume
 from pipeline.stores.zarr import ZarrShardWriter, create_array

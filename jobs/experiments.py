@@ -26,8 +26,8 @@ from pydantic import Field
 from jobs import config as job_config
 from jobs.progress import bar
 from jobs.sft import baseline_rows
+from pipeline.stores.disk import write_text
 from reports import controls
-from reports.outputs import write_text
 from shards_schema.inputs.models import StrictModel
 from trainer import distributed
 from trainer.config import SFTConfig

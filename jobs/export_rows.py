@@ -11,8 +11,7 @@ verl            {"data_source", "prompt": [user], "images": [{"image": path}], "
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.stores.disk import replace_file, write_text
 from shards_schema.errors import ConfigError
 
 Format = Literal["ms-swift", "trl-sft", "trl-grpo", "llama-factory", "verl"]
@@ -62,24 +62,10 @@ def write(kind: Format, path: Path, rows: Iterable[Row]) -> None:
         ConfigError: `dataset_info.json` is there and is not LLaMA-Factory's.
     """
     entries = _entries(path) if kind == "llama-factory" else None
-    _whole(path, lambda temp: _parquet(temp, rows) if kind == "verl" else _lines(temp, rows))
+    replace_file(path, lambda draft: _parquet(draft, rows) if kind == "verl" else _lines(draft, rows))
     if entries is not None:
         said = json.dumps({**entries, path.stem: _entry(path.name)}, indent=2, ensure_ascii=False)
-        _whole(path.with_name(_INFO), lambda temp: temp.write_text(said + "\n", encoding="utf-8"))
-
-
-def _whole(path: Path, fill: Callable[[Path], object]) -> None:
-    temp = path.with_name(f".{path.name}.partial")
-    try:
-        fill(temp)
-        descriptor = os.open(temp, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temp, path)
-    finally:
-        temp.unlink(missing_ok=True)
+        write_text(path.with_name(_INFO), said + "\n")
 
 
 def _lines(path: Path, rows: Iterable[Row]) -> None:

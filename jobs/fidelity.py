@@ -18,10 +18,10 @@ from pydantic import Field
 from jobs import config as job_config
 from jobs import sft
 from pipeline.reading.reader import Dataset
+from pipeline.stores.disk import write_json
 from pipeline.stores.fidelity import COSINE
 from pipeline.stores.places import OutText, Place
 from reports.inspection.facts import NAVTRAIN_SCENES
-from reports.outputs import write_text
 from reports.storage.figures import HEAD, Figures, Samples, measure
 from reports.storage.restored import restore
 from reports.storage.tokens import KINDS, random_vggt, stored, synthetic
@@ -131,7 +131,7 @@ def _train(config: FidelityConfig, dataset: Dataset) -> dict[str, dict[str, floa
 
 def _write(out: Path, results: Mapping[str, list[Figures]], trained: Mapping[str, Mapping[str, float]]) -> None:
     document = {"targets": {name: [f.to_json() for f in rows] for name, rows in results.items()}, "sft": dict(trained)}
-    write_text(out / "fidelity.json", json.dumps(document, indent=1) + "\n")
+    write_json(out / "fidelity.json", document)
 
 
 if __name__ == "__main__":

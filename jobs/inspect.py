@@ -12,11 +12,11 @@ from pydantic import Field
 
 from jobs import config as job_config
 from pipeline.reading.reader import Dataset
+from pipeline.stores.disk import write_bytes
 from pipeline.stores.places import OutPath, Place
 from pipeline.stores.volume import Volume
 from reports.inspection import page, text
 from reports.inspection.facts import Facts, gather
-from reports.outputs import write_bytes
 from reports.tables import bytes_text
 from shards_schema.errors import ShardsError
 from shards_schema.inputs.models import StrictModel

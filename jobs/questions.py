@@ -20,6 +20,7 @@ from jobs import config as job_config
 from jobs import usage
 from jobs.questions_made import MakeConfig, make
 from pipeline.stores.decode import Side
+from pipeline.stores.disk import write_text
 from pipeline.stores.places import LocalPath, OutPath
 from questions import scoring
 from questions.answers import RULES, Coordinates, Rules
@@ -28,7 +29,6 @@ from questions.scoring import UnitScore
 from questions.surds import Split, make_units, read_images, with_official
 from questions.units import read_units, units_of, units_text
 from reports import questions as tables
-from reports.outputs import write_text
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 

@@ -20,7 +20,7 @@ from questions.making.rules import Rules
 from questions.making.seeing import see
 from questions.units import units_text
 from reports import questions as tables
-from reports.outputs import write_text
+from pipeline.stores.disk import write_text
 from shards_schema import layout
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
+from pipeline.stores.disk import write_text
 from reports.evaluation.columns import SHORT
 from reports.intervals import Interval, clustered
-from reports.outputs import write_text
 from reports.tables import table
 from shards_schema.errors import DatasetError, MismatchError
 from shards_schema.inputs import documents

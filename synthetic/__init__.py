@@ -9,7 +9,6 @@ the marker ``SYNTHETIC.json``, written last, says so, holds the whole config, an
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -18,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from pipeline.stores.disk import write_json
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from shards_schema import layout
@@ -167,23 +167,14 @@ def _begin(config: SyntheticConfig, root: Path) -> Path:
         for name in _OURS:
             shutil.rmtree(root / name, ignore_errors=True)
     staging.mkdir(parents=True, exist_ok=True)
-    _write_json(note, {"config": config.identity()})
+    write_json(note, {"config": config.identity()})
     return staging
 
 
 def _finish(config: SyntheticConfig, specs: list[LogSpec], root: Path, staging: Path) -> None:
     logs = [{"split": s.split, "log": s.name, "location": s.location, "manoeuvre": s.manoeuvre} for s in specs]
-    _write_json(
+    write_json(
         root / MARKER,
         {"synthetic": True, "notice": NOTICE, "generator": GENERATOR, "config": config.identity(), "logs": logs},
     )
     shutil.rmtree(staging)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)

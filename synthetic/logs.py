@@ -20,6 +20,7 @@ import simplejpeg
 
 from pipeline.sources.nuplan_frame import local_boxes
 from pipeline.sources.nuplan_log import rotation_matrix
+from pipeline.stores.disk import replace_file
 from shards_schema.poses import Float64, heading_from_quaternion
 from shards_schema.records import CHANNELS
 from synthetic.config import SyntheticConfig
@@ -115,14 +116,9 @@ def write_log(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path)
     shutil.rmtree(blobs, ignore_errors=True)
     blobs.parent.mkdir(parents=True, exist_ok=True)
     os.rename(work, blobs)
-    target.parent.mkdir(parents=True, exist_ok=True)
     # The log folder may hold nothing but finished pickles (SceneLoader opens every entry), so this one waits elsewhere.
     waiting = staging / spec.split / f"{spec.name}.pkl"
-    with open(waiting, "wb") as file:
-        file.write(pickled(frames))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(waiting, target)
+    replace_file(target, lambda draft: draft.write_bytes(pickled(frames)), draft=waiting)
 
 
 def write_images(config: SyntheticConfig, renderer: Renderer, t: float, frame: dict[str, Any], blobs: Path) -> None:

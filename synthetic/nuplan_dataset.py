@@ -9,16 +9,14 @@ A `NuplanSource` whose `sensor_root` is ``<root>/sensor_blobs/<split>`` names th
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
+from pipeline.stores.disk import write_json
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from shards_schema.errors import ConfigError, MismatchError
@@ -79,7 +77,7 @@ def _generate_nuplan(
         progress(f"{nuplan}: complete, nothing to do")
         return nuplan
     nuplan.mkdir(exist_ok=True)
-    _write_json(note, {"config": identity})
+    write_json(note, {"config": identity})
     todo = log_specs(config)
     processes = min(config.processes, len(todo))
     if processes <= 1:
@@ -92,7 +90,7 @@ def _generate_nuplan(
             for job in as_completed(jobs):
                 job.result()
                 progress(_line(jobs[job]))
-    _write_json(nuplan / MARKER, {"synthetic": True, "notice": NOTICE, "config": identity})
+    write_json(nuplan / MARKER, {"synthetic": True, "notice": NOTICE, "config": identity})
     note.unlink()
     return nuplan
 
@@ -108,9 +106,3 @@ def _make(config: SyntheticConfig, spec: LogSpec, root: Path, between: Sequence[
 
 def _line(spec: LogSpec) -> str:
     return f"{FOLDER}/{spec.split}/{spec.name}.db"
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)

@@ -11,11 +11,9 @@ State dicts are whole (gathered from FSDP, without DDP's prefix), so that a run 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from pipeline.stores.disk import replace_file
 from shards_schema.errors import DatasetError, MissingFileError, StoreError
 from trainer import distributed
 
@@ -48,25 +47,16 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    waiting = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(waiting, "wb") as file:
+    def write(draft: Path) -> None:
+        with open(draft, "wb") as file:
             torch.save({"version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(waiting, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch's own writer says RuntimeError where a disk is full
-        with suppress(OSError):
-            waiting.unlink(missing_ok=True)
+
+    try:
+        replace_file(path, write)
+    except (StoreError, RuntimeError) as error:  # torch's own writer says RuntimeError where a disk is full
         raise StoreError(
-            f"{path}: cannot be written ({error}); make room or mend the disk, then run the same command again: it "
-            "goes on from the checkpoint before"
+            f"{path}: cannot be written ({error.__cause__ or error}); make room or mend the disk, then run the same "
+            "command again: it goes on from the checkpoint before"
         ) from error
 
 

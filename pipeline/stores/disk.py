@@ -1,12 +1,14 @@
-"""A local disk: what it says of reads and writes, in sentences, and folders that last."""
+"""A local disk: what it says of reads and writes, in sentences; folders that last, and files that are whole."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from shards_schema.errors import MissingFileError, StoreError
 
@@ -79,13 +81,53 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
     if folder != root and not folder.is_dir():
         make_folder(folder.parent, root)
         folder.mkdir(exist_ok=True)
-        fsync_folder(folder.parent)
+        fsync(folder.parent)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def fsync(path: Path | str) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, write: Callable[[Path], object], *, draft: Path | None = None) -> None:
+    """Write a file that is no dataset's: it is whole and durable, or what it was before.
+
+    Args:
+        path: of the file; its folder is made.
+        write: gets the place of a draft.
+        draft: this place, on the same disk; None is beside `path`.
+
+    Raises:
+        StoreError: it could not be written (the disk is full, the folder may not be written to, ...).
+    """
+    draft = draft or path.with_name(f".{path.name}.{os.getpid()}")
+    with wrap_os_errors(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(draft)
+            fsync(draft)
+            os.replace(draft, path)
+        except BaseException:
+            with suppress(OSError):
+                draft.unlink()
+            raise
+        fsync(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """A file of these bytes; see `replace_file`."""
+    replace_file(path, lambda draft: draft.write_bytes(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file of this text, as UTF-8; see `replace_file`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A file of this value, as JSON; see `replace_file`."""
+    write_text(path, json.dumps(value, indent=1) + "\n")

@@ -25,7 +25,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.stores.disk import fsync_folder, gone, make_folder, wrap_os_errors, wrap_read_errors
+from pipeline.stores.disk import fsync, gone, make_folder, wrap_os_errors, wrap_read_errors
 from pipeline.stores.remote import RemoteStore, is_local, store_of
 from shards_schema import layout
 from shards_schema.commit import FileDigest
@@ -264,8 +264,8 @@ class Volume:
             there = old.is_file()
             if there:
                 os.replace(old, new)
-                fsync_folder(new.parent)
-                fsync_folder(old.parent)
+                fsync(new.parent)
+                fsync(old.parent)
         if not there:
             raise MissingFileError(f"{old} is not there")
 
@@ -302,7 +302,7 @@ class Volume:
                 temp.unlink()
             raise
         with wrap_os_errors(str(final)):
-            fsync_folder(final.parent)
+            fsync(final.parent)
 
     @contextmanager
     def _create_remote(self, name: str) -> Iterator[FileWriter]:

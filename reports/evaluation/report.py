@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.stores.disk import replace_file, write_text
 from reports.evaluation.columns import AVERAGE, SCORE_NAME, SUBSCORES, mean_text, short
 from reports.evaluation.results import DriverResult, interval
-from reports.outputs import replace_file, write_text
 from reports.tables import table
 from scoring import Version
 

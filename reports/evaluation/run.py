@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from pipeline.reading.reader import Dataset
+from pipeline.stores.disk import write_bytes, write_text
 from reports.evaluation import page, remarks, report, two_stage_report
 from reports.evaluation.accounting import Selection
 from reports.evaluation.columns import SCORE_NAME
@@ -16,7 +17,6 @@ from reports.evaluation.drivers import POSES, Driver, checked, documents_of
 from reports.evaluation.page import Evaluated
 from reports.evaluation.results import Gathering
 from reports.evaluation.two_stage import TwoStage, aggregate
-from reports.outputs import write_bytes, write_text
 from reports.tables import bytes_text
 from scoring import Version, complete
 from scoring.columns import REACTIVE_ARRAY

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.stores.disk import write_text
 from reports.evaluation.columns import COMFORT_BETWEEN_FRAMES, mean_text, short
 from reports.evaluation.sources import ContextSource
-from reports.outputs import write_text
 from reports.tables import table
 from scoring import ScoreResult, Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product

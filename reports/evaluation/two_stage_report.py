@@ -13,10 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.stores.disk import write_text
 from reports.evaluation.columns import SUBSCORES, short
 from reports.evaluation.results import DriverResult
 from reports.evaluation.two_stage import Aggregate, TwoStage
-from reports.outputs import write_text
 from reports.tables import table
 
 NAMES = SUBSCORES["v2"]

@@ -26,11 +26,11 @@ from jobs.export import ExportConfig
 from jobs.verify import VerifyConfig
 from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
+from pipeline.stores.disk import replace_file, write_bytes
 from pipeline.stores.retry import store_config
 from pipeline.stores.volume import Volume
 from pipeline.writing.device import refuse_absent
 from pipeline.writing.worker import ShardWorker, WorkerConfig
-from reports.outputs import replace_file, write_bytes
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError, StoreError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.inputs.refusals import annotations_at, problems
