@@ -131,12 +131,9 @@ class ShardCheck:
         return found
 
     def _digest(self, path: str) -> tuple[int, str]:
-        digest, size = hashlib.sha256(), 0
         with wrap_read_errors(self.volume.path(path)), self.volume.open(path) as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-                size += len(block)
-        return size, digest.hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return file.tell(), digest
 
     def _changed_members(self, record: CommitRecord, path: str) -> str:
         """Which members of a changed tar the reader refuses, as words for its fault; "" for none, or another file."""

@@ -18,18 +18,10 @@ import numpy as np
 from numpy.ctypeslib import as_array
 from numpy.typing import NDArray
 
-_OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+"""How a file is opened whose places are read."""
 _turns = threading.Lock()
 _LINUX = sys.platform == "linux"
-
-
-def open_file(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a file, for reading.
-
-    Raises:
-        OSError: what the system says.
-    """
-    return os.open(path, _OPEN)
 
 
 def read_at(descriptor: int, size: int, place: int) -> bytes:

@@ -276,7 +276,7 @@ class RangeReader:
         """Of a file; where the process may have no more of them, in the place of the one that waited longest."""
         while True:
             try:
-                return positioned.open_file(path)
+                return os.open(path, positioned.READ)
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._open:
                     raise
