@@ -12,6 +12,7 @@ from pydantic import Field
 from jobs.progress import bar
 from pipeline.reading.reader import Dataset
 from pipeline.stores.decode import decode_jpeg
+from pipeline.stores.disk import write_text
 from pipeline.stores.places import LocalPath, OutPath, Place
 from questions.making.candidates import Candidate, Refused, candidates
 from questions.making.choosing import choose, prompts
@@ -20,7 +21,6 @@ from questions.making.rules import Rules
 from questions.making.seeing import see
 from questions.units import units_text
 from reports import questions as tables
-from pipeline.stores.disk import write_text
 from shards_schema import layout
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
