@@ -1,18 +1,18 @@
-"""Teachers against light: model FLOP/s over the device's own matrix rate, beside an upstream-style loop, and the job.
+"""Teachers against light: model FLOP/s over the device's own matrix rate, beside Meta's own VGGT, and the job.
 
     python -m benchmarks light                  on whatever is here: CUDA where there is one, else small networks
     python -m benchmarks light device=cuda      an error where there is no CUDA
     python -m benchmarks light network=1b repeats=2 job=false out=light.md
 
-One run measures, in turn and over `repeats`: the device's matrix rate; VGGT in batches; VGGT as an upstream-style loop
-runs it; the Cosmos encoder, and Predict where asked; then the plain shard worker on synthetic logs over the same
-teachers' bare loop. From these it computes how long navtrain takes on this device. Weights are random: speed does not
-know. What cannot be measured is said, with the reason. It needs torch, numpy, pydantic, PyYAML, safetensors; diffusers
-for Cosmos; simplejpeg, zarr, fsspec, pyarrow, google-crc32c for the job; Ray never.
+One run measures, in turn and over `repeats`: the device's matrix rate; VGGT in batches; VGGT by Meta's package, a scene
+at a time, where it is installed (extra `vggt`); the Cosmos encoder, and Predict where asked; then the plain shard worker
+on synthetic logs over the same teachers' bare loop. From these it computes how long navtrain takes on this device.
+Weights are random: speed does not know. What cannot be measured is said, with the reason. It needs torch, numpy,
+pydantic, PyYAML, safetensors; diffusers for Cosmos; simplejpeg, zarr, fsspec, pyarrow, google-crc32c for the job; Ray
+never.
 
     meter     the device: its clock, events, memory, matrix rate
     networks  the teachers, on batches that lie ready
-    upstream  the loop that they are compared with
     job       the shard worker
     report    table, headline, markdown
 """

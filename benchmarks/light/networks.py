@@ -1,4 +1,4 @@
-"""What is timed: the teachers with random weights, on batches that lie ready, and the upstream-style loop beside them.
+"""What is timed: the teachers with random weights, on batches that lie ready, VGGT also by Meta's own implementation.
 
 A row's call is one batch through ``stage``, ``launch`` and ``collect`` where a teacher has them (the next batch is
 staged while the device is at work, as the worker does it), else through ``compute``: uint8 images on the host in, NumPy
@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ from safetensors.torch import save_file
 
 from benchmarks.light import Plan, absent
 from benchmarks.light.meter import Device, Readings, Row, matmuls
-from benchmarks.light.upstream import UpstreamStyle
+from shards_schema.errors import ConfigError
 from teachers import flops, registry
 from teachers.base import Teacher, TeacherInput
 from teachers.testing import synthetic_scene
+from teachers.vggt.checkpoint import fill_random
 from teachers.vggt.geometry import PATCH
+from teachers.vggt.network import VGGTNetwork
 
 VIEWS = ("CAM_F0", "CAM_L0", "CAM_R0")
 FUTURE = 8
@@ -47,6 +48,8 @@ def rows(plan: Plan, device: Device, folder: Path) -> tuple[list[Row], dict[str,
             made.append(make())
         except ModuleNotFoundError as error:
             missing[name] = absent(error)
+        except ConfigError as error:  # Meta's package is not here
+            missing[name] = str(error)
         except RuntimeError as error:  # out of memory; or a package that is there and fails to import
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     if not plan.config.cosmos:
@@ -109,8 +112,8 @@ def _computed(device: Device, teacher: Teacher, batch: Sequence[TeacherInput]) -
 class _Built:
     """The networks, each built once and left on the device.
 
-    All of VGGT's have the weights that the upstream-style one was made with, through a checkpoint: that is quicker than
-    to draw a billion numbers for each, and the paths are the real ones.
+    All of VGGT's have the same weights, through a checkpoint: that is quicker than to draw a billion numbers for each,
+    and the paths are the real ones.
     """
 
     def __init__(self, plan: Plan, device: Device, folder: Path) -> None:
@@ -119,22 +122,15 @@ class _Built:
         self.pools = {"grid": {"rows": min(10, rows), "cols": min(18, columns)}}
         self.plan, self.device, self.low = plan, device, low
         self._file = folder / "model.safetensors"
-        self._upstream: UpstreamStyle | None = None
         self._teachers: dict[str, tuple[Teacher, int]] = {}
-
-    def upstream(self) -> UpstreamStyle:
-        """The baseline; when it is made, its weights are written for the others."""
-        if self._upstream is None:
-            fields = self._fields({}) | {"weights": {"random": 0}, "batch_size": 1}
-            teacher: Any = registry.build("vggt", fields)  # for its config, never loaded
-            network = UpstreamStyle(teacher.config, self.device.torch)
-            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, self._file)
-            self._upstream = network
-        return self._upstream
 
     def vggt(self, fields: Mapping[str, Any], batch: int) -> tuple[Teacher, int]:
         """A loaded teacher, and its bytes on the device; one that is not compiled takes any number of scenes."""
-        self.upstream()
+        if not self._file.exists():
+            asked: Any = registry.build("vggt", self._fields({}) | {"weights": {"random": 0}, "batch_size": 1})
+            network = VGGTNetwork(asked.config.built)
+            fill_random(network, 0, "cpu")
+            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, self._file)
         fields = self._fields(fields) | {"weights": {"path": str(self._file)}}
         return self.teacher("vggt", fields | {"batch_size": batch if fields.get("compile") else self.plan.batches[-1]})
 
@@ -159,9 +155,9 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
     built, most = _Built(plan, device, folder), plan.batches[-1]
     made: dict[str, Callable[[], Row]] = {}
 
-    def vggt(batch: int, way: str, fields: Mapping[str, Any]) -> None:
+    def vggt(batch: int, way: str, fields: Mapping[str, Any], whose: str = "vggt") -> None:
         name = f"VGGT {plan.network}, batch {batch}{way}"
-        kind = "vggt tokens" if "heads" in fields else "vggt tf32" if "depth_precision" in fields else "vggt"
+        kind = f"{whose} tokens" if "heads" in fields else f"{whose} tf32" if "depth_precision" in fields else whose
         made[name] = lambda: _taught(device, name, kind, built.vggt(fields, batch), batch)
 
     def clips(name: str, kind: str, column: str, fields: Mapping[str, Any]) -> None:
@@ -172,14 +168,13 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
     for batch in plan.batches:
         vggt(batch, "", {})
     vggt(most, ", tokens only", {"heads": []})
-    if device.cuda:  # as torch would have it, and the upstream-style loop has it
+    if device.cuda:  # as torch would have it, and Meta's has it
         vggt(most, ", depth head in TF32", {"depth_precision": "tf32"})
     if plan.compile:
         vggt(most, ", compiled", {"compile": True})
         vggt(most, ", compiled, tokens only", {"compile": True, "heads": []})
-    for way, heads in (("", True), (", tokens only", False)):
-        name = f"VGGT {plan.network}, upstream-style, 1 scene{way}"
-        made[name] = partial(_upstream, device, name, built, heads)
+    vggt(1, ", Meta's own", {"implementation": "upstream"}, "upstream")
+    vggt(1, ", Meta's own, tokens only", {"implementation": "upstream", "heads": []}, "upstream")
     if plan.config.cosmos:
         vae = "full" if plan.full else "tiny"
         clips(f"CV8x8x8 {vae}, 9 frames, batch {most}", "cosmos", "cosmos", {"network": vae, **plan.config.clip})
@@ -205,26 +200,6 @@ def _taught(device: Device, name: str, kind: str, loaded: tuple[Teacher, int], b
         run=lambda calls: loop(device, [(teacher, batches)], calls),
         weights=weights,
         teacher=teacher,
-    )
-
-
-def _upstream(device: Device, name: str, built: _Built, heads: bool) -> Row:
-    network = built.upstream()
-    shape = (network.config.frames, network.config.image_height, network.config.width, 3)
-    scenes = np.random.default_rng(0).integers(0, 256, (_READY, *shape), dtype=np.uint8)
-
-    def run(calls: int) -> float:
-        return sum(device.timed(partial(network.teach, scenes[call % _READY][None], heads)) for call in range(calls))
-
-    return Row(
-        name=name,
-        kind="upstream" if heads else "upstream tokens",
-        dtype="bf16" if network.config.dtype == "bfloat16" else "fp32",
-        scenes=1,
-        frames=network.config.frames,
-        flops=flops.vggt(network.config, heads=heads),
-        run=run,
-        weights=sum(p.nbytes for p in network.parameters()) if device.cuda else 0,
     )
 
 
