@@ -10,12 +10,12 @@ import pytest
 
 from jobs import teachers, verify
 from shards_schema.errors import IncompleteError, MismatchError
-from tests import navsim_logs
+from tests import navsim_root
 from tests.inline_job import run_inline
 from tests.pipeline.writing.test_grown import digests, members
 
 ROOT = Path(__file__).parents[2]
-LOGS = {f"log_{c}": navsim_logs.frames(f"log_{c}", 16, c * 4) for c in "abcd"}
+LOGS = {f"log_{c}": 16 for c in "abcd"}
 
 
 def command(room: Path, out: str = "out", **more: Any) -> list[str]:
@@ -36,7 +36,7 @@ def command(room: Path, out: str = "out", **more: Any) -> list[str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset that had everything from the start."""
     room = tmp_path_factory.mktemp("whole")
-    navsim_logs.write(room / "data", LOGS)
+    navsim_root.write(room / "data", LOGS)
     with pytest.MonkeyPatch.context() as patched:
         run_inline(patched)
         teachers.main(command(room))
@@ -47,8 +47,9 @@ def test_images_that_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = run_inline(monkeypatch)
-    missing = [LOGS["log_a"][3], LOGS["log_c"][3]]  # the current frame of their first windows
-    navsim_logs.write(tmp_path / "data", LOGS, lambda frame: frame not in missing)
+    navsim_root.write(tmp_path / "data", {"log_b": 16, "log_d": 16})
+    # of the others the current frame of their first windows is missing
+    navsim_root.write(tmp_path / "data", {"log_a": 16, "log_c": 16}, lambda index, channel: index != 3)
     args = command(tmp_path, max_quarantined=0.9)
     teachers.main(args)
     told = capsys.readouterr().out
@@ -65,7 +66,7 @@ def test_images_that_arrive(
     told = capsys.readouterr().out
     for codes in ("image_mising", "image_damaged, image_unreadable"):
         assert f"nothing that is committed was left out as {codes}; there is image_missing (4)" in told
-    navsim_logs.write_images(tmp_path / "data", missing)
+    navsim_root.write(tmp_path / "data", LOGS)
     teachers.main(args)
     assert "made again: " in (told := capsys.readouterr().out)
     assert "4 x image_missing" in told
@@ -74,7 +75,6 @@ def test_images_that_arrive(
     teachers.main(args)
     assert len(made) == count
     assert verify.main([f"out={tmp_path / 'out'}"]) in (None, 0)
-    navsim_logs.write(tmp_path / "data", LOGS)
     teachers.main(command(tmp_path, "again"))
     assert digests(tmp_path / "again") == digests(tmp_path / "out")
 
@@ -82,10 +82,11 @@ def test_images_that_arrive(
 def test_a_log_whose_images_were_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their folder is not there from the start, so nothing went away: they are missing, until they come."""
     made = run_inline(monkeypatch)
-    navsim_logs.write(tmp_path / "data", LOGS, lambda frame: frame["log_name"] != "log_b")
+    navsim_root.write(tmp_path / "data", {log: count for log, count in LOGS.items() if log != "log_b"})
+    navsim_root.write(tmp_path / "data", {"log_b": 16}, lambda index, channel: False)
     teachers.main(command(tmp_path, max_quarantined=0.5))
     assert sum(sum(c.quarantined.values()) for r in made for c in r.columns) == 2
-    navsim_logs.write(tmp_path / "data", LOGS)
+    navsim_root.write(tmp_path / "data", LOGS)
     teachers.main(command(tmp_path))
     teachers.main(command(tmp_path, "again"))
     assert digests(tmp_path / "again") == digests(tmp_path / "out")
@@ -95,10 +96,10 @@ def test_logs_that_arrive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], whole: Path
 ) -> None:
     made = run_inline(monkeypatch)
-    navsim_logs.write(tmp_path / "data", dict(list(LOGS.items())[:2]))
+    navsim_root.write(tmp_path / "data", dict(list(LOGS.items())[:2]))
     teachers.main(command(tmp_path, max_quarantined=0.5))
     first, count = digests(tmp_path / "out"), len(made)
-    navsim_logs.write(tmp_path / "data", LOGS)
+    navsim_root.write(tmp_path / "data", LOGS)
     capsys.readouterr()
     teachers.main(command(tmp_path))
     assert "the dataset grows: 2 scenes were not in its plan" in capsys.readouterr().out
@@ -117,7 +118,7 @@ def test_logs_that_arrive(
 
 def test_a_filter_that_makes_other_windows_is_no_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_inline(monkeypatch)
-    navsim_logs.write(tmp_path / "data", LOGS)
+    navsim_root.write(tmp_path / "data", LOGS)
     teachers.main(command(tmp_path, filter="{log_names: [log_a]}"))
     with pytest.raises(MismatchError, match=r"source\.filter\.frame_interval: null on disk, 1 here"):
         teachers.main(command(tmp_path, filter="{log_names: [log_a, log_b], frame_interval: 1}"))

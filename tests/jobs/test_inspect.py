@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Annotations, Frame
 from shards_schema.specs import TargetSpec
 from tests.committed import commit
+from tests.pages import Page
 from tests.toys import ToySource, ToyTeacher, write_images
 
 HOSTILE = '<script>alert("x")</script>'
@@ -57,30 +57,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = AnnotatedSource(str(root / "data"))
     commit(source, root / "out", [ToyTeacher(poison=POISONED, random_weights=True)])
     return root / "out"
-
-
-class Tags(HTMLParser):
-    """Every start tag, and whether each is closed."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def inspect(out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[str, str]:
@@ -125,17 +101,13 @@ def test_the_page_is_whole_self_contained_and_escaped(made: Path, capsys: pytest
     told, html = inspect(made, capsys, "scenes=4")
     assert made.with_name("out-inspect.html").is_file()
     assert verify(str(made)).faults == ()
-    tags = Tags(html)
-    assert tags.open == []
-    names = [tag for tag, _ in tags.seen]
+    tags = Page(html)
+    names = tags.tags
     assert "script" not in names
     assert "link" not in names
     assert "<script" not in html
     assert "&lt;script&gt;" in html
-    for _, attributes in tags.seen:
-        for key in ("src", "href", "xlink:href"):
-            value = attributes.get(key)
-            assert value is None or value.startswith("data:image/")
+    assert all(value.startswith("data:image/") for value in tags.loads)
     assert not re.search(r"https?://|url\(", html)
     dataset = Dataset(str(made))
     tokens = page.choose(dataset, 4, 0)
@@ -171,7 +143,7 @@ def test_an_unfinished_dataset_is_told_and_drawn(tmp_path: Path, capsys: pytest.
     assert "NOT FINISHED" in told
     assert "2 shards missing of 3" in told
     assert "Not finished" in html
-    assert sum(tag == "image" for tag, _ in Tags(html).seen) == 2
+    assert Page(html).tags.count("image") == 2
     commit(source, tmp_path / "begun", [ToyTeacher()], shards=0)
     told, html = inspect(tmp_path / "begun", capsys)
     assert "3 shards missing of 3" in told
@@ -196,7 +168,7 @@ def test_a_damaged_column_is_named_and_the_rest_goes_on(
     assert "DAMAGED" in told
     assert said.replace(" ", "") in re.sub(r"\s", "", told)  # lines are wrapped
     assert "Column toy is damaged" in html
-    assert sum(tag == "image" for tag, _ in Tags(html).seen) == 6
+    assert Page(html).tags.count("image") == 6
 
 
 def test_where_the_page_may_lie(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,8 +321,7 @@ def test_a_teacher_that_nobody_knows_is_drawn_by_its_specs() -> None:
     )
     arrays = {s.name: rng.normal(size=[n or 50 for n in s.shape]).astype(np.float32) for s in specs}
     html = features.figures(manifest(*specs, views=["CAM_F0", "CAM_B0"]), arrays)
-    tags = Tags(html)
-    assert tags.open == []
+    tags = Page(html)
     alts = [a["alt"] for tag, a in tags.seen if tag == "img"]
     assert alts == [
         "CAM_F0", "CAM_B0", "time 0", "time 1", "time 2", "change of latent 1 to 0", "change of latent 2 to 0", "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from reports.evaluation.results import DriverResult
 from scoring import Layer, RewardContext, Version, collate, complete, score
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, HEADING, REAR_AXLE_TO_CENTRE
 from teachers.pdm import context_from_cache, find_caches
+from tests.pages import Page
 from tests.trainer.reward_toys import write_reward_dataset
 from trainer.reward import Reward
 
@@ -181,46 +181,9 @@ def test_the_worst_come_first_apart_and_from_several_logs() -> None:
     assert worst(e, 0) == []
 
 
-class Reader(HTMLParser):
-    """Refuses tags that do not nest; collects what a browser would load."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.loads: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "data", "action", "poster")]
-        assert not any(k.startswith("on") for k, _ in attrs)
-        if tag not in ("meta", "br", "img", "link"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open, tag
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_reward_dataset(tmp_path_factory.mktemp("reward"), every=6)
-
-
-def read(html: str) -> Reader:
-    reader = Reader()
-    reader.feed(html)
-    reader.close()
-    assert not reader.open
-    return reader
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -228,7 +191,7 @@ def test_one_self_contained_page(data: str, tmp_path: Path, version: str) -> Non
     arguments = ["split=all", f"version={version}", "worst=4", "baselines=[stop, constant_velocity, human]"]
     assert evaluate.main([f"data={data}", f"out={tmp_path}", *arguments]) == 0
     html = (tmp_path / "worst.html").read_text()
-    reader = read(html)
+    reader = Page(html)
     assert reader.loads
     assert all(v.startswith("data:image/jpeg;base64,") for v in reader.loads)
     assert "script" not in reader.tags
@@ -261,7 +224,7 @@ def test_everything_from_outside_is_escaped(data: str) -> None:
     )
     html = page.render(e, [0], dataset, reward.contexts([token]))
     assert "<script" not in html
-    reader = read(html)
+    reader = Page(html)
     assert reader.text.count("<script>alert") >= 6  # as text
 
 
