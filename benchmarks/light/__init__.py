@@ -4,8 +4,8 @@
     python -m benchmarks light device=cuda      an error where there is no CUDA
     python -m benchmarks light network=1b repeats=2 job=false out=light.md
 
-One run measures, in turn and over `repeats`: the device's matrix rate; VGGT in batches; VGGT by Meta's package, a scene
-at a time, where it is installed (extra `vggt`); the Cosmos encoder, and Predict where asked; then the plain shard worker
+One run measures, in turn, over `repeats`: the device's matrix rate; VGGT in batches; VGGT by Meta's package, a scene
+at a time, where it is installed (extra `vggt`); the Cosmos encoder, and Predict where asked; then the shard worker
 on synthetic logs over the same teachers' bare loop. From these it computes how long navtrain takes on this device.
 Weights are random: speed does not know. What cannot be measured is said, with the reason. It needs torch, numpy,
 pydantic, PyYAML, safetensors; diffusers for Cosmos; simplejpeg, zarr, fsspec, pyarrow, google-crc32c for the job; Ray
