@@ -1,8 +1,8 @@
 """Make the synthetic dataset: ``python -m jobs.data [CONFIG] [out=data/synthetic] [key=value ...]``.
 
 The keys are those of `SyntheticConfig`: seed, splits, logs, frames, width, height, manoeuvres, traffic, lidar_points,
-jpeg_quality, cameras, processes; and ``nuplan=true``, which adds the same logs as nuPlan ``.db`` files. Lists may be
-comma-separated: ``splits=mini,test``. Asking again for what is there costs nothing.
+jpeg_quality, cameras, truth, processes; and ``nuplan=true``, which adds the same logs as nuPlan ``.db`` files. Lists
+may be comma-separated: ``splits=mini,test``. Asking again for what is there costs nothing.
 """
 
 from __future__ import annotations

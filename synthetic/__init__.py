@@ -4,7 +4,7 @@
 the marker ``SYNTHETIC.json``, written last, says so, holds the whole config, and is how a finished dataset is known.
 
     world -> drive -> render, lidar, logs       (static town; its story at any time t; what is recorded at 2 Hz)
-          -> maps
+          -> maps     render -> truth           (what is behind each pixel, where it is asked for)
 """
 
 from __future__ import annotations
@@ -36,7 +36,16 @@ NOTICE = (
     "nuPlan data and must not be mistaken for it; numbers measured on it say nothing about driving."
 )
 _STAGING = ".generating"
-_OURS = ("maps", "navsim_logs", "sensor_blobs", "navhard_two_stage", "warmup_two_stage", _STAGING)
+_OURS = (
+    "maps",
+    "navsim_logs",
+    "sensor_blobs",
+    "navhard_two_stage",
+    "warmup_two_stage",
+    "truth.zarr",
+    "objects.parquet",
+    _STAGING,
+)
 
 
 def is_synthetic(root: Path) -> bool:

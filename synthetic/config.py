@@ -51,6 +51,8 @@ class SyntheticConfig(StrictModel):
     """Folder of follow-ups of the first split's scenes, as ``navhard_two_stage``; empty: there are none."""
     follow_ups: int = Field(default=2, ge=1, le=20)
     """Pairs of follow-ups a scene that has any."""
+    truth: bool = False
+    """Whether to write what is behind each pixel of `cameras`, too: ``truth.zarr`` and ``objects.parquet``."""
     processes: int = Field(default_factory=lambda: max(1, min(8, os.cpu_count() or 1)), ge=1, le=1024)
     """Logs made at the same time (not part of the identity)."""
 
@@ -81,4 +83,6 @@ class SyntheticConfig(StrictModel):
             del whole["cameras"]
         if not self.second_stage:  # likewise
             del whole["second_stage"], whole["follow_ups"]
+        if not self.truth:  # likewise
+            del whole["truth"]
         return {"generator": GENERATOR, **whole}

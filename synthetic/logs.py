@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import simplejpeg
 
 from pipeline.sources.nuplan_frame import local_boxes
@@ -27,6 +29,7 @@ from synthetic.config import SyntheticConfig
 from synthetic.drive import Drive, EgoState, Manoeuvre
 from synthetic.geometry import rng_of
 from synthetic.lidar import pcd_bytes, sweep
+from synthetic.pixels import CLASSES, truth
 from synthetic.render import Renderer
 from synthetic.rig import ego_rotation, quaternion, rig
 from synthetic.scenery import Actor
@@ -38,6 +41,14 @@ SIGNALS = 150.0
 """Crossings within this many metres have their lights recorded."""
 SCENE_FRAMES = 40
 """NuPlan's scenes are at most 20 s."""
+
+OBJECTS = pa.schema(
+    [(name, pa.string()) for name in ("log", "token", "channel")]
+    + [("instance", pa.int16())]
+    + [(name, pa.string()) for name in ("track_token", "name", "kind", "colour")]
+    + [("pixels", pa.int32()), ("visible_share", pa.float32())]
+)
+"""See `write_truth`."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,8 @@ def write_log(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path)
         write_images(config, renderer, t, frame, work.parent)
         seed = int(frame["token"][:7], 16)
         (work.parent / frame["lidar_path"]).write_bytes(pcd_bytes(sweep(drive, t, config.lidar_points, seed)))
+    if config.truth:
+        write_truth(config, spec, renderer, frames, root, staging)
     blobs = root / "sensor_blobs" / spec.split / spec.name
     shutil.rmtree(blobs, ignore_errors=True)
     blobs.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +144,58 @@ def write_images(config: SyntheticConfig, renderer: Renderer, t: float, frame: d
         path = blobs / frame["cams"][channel]["data_path"]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def write_truth(
+    config: SyntheticConfig, spec: LogSpec, renderer: Renderer, frames: list[dict[str, Any]], root: Path, staging: Path
+) -> None:
+    """What is behind each pixel of a log: a group of ``truth.zarr``, and a file of ``objects.parquet``.
+
+    The group has the arrays of `Truth`, [frame, camera, ...], with the tokens of frames and the channels as attributes.
+    A row of the table is an object in an image; `instance` is its number there, `track_token` that of the records.
+    """
+    import zarr
+
+    rows: list[dict[str, Any]] = []
+    store = staging / spec.split / f"{spec.name}.truth"
+    shutil.rmtree(store, ignore_errors=True)
+    attributes = {
+        "tokens": [frame["token"] for frame in frames],
+        "channels": list(config.cameras),
+        "kinds": list(CLASSES),
+    }
+    group = zarr.create_group(store, attributes=attributes)
+    arrays: dict[str, Any] = {}
+    for i, frame in enumerate(frames):
+        for j, channel in enumerate(config.cameras):
+            found = truth(renderer, (frame["timestamp"] - spec.start) / 1e6, channel)
+            for name in ("depth", "kind", "instance", "pose", "intrinsics"):
+                value = getattr(found, name)
+                if name not in arrays:
+                    shape = (len(frames), len(config.cameras), *value.shape)
+                    arrays[name] = group.create_array(name, shape=shape, chunks=(1, 1, *value.shape), dtype=value.dtype)
+                arrays[name][i, j] = value
+            rows += [
+                {
+                    "log": spec.name,
+                    "token": frame["token"],
+                    "channel": channel,
+                    "instance": number,
+                    "track_token": track_token(config, spec, seen.actor),
+                    "name": seen.actor.name,
+                    "kind": seen.kind or seen.actor.name,
+                    "colour": seen.colour,
+                    "pixels": seen.pixels,
+                    "visible_share": seen.share,
+                }
+                for number, seen in enumerate(found.objects)
+            ]
+    table = root / "objects.parquet" / f"{spec.name}.parquet"  # a folder of files is a table to pandas and pyarrow
+    table.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, OBJECTS), table)
+    shutil.rmtree(root / "truth.zarr" / spec.name, ignore_errors=True)
+    zarr.open_group(root / "truth.zarr", mode="a")
+    os.rename(store, root / "truth.zarr" / spec.name)
 
 
 def pickled(value: Any) -> bytes:

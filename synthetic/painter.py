@@ -27,15 +27,19 @@ DETAIL = 55.0
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """A placed solid: quads [K, 4, 3], colours [K, 3], detail [K]; box is (x, y, heading, half sides, z0, z1)."""
+    """A placed solid of some class: quads [K, 4, 3], colours [K, 3], detail [K].
 
+    Its box is (x, y, heading, half sides, z0, z1).
+    """
+
+    kind: str
     quads: Float64
     rgb: Float64
     detail: Float64
     box: tuple[float, float, float, float, float, float, float]
 
 
-def thing(mesh: Mesh, x: float, y: float, heading: float, z: float = 0.0) -> Thing:
+def thing(kind: str, mesh: Mesh, x: float, y: float, heading: float, z: float = 0.0) -> Thing:
     """A solid at a place in the town, `z` above the ground."""
     quads, rgb = placed(mesh, x, y, heading, z)
     low, high = mesh.quads.min((0, 1)), mesh.quads.max((0, 1))
@@ -43,7 +47,12 @@ def thing(mesh: Mesh, x: float, y: float, heading: float, z: float = 0.0) -> Thi
     c, s = np.cos(heading), np.sin(heading)
     mx, my = x + c * middle[0] - s * middle[1], y + s * middle[0] + c * middle[1]
     box = (float(mx), float(my), heading, float(half[0]), float(half[1]), float(z + low[2]), float(z + high[2]))
-    return Thing(quads, rgb, mesh.detail, box)
+    return Thing(kind, quads, rgb, mesh.detail, box)
+
+
+def colours(rgb: Float64, ground: int) -> NDArray[np.int64]:
+    """[K, 4] inks of colours [K, 3]; the fourth is how much of it is ground, 0 or 255."""
+    return np.concatenate((np.clip(rgb, 0, 255), np.full((len(rgb), 1), ground)), axis=1).astype(np.int64)
 
 
 class View:
@@ -66,8 +75,8 @@ class View:
         seen: NDArray[np.bool_] = ~(out | (y < self.low[1] * z).all(1) | (y > self.high[1] * z).all(1))
         return seen
 
-    def fill(self, draw: ImageDraw.ImageDraw, quads: Float64, rgb: Float64 | None, ground: int) -> None:
-        """Fill quads [K, 4, 3] in order; `rgb` [K, 3], or None for a mask of `ground`."""
+    def fill(self, draw: ImageDraw.ImageDraw, quads: Float64, inks: NDArray[np.int64]) -> None:
+        """Fill quads [K, 4, 3] in order with `inks`: [K, C] where the image has channels (see `colours`), else [K]."""
         p = self.local(quads)
         keep = np.nonzero(self.seen(p))[0]
         p = p[keep]
@@ -77,10 +86,10 @@ class View:
         whole = np.asarray((p[..., 2] >= NEAR).all(1))
         drawn = np.asarray(~(whole & (wide.max(1) < 1)))
         points = uv.reshape(-1, 8).tolist()
-        inks = None if rgb is None else np.clip(rgb[keep], 0, 255).astype(np.int64).tolist()
+        kept = inks[keep].tolist() if inks.ndim == 1 else list(map(tuple, inks[keep].tolist()))
         for i in np.nonzero(drawn)[0].tolist():
             xy = points[i] if whole[i] else self._clipped(p[i])
-            draw.polygon(xy, fill=ground if inks is None else (*inks[i], ground))
+            draw.polygon(xy, fill=kept[i])
 
     def _pixels(self, x: Float64, y: Float64) -> NDArray[np.int64]:
         """[..., 2] pixels of the enlarged canvas of normalised image coordinates."""
@@ -108,6 +117,7 @@ class Scene:
         self.box = box
         distance = np.hypot(box[:, 0] - position[0], box[:, 1] - position[1]) - np.hypot(box[:, 3], box[:, 4])
         near = distance < DETAIL
+        self.kinds = [t.kind for t in things]
         self.owner = np.concatenate([np.full(len(t.quads), i) for i, t in enumerate(things)])
         self.quads = np.concatenate([t.quads for t in things])
         self.rgb = np.concatenate([t.rgb for t in things])
@@ -120,8 +130,8 @@ class Scene:
         self.corners = np.concatenate([np.concatenate((rings, z), axis=2) for z in heights], axis=1)
         self.shadows = _shadows(rings, box)
 
-    def facing(self, view: View) -> NDArray[np.int64]:
-        """Places of the quads that face the camera, far to near."""
+    def painted(self, view: View) -> NDArray[np.int64]:
+        """Which quads face the camera, far to near."""
         p = view.local(self.corners)
         visible = np.nonzero(view.seen(p))[0]
         order = visible[_far_to_near(self.box[visible], self.corners[visible], p[visible], view.eye)]
@@ -129,15 +139,13 @@ class Scene:
         rank[order] = np.arange(len(order))
         facing = ((self.quads[:, 0] - view.eye) * self.normal).sum(1) < 0.0
         use = np.nonzero(facing & (rank[self.owner] >= 0))[0]
-        return np.asarray(use[np.argsort(rank[self.owner[use]], kind="stable")])
+        return use[np.argsort(rank[self.owner[use]], kind="stable")]
 
-    def solids(self, view: View) -> tuple[Float64, Float64]:
-        """Quads that face the camera, far to near, and their colours."""
-        use = self.facing(view)
-        quads = self.quads[use]
-        far = np.linalg.norm(quads.mean(1) - view.eye, axis=1)
+    def hazed(self, use: NDArray[np.int64], eye: Float64) -> Float64:
+        """Colours [len(use), 3] of some quads, as the eye sees them through the air."""
+        far = np.linalg.norm(self.quads[use].mean(1) - eye, axis=1)
         haze = (1.0 - np.exp(-far / HAZE_RANGE))[:, None]
-        return quads, self.rgb[use] * (1.0 - haze) + HAZE * haze
+        return np.asarray(self.rgb[use] * (1.0 - haze) + HAZE * haze)
 
 
 def _far_to_near(box: Float64, corners: Float64, p: Float64, eye: Float64) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ per pixel from the map, so that they stay in place while the camera moves. The s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from synthetic.drive import Drive
 from synthetic.geometry import rng_of
 from synthetic.ground import GRASS, ground
 from synthetic.mesh import Mesh
-from synthetic.painter import HAZE, HAZE_RANGE, SUPER, Scene, Thing, View, thing
+from synthetic.painter import HAZE, HAZE_RANGE, SUPER, Scene, Thing, View, colours, thing
 from synthetic.rig import ego_position, ego_rotation, rig
 from synthetic.scenery import Actor, lots, uprights
 from synthetic.world import LANE_WIDTH, Town
@@ -49,6 +50,25 @@ def actor_mesh(actor: Actor) -> Mesh:
 def _brakes(actor: Actor) -> bool:
     parked = actor.track.startswith(("parked", "lot"))
     return not parked and (actor.a < -0.4 or float(np.hypot(actor.vx, actor.vy)) < 0.2)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One moment of a drive.
+
+    Attributes:
+        scene: all solids; those of the actors are its things `first`, `first` + 1, ...
+        actors: in range.
+        first: see `scene`.
+        rotation: [3, 3] ego -> town.
+        position: [3] of the ego's origin in the town's frame [m].
+    """
+
+    scene: Scene
+    actors: list[Actor]
+    first: int
+    rotation: Float64
+    position: Float64
 
 
 class Renderer:
@@ -82,33 +102,26 @@ class Renderer:
 
     def frame(self, t: float, channels: Sequence[str] = CHANNELS) -> dict[str, Image]:
         """The images of some cameras at time `t` [s]: channel -> uint8 [height, width, 3] RGB."""
+        stage = self.stage(t)
+        at = np.hypot(*(self._ground_xy - stage.position[:2]).T) < SIGHT
+        paint, inks = self._ground[at], colours(self._ground_rgb[at], 255)
+        return {name: self._image(name, stage, paint, inks) for name in channels}
+
+    def stage(self, t: float) -> Stage:
+        """Who stands where at time `t` [s]."""
         ego = self.drive.ego(t)
         rotation, position = ego_rotation(ego), ego_position(ego)
-        scene = self.scene(t)[0]
-        views = {name: self.view(t, name) for name in channels}
-        at = np.hypot(*(self._ground_xy - position[:2]).T) < SIGHT
-        paint, paint_rgb = self._ground[at], self._ground_rgb[at]
-        return {name: self._image(name, scene, paint, paint_rgb, rotation, view) for name, view in views.items()}
-
-    def scene(self, t: float) -> tuple[Scene, dict[int, Actor]]:
-        """All solids at time `t` [s], and which of them (`Scene.owner`) are annotated actors."""
-        ego = self.drive.ego(t)
-        position = ego_position(ego)
         close = np.hypot(*(self._still_xy - position[:2]).T) < SIGHT
-        things = [self._still[i] for i in np.nonzero(close)[0]]
-        actors: dict[int, Actor] = {}
-        for actor in self.drive.actors(t):
-            if np.hypot(actor.x - ego.x, actor.y - ego.y) < SIGHT:
-                actors[len(things)] = actor
-                things.append(thing(actor_mesh(actor), actor.x, actor.y, actor.heading))
-        return Scene(things + self._signals(t, position), position), actors
+        actors = [a for a in self.drive.actors(t) if np.hypot(a.x - ego.x, a.y - ego.y) < SIGHT]
+        things = [thing(a.name, actor_mesh(a), a.x, a.y, a.heading) for a in actors]
+        things = [*(self._still[i] for i in np.nonzero(close)[0]), *things, *self._signals(t, position)]
+        return Stage(Scene(things, position), actors, int(close.sum()), rotation, position)
 
-    def view(self, t: float, name: str) -> View:
-        """The camera `name` in the town, at time `t` [s]."""
-        ego, cam = self.drive.ego(t), self.cameras[name]
-        rotation, position = ego_rotation(ego), ego_position(ego)
-        turn, eye = rotation @ cam.rotation, position + rotation @ cam.translation
-        return View(turn, eye, cam.intrinsics, self.width, self.height)
+    def view(self, channel: str, stage: Stage) -> View:
+        """A camera at the time of `stage`."""
+        cam = self.cameras[channel]
+        eye = stage.position + stage.rotation @ cam.translation
+        return View(stage.rotation @ cam.rotation, eye, cam.intrinsics, self.width, self.height)
 
     def _signals(self, t: float, position: Float64) -> list[Thing]:
         """The signal heads, with the lamps that are lit at `t`."""
@@ -117,30 +130,30 @@ class Renderer:
             if up.kind == "signal" and np.hypot(up.x - position[0], up.y - position[1]) < 130.0:
                 head = solids.signal_head(self.drive.lights.state(up.node, up.leg, t))
                 if up.reach == 0.0:
-                    made.append(thing(head, up.x, up.y, up.heading, up.height - 0.75))
+                    made.append(thing("signal", head, up.x, up.y, up.heading, up.height - 0.75))
                     continue
                 # Over the middle of each lane: the driver's left is the heading's right.
                 for back in np.arange(LANE_WIDTH / 2, up.reach, LANE_WIDTH) + 1.0:
                     x, y = up.x + np.sin(up.heading) * back, up.y - np.cos(up.heading) * back
-                    made.append(thing(head, float(x), float(y), up.heading, up.height - 1.45))
+                    made.append(thing("signal", head, float(x), float(y), up.heading, up.height - 1.45))
         return made
 
-    def _image(
-        self, name: str, scene: Scene, paint: Float64, paint_rgb: Float64, rotation: Float64, view: View
-    ) -> Image:
+    def _image(self, name: str, stage: Stage, paint: Float64, inks: NDArray[np.int64]) -> Image:
+        scene, view = stage.scene, self.view(name, stage)
         eye = view.eye
         canvas = self._sky.copy()
         draw = ImageDraw.Draw(canvas)
-        view.fill(draw, self._backdrop + np.array([eye[0], eye[1], 0.0]), self._backdrop_rgb, 0)
+        view.fill(draw, self._backdrop + np.array([eye[0], eye[1], 0.0]), colours(self._backdrop_rgb, 0))
         plain = np.array([[3e3, 3e3, 0.0], [-3e3, 3e3, 0.0], [-3e3, -3e3, 0.0], [3e3, -3e3, 0.0]])
-        view.fill(draw, (plain + np.array([eye[0], eye[1], 0.0]))[None], np.array([GRASS]), 255)
-        view.fill(draw, paint, paint_rgb, 255)
+        view.fill(draw, (plain + np.array([eye[0], eye[1], 0.0]))[None], colours(np.array([GRASS]), 255))
+        view.fill(draw, paint, inks)
         shade = Pillow.new("L", canvas.size)
-        view.fill(ImageDraw.Draw(shade), scene.shadows, None, 255)
-        view.fill(draw, *scene.solids(view), 0)
+        view.fill(ImageDraw.Draw(shade), scene.shadows, np.full(len(scene.shadows), 255))
+        painted = scene.painted(view)
+        view.fill(draw, scene.quads[painted], colours(scene.hazed(painted, eye), 0))
         rgbx = np.asarray(canvas.reduce(SUPER)).astype(np.float32)
         dark = np.asarray(shade.reduce(SUPER)).astype(np.float32)
-        return self._finish(name, rgbx, dark, rotation, eye)
+        return self._finish(name, rgbx, dark, stage.rotation, eye)
 
     def _finish(
         self, name: str, rgbx: NDArray[np.float32], dark: NDArray[np.float32], rotation: Float64, eye: Float64
@@ -176,22 +189,32 @@ def _still_things(town: Town) -> list[Thing]:
     made: list[Thing] = []
     for lot in lots(town):
         if lot.kind == "house":
-            made.append(thing(solids.house(lot.length, lot.depth, lot.height, lot.colour), lot.x, lot.y, lot.heading))
+            made.append(
+                thing(
+                    "building", solids.house(lot.length, lot.depth, lot.height, lot.colour), lot.x, lot.y, lot.heading
+                )
+            )
     grey = (92, 94, 98)
     for number, up in enumerate(uprights(town)):
         x, y, h = up.x, up.y, up.heading
         if up.kind == "tree":
-            made.append(thing(solids.post((-0.14, 0.14), 0.14, (0.0, 0.36 * up.height), (92, 70, 52)), x, y, h))
-            made.append(thing(solids.crown(0.27 * up.height, 0.36 * up.height, up.height, number % 3), x, y, h))
+            made.append(
+                thing("vegetation", solids.post((-0.14, 0.14), 0.14, (0.0, 0.36 * up.height), (92, 70, 52)), x, y, h)
+            )
+            made.append(
+                thing("vegetation", solids.crown(0.27 * up.height, 0.36 * up.height, up.height, number % 3), x, y, h)
+            )
         elif up.kind == "lamp":
-            made.append(thing(solids.post((-0.07, 0.07), 0.07, (0.0, up.height), grey), x, y, h))
-            made.append(thing(solids.post((0.08, up.reach), 0.05, (up.height - 0.2, up.height - 0.1), grey), x, y, h))
+            made.append(thing("pole", solids.post((-0.07, 0.07), 0.07, (0.0, up.height), grey), x, y, h))
+            made.append(
+                thing("pole", solids.post((0.08, up.reach), 0.05, (up.height - 0.2, up.height - 0.1), grey), x, y, h)
+            )
         elif up.reach == 0.0:
-            made.append(thing(solids.post((-0.07, 0.07), 0.07, (0.0, up.height - 0.76), grey), x, y, h))
+            made.append(thing("pole", solids.post((-0.07, 0.07), 0.07, (0.0, up.height - 0.76), grey), x, y, h))
         else:
-            made.append(thing(solids.post((-0.1, 0.1), 0.1, (0.0, up.height), grey), x, y, h))
+            made.append(thing("pole", solids.post((-0.1, 0.1), 0.1, (0.0, up.height), grey), x, y, h))
             arm = solids.post((0.11, up.reach), 0.06, (up.height - 0.19, up.height - 0.07), grey)
-            made.append(thing(arm, x, y, h - np.pi / 2))
+            made.append(thing("pole", arm, x, y, h - np.pi / 2))
     return made
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shards_schema.errors import DatasetError, MissingFileError
-from synthetic import MARKER, truth
+from synthetic import MARKER, pixels, truth
 from synthetic.config import SyntheticConfig
 from synthetic.logs import drive_of, frame_tokens, log_specs, timestamps, track_token
 from synthetic.render import Renderer
@@ -32,8 +32,8 @@ def test_every_actor_in_an_image_has_a_row(rows: list[truth.Shown]) -> None:
     for row in rows:
         actor = actors[row.track]
         assert 0.0 <= row.hidden <= 1.0
-        assert row.kind == truth.KINDS.get(actor.kind)
-        assert row.colour is None or actor.colour in truth.COLOURS[row.colour]
+        assert row.kind == pixels.WORDS.get(actor.kind)
+        assert row.colour is None or actor.colour in pixels.COLOURS[row.colour]
     assert {row.colour for row in rows} > {"red", "white"}
     assert min(row.hidden for row in rows) == 0.0
     assert max(row.hidden for row in rows) == 1.0
