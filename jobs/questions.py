@@ -1,12 +1,14 @@
-"""`python -m jobs.questions score|import|make key=value ...`: questions about pictures, made and scored.
+"""`python -m jobs.questions score|import|make|export key=value ...`: questions about pictures.
 
     python -m jobs.questions import surds=DIR split=validation out=units.jsonl [official=DIR_OF_QA_FILES]
     python -m jobs.questions make data=DATASET out=DIR [rules.style=fair|official]
+    python -m jobs.questions export units=FILE data=DATASET to=FILE use=train [format=ms-swift]
     python -m jobs.questions score units=units.jsonl outputs=FILE_OR_DIR rules=official coordinates=pixels
 
 `import` makes SURDS' units from the user's own copy, `make` units of the same kinds from the labels of a dataset.
-`score` scores the outputs of any model by the rules of SURDS or of Xiaomi (docs/questions.md). Exit code: 0; 1 where a
-prompt has no output and nobody says why, or a file is at fault; 2 (config).
+`export` writes them as rows of another trainer's. `score` scores the outputs of any model by the rules of SURDS or of
+Xiaomi (docs/questions.md). Exit code: 0; 1 where a prompt has no output and nobody says why, or a file is at fault; 2
+(config).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any, Literal
 
 from jobs import config as job_config
 from jobs import usage
+from jobs.questions_export import ExportConfig, export
 from jobs.questions_made import MakeConfig, make
 from pipeline.stores.decode import Side
 from pipeline.stores.disk import write_text
@@ -129,11 +132,13 @@ def main(arguments: list[str]) -> int:
         return import_(job_config.load(ImportConfig, rest))
     if command == "make":
         return make(job_config.load(MakeConfig, rest))
+    if command == "export":
+        return export(job_config.load(ExportConfig, rest))
     if usage.asks_help(arguments):
-        raise job_config.HelpAskedError(ScoreConfig, ImportConfig, MakeConfig)
+        raise job_config.HelpAskedError(ScoreConfig, ImportConfig, MakeConfig, ExportConfig)
     given = f"no command {command!r}" if command else "no command is given"
     raise ConfigError(
-        f"{given}; usage: python -m jobs.questions score|import|make key=value ...; --help lists the keys"
+        f"{given}; usage: python -m jobs.questions score|import|make|export key=value ...; --help lists the keys"
     )
 
 

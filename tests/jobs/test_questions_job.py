@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import config as job_config
@@ -13,8 +14,10 @@ from jobs import questions as questions_job
 from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
 from questions import controls
+from questions.outputs import read_outputs
 from questions.units import read_units, refuse_training
-from shards_schema.errors import ConfigError
+from questions.wording import whole
+from shards_schema.errors import ConfigError, MissingFileError
 from tests import made_once
 from tests.blocks import block
 from tests.chaos import small
@@ -126,7 +129,7 @@ def test_official_files_are_held_against_ours(tmp_path: Path, capsys: pytest.Cap
 def test_help_and_no_command() -> None:
     with pytest.raises(job_config.HelpAskedError) as asked:
         questions_job.main(["--help"])
-    assert len(asked.value.models) == 3
+    assert len(asked.value.models) == 4
     for arguments in ([], ["sing"]):
         with pytest.raises(ConfigError, match=r"usage: python -m jobs.questions score"):
             questions_job.main(arguments)
@@ -185,3 +188,56 @@ def test_labels_alone_are_said_to_be_that(town: Path, tmp_path: Path, capsys: py
         assert "label-derived" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"looks=town: .* is not the folder of a town"):
         questions_job.main(["make", f"data={town}", f"out={tmp_path}", "looks=town", f"town={tmp_path}"])
+
+
+@pytest.mark.parametrize("kind", ["ms-swift", "llama-factory", "trl-sft", "trl-grpo", "verl"])
+def test_units_as_rows_of_a_trainer(town: Path, tmp_path: Path, kind: str) -> None:
+    made = tmp_path / "made"
+    questions_job.main(["make", f"data={town}", f"out={made}", "rules.seconds=0", "rules.image=20"])
+    units = read_units(made / "train.jsonl")
+    to = tmp_path / "rows" / ("train.parquet" if kind == "verl" else "train.jsonl")
+    places = {
+        "units=": f"units={made}/train.jsonl",
+        "data=": f"data={town}",
+        "to=": f"to={to}",
+        "format=": f"format={kind}",
+    }
+    words = shlex.split(block("questions", "exported"))
+    assert words[:3] == ["python", "-m", "jobs.questions"]
+    assert questions_job.main([places.get(f"{w.partition('=')[0]}=", w) for w in words[3:]]) == 0
+    rows = (
+        pq.read_table(to).to_pylist() if kind == "verl" else [json.loads(line) for line in to.read_text().splitlines()]
+    )
+    assert len(rows) == len(units)
+    first, unit = rows[0], units[0]
+    image = first["images"][0]["image"] if kind == "verl" else first["images"][0]
+    members = Dataset(str(town), columns=["samples"]).read(unit.token, {"samples": ["cam_f0.jpg"]})["samples"]
+    assert Path(image).read_bytes() == members["cam_f0.jpg"]
+    asked = first["messages" if "messages" in first else "prompt"][0]["content"]
+    assert asked == ("" if kind.startswith("trl") else "<image>\n") + whole(unit)
+    if kind == "verl":
+        assert first["reward_model"]["ground_truth"] == f"<answer>{unit.answer}</answer>"
+    else:
+        assert (first["unit"], first["side"]) == (unit.unit, unit.side)
+
+
+def test_nothing_is_exported_to_train_on_that_is_for_evaluation(tmp_path: Path) -> None:
+    units = imported(tmp_path)
+    command = ["export", f"units={units}", f"to={tmp_path}/rows.jsonl", f"surds={tmp_path}"]
+    with pytest.raises(ConfigError, match="surds evaluation; nothing may be trained on these"):
+        questions_job.main([*command, "use=train"])
+    with pytest.raises(ConfigError, match="give one of data=DATASET and surds=DIR"):
+        questions_job.main([*command[:-1], "use=ask"])
+    with pytest.raises(MissingFileError, match="there is no image"):
+        questions_job.main([*command, "use=ask"])
+    assert not (tmp_path / "rows.jsonl").exists()
+    for prompt in read_units(units):
+        image = tmp_path / prompt.images[0]
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.touch()
+    assert questions_job.main([*command, "use=ask"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 142  # without those that are left out
+    said = [{**row, "response": row["messages"][1]["content"]} for row in rows]
+    (tmp_path / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    assert len(read_outputs(tmp_path / "outputs.jsonl", read_units(units))) == 142
