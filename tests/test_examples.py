@@ -10,12 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 import last_shards as ls
 from jobs import teachers as teachers_job
+from reports.inspection.projection import Pinhole
+from tests.blocks import block
 from tests.chaos import small
 from tests.inline_job import run_inline
 from tests.made_once import drive, made_once
@@ -107,6 +110,16 @@ def test_add_a_teacher() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
+
+
+def test_a_point_ahead_is_seen_where_the_page_of_the_format_says(out: str) -> None:
+    """Of a front camera: below the middle, and what is to the left stands to the left; and `inspect` sees the same."""
+    names: dict[str, Any] = {}
+    exec(block("format", "project").replace("out/demo", out), names)
+    (ahead, left), size = np.stack([names["u"] / names["w"], names["v"] / names["w"]], axis=1), names["camera"]["size"]
+    assert 0 < left[0] < ahead[0] < size[0]
+    assert size[1] / 2 < ahead[1] < size[1]
+    assert np.allclose(Pinhole.of(names["camera"]).project(names["points"])[0], [ahead, left])
 
 
 def test_what_is_printed_of_an_object_is_a_line(out: str) -> None:
