@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pipeline.stream import memory, order, split
+from pipeline.stream import order, split
 from pipeline.stream.collate import Collate, pin
 from pipeline.stream.config import StreamConfig
 from pipeline.stream.fetch import Reading, ahead
@@ -320,8 +321,7 @@ class Batches(IterableDataset[Any]):
         # Our own collate copies each array itself; another's gets memory that it may keep.
         own = self._collate is None
         begin, finish = self.stream.reader(lazy=own)
-        into = memory.pinned if self._pin else memory.Recycled()
-        collate = self._collate or self.stream.collate.into(into)
+        collate = self._collate or replace(self.stream.collate, pinned=self._pin)
 
         def batch(begun: Any) -> Any:
             made = collate(finish(begun))

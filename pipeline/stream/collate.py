@@ -7,7 +7,7 @@ list. A target with a ragged axis is padded with zeros to the longest of the bat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pipeline.reading.reader import Dataset, Wanted
 from pipeline.reading.values import Unread
 from pipeline.stream.fetch import Fetcher
-from pipeline.stream.memory import Empty, fresh
 from shards_schema.errors import DatasetError
 
 Path = tuple[str, ...]
@@ -29,11 +28,11 @@ class Collate:
 
     Attributes:
         ragged: (column, name) -> the axes that have no fixed size.
-        empty: makes the memory of a batch; see `pipeline.stream.memory`.
+        pinned: make batches in page-locked memory (torch keeps and reuses its blocks); needs CUDA.
     """
 
     ragged: Mapping[Path, tuple[int, ...]]
-    empty: Empty = fresh
+    pinned: bool = False
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """The batch: the nesting of one sample, with tensors [B, ...] and lists of B.
@@ -46,10 +45,6 @@ class Collate:
             DigestError: an array that was still unread is not what was committed.
         """
         return self._enter(samples, ())
-
-    def into(self, empty: Empty) -> Collate:
-        """The same, into other memory."""
-        return replace(self, empty=empty)
 
     def _enter(self, values: Sequence[Any], path: Path) -> Any:
         first = values[0]
@@ -79,7 +74,7 @@ class Collate:
             )
         longest = tuple(max(sizes) for sizes in zip(*shapes, strict=True))
         dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
-        batch = self.empty((len(arrays), *longest), dtype)
+        batch = torch.empty((len(arrays), *longest), dtype=dtype, pin_memory=self.pinned)
         rows = batch.numpy()
         for i, array in enumerate(arrays):
             row = rows[i, ...]
@@ -94,7 +89,8 @@ class Collate:
 
     def _mask(self, arrays: Sequence[Any], axes: tuple[int, ...]) -> torch.Tensor:
         sizes = [tuple(int(array.shape[axis]) for axis in axes) for array in arrays]
-        mask = self.empty((len(arrays), *(max(n) for n in zip(*sizes, strict=True))), torch.bool).zero_()
+        longest = [max(n) for n in zip(*sizes, strict=True)]
+        mask = torch.zeros((len(arrays), *longest), dtype=torch.bool, pin_memory=self.pinned)
         for row, size in zip(mask, sizes, strict=True):
             row[tuple(slice(n) for n in size)] = True
         return mask

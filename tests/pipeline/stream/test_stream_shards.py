@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 from pipeline.reading.reader import Dataset
 from pipeline.stream import Mixture, SampleTable, ShardStream, StreamConfig
 from pipeline.stream.collate import pin
-from pipeline.stream.memory import Recycled
 from shards_schema import layout
 from shards_schema.errors import (
     AbsentError,
@@ -361,36 +360,6 @@ def test_transform_and_collate_of_ones_own(dataset: Dataset) -> None:
     for sample in kept:
         sample["x"] += 1  # another's collate gets memory of its own
     assert len(kept) == 15
-
-
-def test_memory_comes_back_when_nobody_holds_it() -> None:
-    memory = Recycled()
-    first = memory((4, 1 << 16), torch.float16)
-    assert (first.shape, first.dtype) == ((4, 1 << 16), torch.float16)
-    place = first.data_ptr()
-    view = first[2:].numpy()
-    first.fill_(1)
-    del first
-    second = memory((4, 1 << 16), torch.float16)
-    assert second.data_ptr() != place  # a view is still there
-    second.zero_()
-    assert view.all()
-    del view
-    third = memory((2, 1 << 17), torch.float16)
-    assert third.data_ptr() == place
-
-
-def test_memory_of_one_size_serves_others_near_it() -> None:
-    """The longest sample of a ragged batch differs each time: what is kept must not grow with the number of lengths."""
-    memory, places = Recycled(), set()
-    for length in range(1 << 14, 1 << 15, 64):
-        made = memory((length, 4), torch.float32)
-        assert made.shape == (length, 4)
-        made.fill_(length)
-        places.add(made.data_ptr())
-        del made
-    assert sum(len(block) for blocks in memory._free.values() for block in blocks) < 9 << 19  # 8 and one of 512 kB
-    assert len(places) <= 9
 
 
 def test_batches_that_are_kept_are_not_overwritten(dataset: Dataset) -> None:
