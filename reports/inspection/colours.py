@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Float32 = NDArray[np.float32]
 RGB = NDArray[np.uint8]
 
 _STOPS = {
