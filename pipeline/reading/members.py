@@ -90,17 +90,14 @@ class Column:
         """
         which, place = self.places[token]
         shard = self.shards[which]
-        for asked in self.names(raw=raw) if wanted is None else several(wanted):
+        every = (m.removesuffix(".npy") for m in self.members if raw or m not in self.scales)
+        for asked in every if wanted is None else several(wanted):
             member = asked if asked in shard.members else f"{asked}.npy"
             if member not in shard.members:
                 raise self._unknown(asked)
             spec = None if raw else self.encoded.get(member)
             names = (member,) if spec is None else [f"{part}.npy" for part in parts(spec)]
             yield Value(self.manifest.column, asked, spec, tuple([shard.located(name, place) for name in names]))
-
-    def names(self, *, raw: bool = False) -> list[str]:
-        """What `find` gives of a sample of which everything is wanted."""
-        return [m.removesuffix(".npy") for m in self.members if raw or m not in self.scales]
 
     def _unknown(self, asked: str) -> AbsentError:
         in_zarr = any(spec.name == asked for spec in read_specs(self.manifest.targets))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from pipeline.reading.members import Column, Value, nearest, open_column, several
 from pipeline.reading.values import Values
@@ -69,6 +69,11 @@ class Dataset:
         cache: keeps whole tars of a remote dataset on a local disk, so that each is fetched once; None is a request for
             each member that is read. See `pipeline.stores.cache`.
 
+    Attributes:
+        url, cache: as they were given.
+        manifest: `dataset.json`.
+        digest: its seal.
+
     Raises:
         MissingFileError: there is no dataset, or no such column, at `url`.
         DatasetError: a document is damaged, or a record belongs to another dataset or column.
@@ -85,37 +90,33 @@ class Dataset:
         cache: CacheConfig | None = None,
     ) -> None:
         names = None if columns is None else several(columns)
-        self._url = url
+        self.url, self.cache = url, cache
         self._files_config: dict[str, Any] = {"check_digests": check_digests, "max_open": max_open, "cache": cache}
         self._config: dict[str, Any] = {"columns": names, "check_members": check_members, **self._files_config}
         self._volume = Volume(url)
         self.manifest, self.digest = read_manifest(self._volume)
         opened = columns_of(self._volume) if names is None else names
-        planned = None if self.local else generations.read(self._volume, self.manifest, self.digest).shards
+        local = self._volume.local_root is not None
+        planned = None if local else generations.read(self._volume, self.manifest, self.digest).shards
         self._columns = {n: open_column(self._volume, n, url=url, dataset=self.digest, planned=planned) for n in opened}
-        self._values = Values(None if self.local else cache, checked=check_members)
+        self._values = Values(None if local else cache, checked=check_members)
         self._statistics: dict[str, statistics.Statistics] = {}
         self._files = RangeReader(url, **self._files_config)
 
     def __repr__(self) -> str:
         columns = ", ".join(f"{n} {len(c.places)}" for n, c in self._columns.items())
         plan = self.manifest.plan
-        return f"Dataset({self._url!r}: begun with {plan['samples']} scenes in {plan['shards']} shards; {columns})"
+        return f"Dataset({self.url!r}: begun with {plan['samples']} scenes in {plan['shards']} shards; {columns})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(Dataset, self._url, **self._config), ()
+        return partial(Dataset, self.url, **self._config), ()
 
     def forked(self) -> Dataset:
         """The same dataset for a forked process: this index, but files, locks and store connections of its own."""
         child = copy.copy(self)
-        child._volume = Volume(self._url)
-        child._files = RangeReader(self._url, **self._files_config)
+        child._volume = Volume(self.url)
+        child._files = RangeReader(self.url, **self._files_config)
         return child
-
-    @property
-    def url(self) -> str:
-        """As it was given."""
-        return self._url
 
     @property
     def columns(self) -> Mapping[str, ColumnManifest]:
@@ -260,25 +261,6 @@ class Dataset:
         """
         for one in found:
             self._files.expect([member for value in one.values for member in value.members])
-
-    @property
-    def local(self) -> bool:
-        """Whether it lies on a local disk."""
-        return self._volume.local_root is not None
-
-    def decodes(self, column: str, names: Sequence[str] | None) -> bool:
-        """Whether any of these targets is stored encoded, so that reading it is work.
-
-        Raises:
-            AbsentError: no such column.
-        """
-        opened = self._column(column)
-        return any({name, f"{name}.npy"} & {*opened.encoded} for name in (opened.names() if names is None else names))
-
-    @property
-    def cache(self) -> CacheConfig | None:
-        """As it was given."""
-        return cast(CacheConfig | None, self._config["cache"])
 
     def shard_bytes(self, columns: Iterable[str]) -> Mapping[int, int]:
         """Shard -> bytes of its tars in some columns.

@@ -25,6 +25,7 @@ import torch
 from pipeline.reading.members import several
 from pipeline.reading.reader import Dataset, Found, Wanted
 from pipeline.stores.decode import decode_jpeg
+from pipeline.stores.remote import is_local
 from pipeline.stores.threads import map_ahead
 from shards_schema.errors import AbsentError, DatasetError, SampleError
 
@@ -98,13 +99,15 @@ class Fetcher:
 
     def works(self) -> bool:
         """Whether a sample is more work than to copy it: a transform, a store to ask, images or targets to decode."""
-        if self.transform is not None or not self.dataset.local:
+        if self.transform is not None or not is_local(self.dataset.url):
             return True
-        return any(
-            self.dataset.decodes(column, names)
-            or any(_is_image(name) for name in (self.dataset.members(column) if names is None else names))
-            for column, names in self.targets.items()
-        )
+        for column, names in self.targets.items():
+            stored = self.dataset.columns[column].targets
+            encoded = {spec.name for spec in stored if spec.encoding not in (None, "scale")}
+            asked = self.dataset.members(column) if names is None else names
+            if any(_is_image(name) or name.removesuffix(".npy") in encoded for name in asked):
+                return True
+        return False
 
     def begin(self, tokens: Sequence[str]) -> list[tuple[str, Found | None]]:
         """Find some samples and ask the disk for all their bytes. Nothing is raised: `finish` meets the same fault."""
