@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from shards_schema.errors import MissingFileError, StoreError
+from shards_schema.errors import MissingFileError, ShardsError, StoreError
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def wrap_os_errors(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except StoreError:
+    except ShardsError:  # some of ours are OSErrors too: what is not there, what another run holds
         raise
     except OSError as error:
         what = f"{path}: {error.strerror or error}"
