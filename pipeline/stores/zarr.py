@@ -27,9 +27,8 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
 from zarr.codecs import Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from pipeline.stores.checksum import crc32c
@@ -58,19 +57,19 @@ def is_sharded(spec: TargetSpec) -> bool:
 
 def array_documents(column: str, specs: tuple[TargetSpec, ...], shards: int, shard_size: int) -> dict[str, bytes]:
     """The `zarr.json` of the column's group and of each of its arrays, as path -> bytes."""
-    store = MemoryStore()
-    group = zarr.create_group(store, path=column)
+    made: dict[str, Buffer] = {}
+    group = zarr.create_group(MemoryStore(made), path=column)
     for spec in specs:
         create_array(group, spec, shards, shard_size)
     root = f"{layout.ZARR}/zarr.json"  # zarr-python makes it along the way; ours has attributes
-    return {path: document for path, document in _documents(store).items() if path != root}
+    return {path: document for path, document in _documents(made).items() if path != root}
 
 
 def root_document(attributes: Mapping[str, Any]) -> dict[str, bytes]:
     """The `zarr.json` of the root group."""
-    store = MemoryStore()
-    zarr.create_group(store, attributes=dict(attributes))
-    return _documents(store)
+    made: dict[str, Buffer] = {}
+    zarr.create_group(MemoryStore(made), attributes=dict(attributes))
+    return _documents(made)
 
 
 def refuse_chunks(column: str, specs: tuple[TargetSpec, ...], shard_size: int) -> None:
@@ -109,13 +108,8 @@ def create_array(group: zarr.Group, spec: TargetSpec, shards: int, shard_size: i
     )
 
 
-def _documents(store: MemoryStore) -> dict[str, bytes]:
-    out: dict[str, bytes] = {}
-    for path in list(store._store_dict):
-        buffer = sync(store.get(path, default_buffer_prototype()))
-        assert buffer is not None
-        out[f"{layout.ZARR}/{path}"] = buffer.to_bytes()
-    return out
+def _documents(made: Mapping[str, Buffer]) -> dict[str, bytes]:
+    return {f"{layout.ZARR}/{path}": document.to_bytes() for path, document in made.items()}
 
 
 class ZarrShardWriter:
@@ -138,7 +132,7 @@ class ZarrShardWriter:
             assert not isinstance(value, str)
             data = np.ascontiguousarray(value).data.cast("B")
             self._cells[slot] = _ENTRY.pack(self._file.position, len(data) + 4)
-            self._file.write(data, _crc32c(data))
+            self._file.write(data, struct.pack("<I", crc32c(data)))
         else:
             self._cells[slot] = _row(self._spec, value)
 
@@ -183,10 +177,6 @@ def _fill(spec: TargetSpec) -> Any:
     if spec.encoding == "bfloat16":
         return BFLOAT16_NAN
     return np.nan if np.dtype(spec.dtype).kind == "f" else 0
-
-
-def _crc32c(data: bytes | memoryview) -> bytes:
-    return struct.pack("<I", crc32c(data))
 
 
 def _sample_bytes(spec: TargetSpec) -> int:
