@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Sequence
 from io import BufferedIOBase
 from typing import Any
@@ -77,7 +76,8 @@ class RemoteStore:
         self.config = store_config()
         self._url = url
         self.fs = self._connect()
-        self.concurrency = self.config.concurrency
+        protocol = self.fs.protocol
+        self._is_s3 = "s3" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     def _connect(self) -> Any:
         """A file system that asks once, and keeps no listings."""
@@ -130,7 +130,7 @@ class RemoteStore:
             In order; in the place of a range that cannot be had, the exception that `read` raises.
         """
         paths, starts, ends = [r[0] for r in ranges], [r[1] for r in ranges], [r[2] for r in ranges]
-        limits = {"batch_size": self.concurrency} if self.fs.async_impl else {}
+        limits = {"batch_size": self.config.concurrency} if self.fs.async_impl else {}
         try:
             found: list[bytes | Exception] = list(self.fs.cat_ranges(paths, starts, ends, on_error="return", **limits))
         except OSError as error:
@@ -183,7 +183,7 @@ class RemoteStore:
         what, size, options = f"write {self.shown(path)}", os.path.getsize(local), dict[str, Any]()
         if self.fs.async_impl:  # a read timeout does not see a server that never takes the body
             options["timeout"] = self.config.connect_timeout + self.config.read_timeout + size / _SLOWEST
-        if "s3" in _protocols(self.fs):
+        if self._is_s3:
             single = self.config.single_put_mb << 20
             if size >= single:
                 return PartsUpload(self.fs, self.config).put(local, path, what)
@@ -196,7 +196,7 @@ class RemoteStore:
 
     def etag(self, path: str) -> str | None:
         """The version of an object, for `write`; None where there is none, or the store has no such writes."""
-        found = self.info(path) if "s3" in _protocols(self.fs) else None
+        found = self.info(path) if self._is_s3 else None
         return None if found is None else str(found["ETag"])
 
     def write(self, path: str, data: bytes, *, new: bool = False, over: str | None = None) -> None:
@@ -238,7 +238,7 @@ class RemoteStore:
 
     def abort_uploads(self, folder: str) -> int:
         """Abort uploads in parts that killed processes began below a folder (S3); returns how many."""
-        if "s3" not in _protocols(self.fs):
+        if not self._is_s3:
             return 0
         try:
             return PartsUpload(self.fs, self.config).abort_all(folder, f"abort uploads below {self.shown(folder)}")
@@ -257,34 +257,13 @@ class _File(AbstractBufferedFile):  # type: ignore[misc]
         return self._store.read(self.path, start, end)
 
 
-_stores: dict[str, RemoteStore] = {}
-_guard = threading.Lock()
+_stores: dict[tuple[str | int, ...], RemoteStore] = {}
 
 
 def store_of(url: str) -> RemoteStore:
     """This process's connection to the store of a URL, made once (and again after a fork)."""
+    if "::" in url:
+        return RemoteStore(url)  # fsspec keeps those that are alike
     protocol, _, rest = url.partition("://")
-    chained = "::" in url
-    key = url if chained else f"{protocol}://{rest.split('/', 1)[0]}|{os.environ.get(ENVIRONMENT, '')}"
-    with _guard:
-        if key not in _stores:
-            made = RemoteStore(url)
-            if chained:
-                return made  # fsspec keeps those that are alike
-            _stores[key] = made
-        return _stores[key]
-
-
-def _after_fork() -> None:
-    global _guard
-    _guard = threading.Lock()
-    _stores.clear()
-
-
-if hasattr(os, "register_at_fork"):  # where processes can be forked
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    protocol = fs.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+    key = (protocol, rest.split("/", 1)[0], os.environ.get(ENVIRONMENT, ""), os.getpid())
+    return _stores[key] if key in _stores else _stores.setdefault(key, RemoteStore(url))
