@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Callable, Container
 from typing import TypeVar
 
+from pipeline.stores import retry
 from pipeline.stores.remote import is_local, store_of
 from pipeline.stores.retry import store_config
 from shards_schema.errors import SampleError, StoreError
@@ -159,10 +159,4 @@ def again(look: Callable[[], _Result]) -> _Result:
     Raises:
         StoreError: it failed too often.
     """
-    config = store_config()
-    for attempt in range(1, config.attempts):
-        try:
-            return look()
-        except StoreError:
-            time.sleep(config.wait(attempt))
-    return look()
+    return retry.again(look, store_config(), lambda error: isinstance(error, StoreError))

@@ -81,6 +81,18 @@ def _parsed(text: str) -> StoreConfig:
         raise ConfigError(f"{should}: {'; '.join(problems(error.errors(), StoreConfig))}") from error
 
 
+def again(call: Callable[[], Result], config: StoreConfig, passes: Callable[[Exception], bool]) -> Result:
+    """The result of `call`, which is repeated, after a wait, while it raises what passes; at last what it raises."""
+    for attempt in range(1, config.attempts):
+        try:
+            return call()
+        except Exception as error:
+            if not passes(error):
+                raise
+            time.sleep(config.wait(attempt))
+    return call()
+
+
 def retrying(call: Callable[[], Result], what: str, config: StoreConfig) -> Result:
     """The result of `call`, which is repeated while it fails in a way that passes.
 
@@ -94,22 +106,15 @@ def retrying(call: Callable[[], Result], what: str, config: StoreConfig) -> Resu
         StoreError: refused, or failed `config.attempts` times.
     """
     began = time.monotonic()
-    for attempt in range(1, config.attempts + 1):
-        try:
-            return call()
-        except Exception as error:
-            fault = _refusal(error, what)
-            if fault is None and not transient(error):
-                raise
-            if fault is None and attempt < config.attempts:
-                time.sleep(config.wait(attempt))
-                continue
-            raise fault or StoreError(
-                f"{what}: failed {attempt} times in {time.monotonic() - began:.0f} s, the last time with "
-                f"{describe(error)}; when the store is well again, run the same command again "
-                f"({ENVIRONMENT} sets attempts)"
-            ) from error
-    raise AssertionError("not reached")
+    try:
+        return again(call, config, lambda error: transient(error) and _refusal(error, what) is None)
+    except Exception as error:
+        if (fault := _refusal(error, what)) is None and not transient(error):
+            raise
+        raise fault or StoreError(
+            f"{what}: failed {config.attempts} times in {time.monotonic() - began:.0f} s, the last time with "
+            f"{describe(error)}; when the store is well again, run the same command again ({ENVIRONMENT} sets attempts)"
+        ) from error
 
 
 _REFUSALS = {
