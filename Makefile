@@ -82,7 +82,7 @@ fidelity: $(READY) ## what each way to store the targets of OUT costs and loses
 
 # two processes, whole files each; one thread each, so that they do not wait for each other's
 test: $(READY) ## run the test suite
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## run the tests that take minutes (full-size networks)
 	$(PY) -m pytest -q -m slow
