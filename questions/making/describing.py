@@ -103,11 +103,7 @@ def colour_of(image: NDArray[np.uint8], seen: Seen) -> str | None:
 
 
 def _named(hue: float, saturation: float, value: float) -> str | None:
-    """A colour's name; None between two."""
-    if value < 0.22:
-        return "black"
-    if saturation < 0.12:
-        return "white" if value > 0.72 else "grey" if 0.3 < value < 0.62 else None
+    """A bright colour's name; None between two, and of white, grey and black, which the light makes of each other."""
     if saturation < 0.4 or value < 0.3:
         return None
     degrees = 360 * hue

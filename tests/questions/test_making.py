@@ -260,12 +260,11 @@ def test_where_a_thing_is_is_not_told_by_its_name() -> None:
     [
         ((178, 32, 36), "red"),
         ((28, 62, 128), "blue"),
-        ((214, 216, 218), "white"),
-        ((42, 44, 48), "black"),
-        ((128, 132, 138), "grey"),
+        ((214, 216, 218), None),  # white in the sun is grey in the shade
+        ((42, 44, 48), None),
+        ((128, 132, 138), None),
         ((226, 184, 44), "yellow"),
         ((200, 110, 50), None),
-        ((165, 167, 169), None),
     ],
 )
 def test_a_colour_of_pixels_is_one_or_none(rgb: tuple[int, int, int], name: str | None) -> None:
