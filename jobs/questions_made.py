@@ -19,7 +19,7 @@ from questions.making.choosing import choose, prompts
 from questions.making.describing import Look, colour_of
 from questions.making.rules import Rules
 from questions.making.seeing import see
-from questions.units import units_text
+from questions.units import Prompt, units_text
 from reports import questions as tables
 from shards_schema import layout
 from shards_schema.errors import ConfigError
@@ -36,7 +36,7 @@ class MakeConfig(StrictModel):
     data: Place
     """The dataset: a path or an fsspec URL."""
     out: OutPath
-    """Folder of train.jsonl and evaluation.jsonl."""
+    """Folder of train.jsonl, evaluation.jsonl and examples.html."""
     rules: Rules = Rules()
     """Of what may be asked, and how."""
     looks: Literal["auto", "town", "pixels", "labels"] = "auto"
@@ -45,6 +45,8 @@ class MakeConfig(StrictModel):
     """
     town: LocalPath | None = None
     """The folder of the town; null is the one that the dataset names."""
+    drawn: int = Field(default=4, ge=0, le=10_000)
+    """Units of each kind on the page of examples; 0 is no page."""
     columns: tuple[str, ...] = ()
     """Teacher columns that training joins; they decide which logs are held out."""
     held_out: float = Field(default=0.2, gt=0, lt=1)
@@ -77,10 +79,22 @@ def make(config: MakeConfig) -> int:
         print(f"\n{name}: {len(chosen)} units of {len(tokens)} scenes")
         print(f"{tables.blind(made)}\n{tables.refused(refused + left)}")
         nothing |= not chosen
-    print(f"\n{config.out.resolve()}: train.jsonl, evaluation.jsonl")
+    if made and config.drawn:
+        page = tables.examples(made, config.drawn, lambda p: _image(dataset, p), dataset.manifest.notices)
+        write_text(config.out / "examples.html", page)
+    print(
+        f"\n{config.out.resolve()}: train.jsonl, evaluation.jsonl{', examples.html' if made and config.drawn else ''}"
+    )
     if nothing:
         print("NOTHING ASKED in one of them: give more scenes or views, or other rules (rules.seconds, rules.image).")
     return int(nothing)
+
+
+def _image(dataset: Dataset, prompt: Prompt) -> bytes:
+    """The picture of an evaluation unit."""
+    member = f"{prompt.views[0]}.jpg"
+    data: bytes = dataset.read(prompt.token, {layout.SAMPLES: [member]})[layout.SAMPLES][member]
+    return data
 
 
 def _town(config: MakeConfig, dataset: Dataset) -> Path | None:

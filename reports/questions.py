@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from questions import controls, scoring
 from questions.answers import Rules
 from questions.scoring import Accounts, CategoryScore, UnitScore
 from questions.units import KINDS, Prompt, units_of
+from reports import pages
+from reports.inspection.colours import jpeg_uri
 from reports.intervals import clustered
 from reports.tables import table
 
@@ -180,3 +182,52 @@ def refused(counts: Mapping[tuple[str, str], int]) -> str:
         for name in names
     ]
     return "\n".join(["not asked:", *lines]) if lines else ""
+
+
+_COLOURS = ("#e5484d", "#3e63dd")
+_WIDTH = 960
+"""Pixels that a drawn picture has at most."""
+
+
+def examples(
+    prompts: Sequence[Prompt], a_kind: int, image: Callable[[Prompt], bytes], notices: Sequence[str] = ()
+) -> str:
+    """A page with a few units of each kind, spread evenly over them: picture, boxes, question, options, answer.
+
+    Args:
+        prompts: of whole units.
+        a_kind: units of each kind.
+        image: the JPEG that a prompt is about.
+        notices: that stand above.
+    """
+    units: dict[str, list[tuple[Prompt, ...]]] = {}
+    for sides in units_of(prompts).values():
+        units.setdefault(sides[0].category, []).append(sides)
+    return pages.render(
+        "questions.html",
+        title=f"{', '.join(sorted({f'{p.benchmark} {p.split}' for p in prompts}))}: questions",
+        notices=notices,
+        kinds={
+            f"{name} ({len(units[name])} units)": [
+                _drawn(units[name][i * len(units[name]) // a_kind], image) for i in range(min(a_kind, len(units[name])))
+            ]
+            for name in KINDS
+            if name in units
+        },
+    )
+
+
+def _drawn(sides: tuple[Prompt, ...], image: Callable[[Prompt], bytes]) -> dict[str, Any]:
+    first = sides[0]
+    boxes = []
+    for target, colour in zip(first.objects, _COLOURS, strict=False):
+        x1, y1, x2, y2 = target.box2d
+        boxes.append({"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "colour": colour, "name": target.desc})
+    return {
+        "name": first.unit,
+        "size": first.size,
+        "image": jpeg_uri(image(first), _WIDTH),
+        "boxes": boxes,
+        "prompts": sides,
+        "options": " / ".join(first.options) + ("" if first.value is None else f" (truth: {first.value:.1f} m)"),
+    }

@@ -22,6 +22,7 @@ from tests import made_once
 from tests.blocks import block
 from tests.chaos import small
 from tests.committed import commit
+from tests.pages import Page
 from tests.questions_toys import SURDS, official_files
 from trainer.splits import logs_of, split_by_log
 
@@ -170,6 +171,11 @@ def test_units_of_a_town(town: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         assert questions_job.main(["score", *where, "rules=official", "coordinates=pixels"]) == 0
         overall = json.loads((tmp_path / "scores.json").read_text())["official"]["overall"]
         assert overall == pytest.approx(right) if right else overall < 0.4
+    page = Page((tmp_path / "examples.html").read_text())
+    assert all(load.startswith("data:image/jpeg;base64,") for load in page.loads)
+    assert page.tags.count("svg") == len(page.loads) > 0
+    assert held[0].question in page.text
+    assert page.tags.count("rect") >= page.tags.count("svg")
     refuse_training(train, "train.jsonl")
     with pytest.raises(ConfigError, match="shards-spatial evaluation"):
         refuse_training(held, "evaluation.jsonl")
