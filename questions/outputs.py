@@ -58,7 +58,7 @@ def read_outputs(path: Path, prompts: Sequence[Prompt]) -> dict[Key, Output]:
         MissingFileError, StoreError: there is no such file, or it cannot be read.
         DatasetError: a row answers no prompt, or one that has an answer, or another question than ours.
     """
-    known = {(p.unit, p.side): p for p in prompts}
+    known: dict[Key, Prompt] = {(p.unit, p.side): p for p in prompts}
     official = {(p.category, p.index): p for p in prompts if p.index is not None}
     found: dict[Key, Output] = {}
     for file in _files(path):
@@ -66,11 +66,12 @@ def read_outputs(path: Path, prompts: Sequence[Prompt]) -> dict[Key, Output]:
         for place, (number, row) in enumerate(read_rows(file)):
             where = f"{file}, entry {number}"
             if "unit" in row:
-                prompt = known.get((row["unit"], row.get("side", 1)))
-                wanted = f"unit {row['unit']!r}, side {row.get('side', 1)!r}"
+                unit, side = row["unit"], row.get("side", 1)
+                prompt = known.get((unit, side)) if isinstance(unit, str) and isinstance(side, int) else None
+                wanted = f"unit {unit!r}, side {side!r}"
             elif named is not None:
                 index = row.get("vqa_idx", place)
-                prompt = official.get((named[1], index))
+                prompt = official.get((named[1], index)) if isinstance(index, int) else None
                 wanted = f"{named[1]} question {index!r}"
             else:
                 raise DatasetError(

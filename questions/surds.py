@@ -199,7 +199,7 @@ def _with_official(prompts: Sequence[Prompt], folder: Path) -> Iterator[Prompt]:
                         f"{folder / name}, question {prompt.index}: {what} is {found!r}, and the metadata makes "
                         f"{wanted!r}: these files are of another split, or of a copy in another order"
                     )
-            yield prompt.model_copy(update={"text": row["prompt"]})
+            yield prompt.model_copy(update={"text": str(row["prompt"])})
 
 
 def _compared(prompt: Prompt, row: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
@@ -209,11 +209,12 @@ def _compared(prompt: Prompt, row: Mapping[str, Any]) -> dict[str, tuple[object,
         "the image": (PurePosixPath(image).name, PurePosixPath(prompt.images[0]).name),
         "the answer": (answer, prompt.answer),
         "the size": (row.get("image_pixel"), "{}x{}".format(*prompt.size)),
+        "there being a prompt": ("prompt" in row, True),
     }
     if prompt.category != "xy2d":
         listed = options_in(asked)
         if prompt.category != "fb" or listed:
             out["the options"] = (listed, prompt.options)
     if "obj_bbox" in row:
-        out["the box"] = (tuple(row["obj_bbox"]), prompt.objects[0].box2d)
+        out["the box"] = (row["obj_bbox"], [*prompt.objects[0].box2d])
     return out

@@ -203,7 +203,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         DatasetError: it is neither.
     """
     try:
-        data = documents.read(path, documents.JSON_BYTES)
+        data = documents.read(path, documents.JSON_BYTES).removeprefix(b"\xef\xbb\xbf")
         if data.lstrip()[:1] == b"[":
             rows = list(enumerate(documents.parse_json(data)))
         else:

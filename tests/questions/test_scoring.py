@@ -267,6 +267,7 @@ def test_outputs_in_every_form(tmp_path: Path) -> None:
     ("row", "said"),
     [
         ({"unit": "x", "side": 1, "output": ""}, "answers unit 'x', side 1, which is not among the units"),
+        ({"unit": ["x"], "side": {}, "output": ""}, "answers unit .'x'., side {}, which is not among the units"),
         ({"vqa_idx": 3, "output": ""}, "says not what it answers"),
         ({"unit": "depth-0", "answer": "4"}, "expected a text under output, response, predict"),
         ({"unit": "depth-0", "output": "", "labels": RANGES[0]}, "its label is"),
@@ -279,6 +280,12 @@ def test_outputs_of_something_else_are_refused(tmp_path: Path, row: dict[str, An
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DatasetError, match=said):
         read_outputs(path, SIX)
+
+
+def test_an_index_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "00_yaw_vqas_output.json").write_text('\ufeff[{"vqa_idx": [0], "output": ""}]', encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"entry 0: answers yaw question \[0\], which is not among the units"):
+        read_outputs(tmp_path, official_units())
 
 
 def test_a_second_answer_is_refused(tmp_path: Path) -> None:

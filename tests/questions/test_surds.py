@@ -130,6 +130,18 @@ def test_other_official_files_are_refused(tmp_path: Path, key: str, value: str, 
         with_official(official_units(), folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"), [({"obj_bbox": 3}, "the box is 3"), ({"prompt": None}, "a prompt is False")]
+)
+def test_official_files_that_lack_something(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = official_files(tmp_path / "qa") / FILES["xy2d"]
+    rows = json.loads(path.read_text())
+    rows[0] = {key: value for key, value in {**rows[0], **change}.items() if value is not None}
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DatasetError, match=said):
+        with_official(official_units(), path.parent)
+
+
 def test_a_shuffle_in_another_order_is_found(tmp_path: Path) -> None:
     folder = official_files(tmp_path / "qa")
     path = folder / FILES["depth"]
