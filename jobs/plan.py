@@ -8,8 +8,6 @@ same to a program.
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from jobs import config as job_config
@@ -23,6 +21,7 @@ from pipeline.writing.plan import make_plan
 from pipeline.writing.samples import SamplesColumn
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
+from teachers.base import ColumnConfig
 from teachers.registry import build_teacher
 
 
@@ -60,13 +59,13 @@ def main(arguments: list[str]) -> None:
         print(forecast.scaled(found, asked.scenes or plan.samples, asked.devices))
 
 
-def _sized(volume: Volume, column: str, fields: Any) -> dict[str, Any]:
+def _sized(volume: Volume, column: str, fields: ColumnConfig) -> ColumnConfig:
     """A teacher's config; a batch size that nobody has measured yet decides nothing that is told here."""
     try:
         return batch_sizes.resolve({column: fields}, volume)[column]
     except ConfigError as error:
         print(f"NOTE: {error}")
-        return {key: value for key, value in fields.items() if key != "batch_size"}
+        return fields.sized(None)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +28,8 @@ from pipeline.writing.device import device_name, refuse_absent, resolved
 from reports.tables import bytes_text, table
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.inputs.models import StrictModel
-from teachers import registry
-from teachers.base import PhasedTeacher, Teacher, TeacherInput
+from teachers.base import AUTO, PhasedTeacher, Teacher, TeacherInput
+from teachers.registry import build_teacher
 from teachers.testing import synthetic_image, synthetic_scene
 
 _SCENES = 4
@@ -103,7 +102,7 @@ def main(arguments: list[str]) -> None:
     config: ProbeConfig = job_config.load_around(ProbeConfig, TeachersConfig, arguments)
     recipe, volume = config.recipe, Volume(config.recipe.out)
     refuse_absent(recipe.worker.device)
-    wanted = [column for column, fields in recipe.teachers.items() if batch_sizes.is_auto(fields)]
+    wanted = [column for column, fields in recipe.teachers.items() if fields.batch_size == AUTO]
     if not wanted:
         raise ConfigError(
             "no teacher of this config has batch_size: auto; set it for one (teachers.NAME.batch_size=auto)"
@@ -162,11 +161,8 @@ def _row(figure: Figure, size: int | None) -> list[str]:
 
 def _built(recipe: TeachersConfig, column: str, size: int, device: str) -> Teacher:
     """The teacher of `column`, loaded; with `size` in the place of ``auto``."""
-    given: Mapping[str, Any] = recipe.teachers[column]
-    fields = {key: value for key, value in given.items() if key not in ("kind", "storage")}
-    if batch_sizes.is_auto(given):
-        fields["batch_size"] = size
-    teacher = registry.build(str(given.get("kind", column)), fields, column=column)
+    fields = recipe.teachers[column]
+    teacher = build_teacher(column, fields.sized(size) if fields.batch_size == AUTO else fields)
     teacher.load(device)
     return teacher
 

@@ -109,15 +109,7 @@ def main(arguments: list[str]) -> None:
     versions = runs.environment()
     manifests = [
         samples.manifest(versions),
-        *(
-            column_manifest(
-                t,
-                config.teachers[t.name],
-                versions,
-                storage=config.teachers[t.name].get("storage"),
-            )
-            for t in columns
-        ),
+        *(column_manifest(t, (told := config.teachers[t.name]).given, versions, storage=told.storage) for t in columns),
     ]
     ground.refuse_unaccounted(Volume(config.out))
     with preemption.watch() as sigterm, hold(Volume(config.out)) as lease:

@@ -9,12 +9,13 @@ from typing import Any
 
 from pipeline.sources import registry as sources
 from pipeline.stores.volume import Volume
-from pipeline.writing import batch_sizes, forecast
+from pipeline.writing import forecast
 from pipeline.writing.forecast import Forecast
 from pipeline.writing.recipe import Recipe
 from pipeline.writing.samples import SamplesColumn
 from shards_schema.errors import ConfigError
 from shards_schema.inputs import documents
+from teachers.base import AUTO
 from teachers.registry import build_teacher
 
 
@@ -42,7 +43,8 @@ def plan(recipe: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> 
     name = "the recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)
     values = recipe if isinstance(recipe, Mapping) else _read(name)
     config = Recipe.of({**values, "scan_processes": 1, **changes}, name)
-    sized = {column: _without_auto(fields) for column, fields in config.teachers.items()}
+    # a batch size that nobody has measured yet decides nothing that is told here
+    sized = {column: told.sized(None) if told.batch_size == AUTO else told for column, told in config.teachers.items()}
     config, volume = config.model_copy(update={"teachers": sized}), Volume(config.out)
     teachers = [build_teacher(column, fields) for column, fields in config.teachers.items()]
     source = sources.build(config.source)
@@ -63,8 +65,3 @@ def _read(name: str) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise ConfigError(f"recipe {name}: expected a mapping, got {type(values).__name__}")
     return values
-
-
-def _without_auto(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch size that nobody has measured yet decides nothing that is told here."""
-    return {key: value for key, value in fields.items() if (key, value) != ("batch_size", batch_sizes.AUTO)}

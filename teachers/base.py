@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
 
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Image, Scene
@@ -32,6 +33,43 @@ from shards_schema.storage import stored_specs
 
 Targets = dict[str, NDArray[Any]]
 """One sample's arrays by target name, as the specs say."""
+
+AUTO: Literal["auto"] = "auto"
+
+
+class ColumnConfig(BaseModel):
+    """A column of a recipe's `teachers`: what is said of any kind. All other keys are of the kind's own config."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    kind: str | None = None
+    """The teacher, where it is not the column's name."""
+    storage: Mapping[str, str] | None = None
+    """Target -> how it is kept, where not as it is computed ({l23_grid: int8}; see docs/teachers.md)."""
+    batch_size: PositiveInt | Literal["auto"] | None = None
+    """Scenes that are computed together. `auto` is the dataset's own, or what `jobs.probe` measured."""
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _choices(cls, value: Any) -> Any:
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(f"expected target: choice, got {value!r}")
+        return value
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """As it was given, which `column.json` tells."""
+        return self.model_dump(exclude_unset=True)
+
+    @property
+    def of_kind(self) -> dict[str, Any]:
+        """The fields of the kind's own config."""
+        return self.model_dump(exclude_unset=True, exclude={"kind", "storage"})
+
+    def sized(self, batch_size: int | None) -> ColumnConfig:
+        """The same with another size; None is the kind's own default."""
+        given = self.model_dump(exclude_unset=True, exclude={"batch_size"})
+        return ColumnConfig(**given, **({} if batch_size is None else {"batch_size": batch_size}))
 
 
 @dataclass(frozen=True, slots=True, order=True)

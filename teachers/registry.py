@@ -18,7 +18,7 @@ from shards_schema.errors import ConfigError, ShardsError
 from shards_schema.inputs.refusals import problems
 from shards_schema.specs import NAME, refuse_reserved
 from shards_schema.storage import stored_specs
-from teachers.base import Teacher
+from teachers.base import ColumnConfig, Teacher
 
 GROUP = "last_shards.teachers"
 BUILT_IN = {
@@ -80,19 +80,14 @@ def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) ->
     return teacher
 
 
-def build_teacher(column: str, fields: Mapping[str, Any]) -> Teacher:
+def build_teacher(column: str, config: ColumnConfig) -> Teacher:
     """The teacher of a recipe's column, not loaded: what can be said against its config without its weights is said.
-
-    Args:
-        column: its name.
-        fields: that teacher's config; `kind` where the column has another name, `storage` of its targets.
 
     Raises:
         ConfigError: as `build`; or a storage that a target cannot have.
     """
-    given = {key: value for key, value in fields.items() if key not in ("kind", "storage")}
-    teacher = build(str(fields.get("kind", column)), given, column=column)
-    stored_specs(teacher.specs, fields.get("storage") or {})
+    teacher = build(config.kind or column, config.of_kind, column=column)
+    stored_specs(teacher.specs, config.storage or {})
     return teacher
 
 

@@ -16,36 +16,27 @@ from pipeline.stores.volume import Volume
 from shards_schema import layout
 from shards_schema.errors import ConfigError
 from shards_schema.manifests import ColumnManifest
-
-AUTO = "auto"
+from teachers.base import AUTO, ColumnConfig
 
 RECORD = layout.BATCH_SIZES
 """Column -> batch_size, the config that it was measured for, the device, and the figures. No part of the dataset."""
 
-_FREE = ("batch_size", "storage")
-"""Fields of a teacher's config that a measurement does not depend on."""
 
-
-def is_auto(config: Mapping[str, Any]) -> bool:
-    """Whether a teacher's raw config asks for a size."""
-    return config.get("batch_size") == AUTO
-
-
-def resolve(teachers: Mapping[str, Mapping[str, Any]], volume: Volume) -> dict[str, dict[str, Any]]:
-    """The raw configs of `teachers`, each ``auto`` replaced by a number; says which on the terminal.
+def resolve(teachers: Mapping[str, ColumnConfig], volume: Volume) -> dict[str, ColumnConfig]:
+    """The configs of `teachers`, each ``auto`` replaced by a number; says which on the terminal.
 
     Raises:
         ConfigError: nobody has measured one; or it was measured for another config.
     """
     out = {}
     for column, config in teachers.items():
-        out[column] = dict(config)
-        if not is_auto(config):
+        out[column] = config
+        if config.batch_size != AUTO:
             continue
         size, where = recorded(volume, column), layout.column_json(column)
         if size is None:
             size, where = _measured(volume, column, config), RECORD
-        out[column]["batch_size"] = size
+        out[column] = config.sized(size)
         print(f"teachers.{column}.batch_size: auto is {size} here ({volume.path(where)})", flush=True)
     return out
 
@@ -69,12 +60,12 @@ def recorded(volume: Volume, column: str) -> int | None:
     )
 
 
-def rate(volume: Volume, column: str, config: Mapping[str, Any]) -> tuple[float, str] | None:
+def rate(volume: Volume, column: str, config: ColumnConfig) -> tuple[float, str] | None:
     """Scenes/s of `column` at its batch size and the device, as measured for the same config; None where nobody has."""
     found = _read(volume).get(column)
     if found is None or found["config"] != _comparable(config):
         return None
-    size = config.get("batch_size", found["batch_size"])
+    size = config.batch_size or found["batch_size"]
     rates = [f["rate"] for f in found["figures"] if f["batch_size"] == size and f["rate"]]
     return (float(rates[0]), str(found["device"])) if rates else None
 
@@ -84,12 +75,12 @@ def write(volume: Volume, found: Mapping[str, Mapping[str, Any]]) -> None:
     volume.put(RECORD, json.dumps({**_read(volume), **found}, indent=1).encode())
 
 
-def entry(config: Mapping[str, Any], size: int, device: str, figures: list[dict[str, Any]]) -> dict[str, Any]:
+def entry(config: ColumnConfig, size: int, device: str, figures: list[dict[str, Any]]) -> dict[str, Any]:
     """What is written of one column."""
     return {"batch_size": size, "config": _comparable(config), "device": device, "figures": figures}
 
 
-def _measured(volume: Volume, column: str, config: Mapping[str, Any]) -> int:
+def _measured(volume: Volume, column: str, config: ColumnConfig) -> int:
     found = _read(volume).get(column)
     again = (
         f"run `python -m jobs.probe CONFIG out={volume.path('').rstrip('/')}` on a machine with the workers' device, "
@@ -107,9 +98,9 @@ def _measured(volume: Volume, column: str, config: Mapping[str, Any]) -> int:
     return int(found["batch_size"])
 
 
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    told = json.loads(json.dumps(dict(config)))
-    return {key: value for key, value in told.items() if key not in _FREE}
+def _comparable(config: ColumnConfig) -> dict[str, Any]:
+    """What a measurement depends on."""
+    return config.model_dump(mode="json", exclude_unset=True, exclude={"batch_size", "storage"})
 
 
 def _read(volume: Volume) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -29,7 +28,7 @@ from shards_schema.plan import SceneRef
 from shards_schema.records import Scene
 from shards_schema.specs import TEXT, TargetSpec
 from shards_schema.storage import stored_specs
-from teachers.base import Needs, Teacher, needs_of
+from teachers.base import ColumnConfig, Needs, Teacher, needs_of
 
 _BLOCK = 512
 """Of a tar: a member has one for its name, and fills its last."""
@@ -321,13 +320,13 @@ class Size:
 def sizes(
     samples: SamplesColumn,
     teachers: Sequence[Teacher],
-    configs: Mapping[str, Mapping[str, Any]],
+    configs: Mapping[str, ColumnConfig],
     looked: Sequence[Glance],
 ) -> dict[str, Size]:
     """Of each column; `configs` are the teachers', for their ``storage``."""
     out = {layout.SAMPLES: Size(samples_bytes(samples, looked), zarr_bytes(samples.manifest({}).targets))}
     for teacher in teachers:
-        specs = stored_specs(teacher.specs, configs[teacher.name].get("storage") or {})
+        specs = stored_specs(teacher.specs, configs[teacher.name].storage or {})
         needs = needs_of(teacher)
         ragged = needs.ragged_bytes if needs is not None else 0
         known = ragged or not any(spec.ragged for spec in specs)

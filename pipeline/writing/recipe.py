@@ -15,6 +15,7 @@ from shards_schema.inputs import documents
 from shards_schema.inputs.models import StrictModel
 from shards_schema.inputs.refusals import problems
 from shards_schema.plan import PlanConfig
+from teachers.base import ColumnConfig
 
 
 class Recipe(StrictModel):
@@ -24,10 +25,8 @@ class Recipe(StrictModel):
     """Where the dataset goes: a path or an fsspec URL."""
     source: Mapping[str, Any]
     """`kind` (navsim, nuplan, synthetic) and that source's own config."""
-    teachers: Mapping[str, Mapping[str, Any]]
-    """Column name -> that teacher's config; `kind` names the teacher where it is not the column's name, and `storage`
-    how a target is kept where not as it is computed ({l23_grid: int8}; `shards_schema.storage`). `batch_size: auto` is
-    the dataset's own, or what `jobs.probe` measured (`pipeline.writing.batch_sizes`)."""
+    teachers: Mapping[str, ColumnConfig]
+    """Column name -> that teacher's config."""
     plan: PlanConfig = PlanConfig()
     """How scenes become shards."""
     samples: SamplesConfig = SamplesConfig()

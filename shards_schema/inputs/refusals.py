@@ -84,6 +84,8 @@ def _walk(model: Any, path: Iterable[Any]) -> tuple[list[str], list[Any]]:
 def _step(annotation: Any, part: Any) -> tuple[bool, list[Any]]:
     """Whether `part` is a union's tag and no key; what it leads to."""
     options = options_of(annotation)
+    if len(options) > 1 and not any(_fields(o) or isinstance(get_origin(o), type) for o in options):
+        return True, []  # a number or a word: pydantic says which it tried
     models = [option for option in options if _fields(option)]
     if len(models) > 1 and (tagged := [m for m in models if _is_tag(m, part)]):
         return True, tagged

@@ -24,6 +24,7 @@ from pipeline.writing import batch_sizes
 from pipeline.writing.task import ColumnReceipt, ShardReceipt
 from reports.tables import bytes_text
 from shards_schema.errors import ConfigError, IncompleteError
+from teachers.base import ColumnConfig
 from tests import navsim_root
 from tests.inline_job import run_inline
 
@@ -79,7 +80,7 @@ def test_the_hours_are_stated_or_measured_or_not_known(tmp_path: Path, capsys: p
     assert "device hours of vggt, cosmos are not known" in told()
     assert "0.5 device hours at 0.02 scenes/s" in told("rate=0.02")
     assert "device hours of vggt are not known" in told("rate={cosmos: 0.02}")
-    config = {"weights": {"random": 0}, "network": "tiny", "views": ["CAM_F0"], "width": 252, "batch_size": 8}
+    config = ColumnConfig(**yaml.safe_load(VGGT), batch_size=8)
     figures = [{"batch_size": 4, "rate": 1.0, "peak": None}, {"batch_size": 8, "rate": 0.01, "peak": None}]
     batch_sizes.write(Volume(str(tmp_path / "out")), {"vggt": batch_sizes.entry(config, 8, "a card", figures)})
     assert "1.5 device hours in all" in told("rate={cosmos: 0.02}", "teachers.vggt.batch_size=auto")

@@ -22,7 +22,7 @@ from pipeline.writing.run import begin
 from shards_schema.errors import ConfigError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.plan import PlanConfig
-from teachers.base import column_manifest
+from teachers.base import ColumnConfig, column_manifest
 from teachers.registry import parse_config
 from teachers.vggt.config import VGGTConfig
 from teachers.vggt.teacher import VGGTTeacher
@@ -138,15 +138,17 @@ def test_probe_run_resume(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_a_measurement_is_for_its_config(tmp_path: Path) -> None:
     volume = Volume(str(tmp_path))
-    measured = {**VGGT, "batch_size": "auto", "storage": {"l3_grid": "int8"}}
+    measured = ColumnConfig(**VGGT, batch_size="auto", storage={"l3_grid": "int8"})
     batch_sizes.write(volume, {"a": batch_sizes.entry(measured, 8, "H200", []), "b": {"batch_size": 3, "config": {}}})
-    teachers: dict[str, dict[str, Any]] = {"a": {**VGGT, "batch_size": "auto"}, "c": {"batch_size": 5}, "d": {}}
-    assert batch_sizes.resolve(teachers, volume) == {**teachers, "a": {**VGGT, "batch_size": 8}}
-    assert teachers["a"]["batch_size"] == "auto", "what was given is left alone"
+    given: dict[str, dict[str, Any]] = {"a": {**VGGT, "batch_size": "auto"}, "c": {"batch_size": 5}, "d": {}}
+    teachers = {name: ColumnConfig(**fields) for name, fields in given.items()}
+    resolved = {name: config.given for name, config in batch_sizes.resolve(teachers, volume).items()}
+    assert resolved == {**given, "a": {**VGGT, "batch_size": 8}}
+    assert teachers["a"].batch_size == "auto", "what was given is left alone"
     with pytest.raises(ConfigError, match=r"for another config \(other width\): run"):
-        batch_sizes.resolve({"a": {**VGGT, "width": 140, "batch_size": "auto"}}, volume)
-    batch_sizes.write(volume, {"e": batch_sizes.entry({}, 2, "cpu", [])})
-    assert batch_sizes.resolve({"a": teachers["a"]}, volume)["a"]["batch_size"] == 8, "others' measurements stay"
+        batch_sizes.resolve({"a": ColumnConfig(**VGGT | {"width": 140}, batch_size="auto")}, volume)
+    batch_sizes.write(volume, {"e": batch_sizes.entry(ColumnConfig(), 2, "cpu", [])})
+    assert batch_sizes.resolve({"a": teachers["a"]}, volume)["a"].batch_size == 8, "others' measurements stay"
 
 
 def test_a_column_that_was_begun_with_a_default(tmp_path: Path) -> None:
@@ -154,7 +156,7 @@ def test_a_column_that_was_begun_with_a_default(tmp_path: Path) -> None:
     source = ToySource(str(tmp_path / "none"))
     begin(source, str(tmp_path / "out"), [column_manifest(ToyTeacher(batch_size=7), {})], plan_config=PlanConfig())
     volume = Volume(str(tmp_path / "out"))
-    assert batch_sizes.resolve({"toy": {"batch_size": "auto"}}, volume) == {"toy": {"batch_size": 7}}
+    assert batch_sizes.resolve({"toy": ColumnConfig(batch_size="auto")}, volume)["toy"].given == {"batch_size": 7}
 
     class Silent(ToyTeacher):
         def provenance(self) -> dict[str, Any]:
@@ -162,7 +164,7 @@ def test_a_column_that_was_begun_with_a_default(tmp_path: Path) -> None:
 
     begin(source, str(tmp_path / "mute"), [column_manifest(Silent())], plan_config=PlanConfig())
     with pytest.raises(ConfigError, match="does not name one; give the number"):
-        batch_sizes.resolve({"toy": {"batch_size": "auto"}}, Volume(str(tmp_path / "mute")))
+        batch_sizes.resolve({"toy": ColumnConfig(batch_size="auto")}, Volume(str(tmp_path / "mute")))
 
 
 def test_nothing_to_probe(recipe: Path) -> None:
