@@ -26,18 +26,19 @@ _LINUX = sys.platform == "linux"
 
 def read_at(descriptor: int, size: int, place: int) -> bytes:
     """The `size` bytes from `place` on, fewer where the file ends."""
-    data = _pread(descriptor, size, place)
-    while data and len(data) < size and (more := _pread(descriptor, size - len(data), place + len(data))):
+    data: bytes = _pread(descriptor, size, place)
+    while len(data) < size and (more := _pread(descriptor, size - len(data), place + len(data))):
         data += more
     return data
 
 
-def _pread(descriptor: int, size: int, place: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, place)
+def _seek_and_read(descriptor: int, size: int, place: int) -> bytes:
     with _turns:
         os.lseek(descriptor, place, os.SEEK_SET)
         return os.read(descriptor, size)
+
+
+_pread = getattr(os, "pread", _seek_and_read)
 
 
 def read_into(descriptor: int, target: memoryview, place: int) -> int:

@@ -82,8 +82,11 @@ class _File:
 
     def read(self, place: int, size: int) -> bytes:
         """The bytes from `place` on; raises `DatasetError` where there are not as many."""
-        with wrap_read_errors(self._file.where):
+        try:
             data = positioned.read_at(self.descriptor, size, place)
+        except OSError:
+            with wrap_read_errors(self._file.where):
+                raise
         self._check_end(place + len(data), place + size)
         return data
 
