@@ -58,13 +58,14 @@ def write_csv(path: Path, result: DriverResult, tokens: Sequence[str], version: 
     out.writerow(["", "token", "valid", *names])
     valid = result.parsed.tolist()
     for i, token in enumerate(tokens):
-        out.writerow([i, token, valid[i], *(_cell(float(values[n][i])) for n in names)])
-    means = [_cell(float(values[n].nanmean())) for n in names]
+        out.writerow([i, token, valid[i], *(csv_cell(float(values[n][i])) for n in names)])
+    means = [csv_cell(float(values[n].nanmean())) for n in names]
     out.writerow([len(tokens), AVERAGE[version], all(valid), *means])
     write_text(path, sink.getvalue())
 
 
-def _cell(value: float) -> str:
+def csv_cell(value: float) -> str:
+    """A number to its last bit; nothing where there is none."""
     return "" if math.isnan(value) else repr(value)
 
 

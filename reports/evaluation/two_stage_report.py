@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pipeline.stores.disk import write_text
 from reports.evaluation.columns import SUBSCORES, short
+from reports.evaluation.report import csv_cell
 from reports.evaluation.results import DriverResult
 from reports.evaluation.two_stage import Aggregate, TwoStage
 from reports.tables import table
@@ -52,20 +53,16 @@ def write_csv(path: Path, split: TwoStage, result: DriverResult, found: Aggregat
     )
     second, none = frozenset(split.second), [""] * len(NAMES)
     for i, token in enumerate(tokens):
-        own = [_cell(float(result.subscores[n][i])) for n in NAMES]
+        own = [csv_cell(float(result.subscores[n][i])) for n in NAMES]
         stages = [*none, *own] if token in second else [*own, *none]
-        out.writerow([i, token, bool(result.parsed[i]), *stages, _cell(float(result.score[i]))])
-    ones = [_cell(found.subscores_first[n]) for n in NAMES]
-    twos = [_cell(found.subscores_second[n]) for n in NAMES]
+        out.writerow([i, token, bool(result.parsed[i]), *stages, csv_cell(float(result.score[i]))])
+    ones = [csv_cell(found.subscores_first[n]) for n in NAMES]
+    twos = [csv_cell(found.subscores_second[n]) for n in NAMES]
     valid, count = bool(result.parsed.all()), len(tokens)
-    out.writerow([count, "extended_pdm_score_stage_one", valid, *ones, *none, _cell(found.first)])
-    out.writerow([count + 1, "extended_pdm_score_stage_two", valid, *none, *twos, _cell(found.second)])
-    out.writerow([count + 2, "extended_pdm_score_combined", valid, *ones, *twos, _cell(found.score)])
+    out.writerow([count, "extended_pdm_score_stage_one", valid, *ones, *none, csv_cell(found.first)])
+    out.writerow([count + 1, "extended_pdm_score_stage_two", valid, *none, *twos, csv_cell(found.second)])
+    out.writerow([count + 2, "extended_pdm_score_combined", valid, *ones, *twos, csv_cell(found.score)])
     write_text(path, sink.getvalue())
-
-
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else repr(value)
 
 
 def _number(value: float) -> str:

@@ -21,6 +21,7 @@ from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from teachers.pdm import build
 from tests.committed import commit
 from tests.toys import ToyTeacher
+from tests.trainer.shard_toys import recipe
 from trainer.config import SFTConfig
 from trainer.grpo_config import GRPOConfig
 from trainer.sft import SFT
@@ -78,27 +79,14 @@ def _add_images(frames: list[dict[str, Any]], blobs: Path, log: str) -> None:
 
 def sft_recipe(data: str, out: Path | str, **changes: Any) -> SFTConfig:
     """A few steps of both stages, just enough that a policy has something to choose from."""
-    grid = {"column": "toy", "target": "grid"}
-    student = {"kind": "tiny", "width": 16, "depth": 2, "heads": 2, "image": [48, 32], "dropout": 0.1}
     values = {
-        "data": data,
-        "out": str(out),
         "samples": {"image": [48, 32], "held_out": 0.25},
-        "stream": {"batch_size": 4, "threads": 1},
-        "student": student,
         "answers": {"kind": "motion", "size": 12},
-        "targets": {
-            "wm": grid | {"grid": {"step": 3, "row": 1, "col": 2}},
-            "geo": grid | {"grid": {"row": 2, "col": 2}, "select": {"step": 0}},
-        },
-        "adapter": 16,
         "stages": [{"stage": 1, "steps": 3, "lr": 3e-3}, {"stage": 2, "steps": 20, "lr": 3e-3}],
         "evaluate_every": 1000,
         "save_every": 1000,
-        "device": "cpu",
-        **changes,
     }
-    return SFTConfig.model_validate(values)
+    return recipe(data, out, **(values | changes))
 
 
 def sft_policy(data: str, out: Path | str, **changes: Any) -> str:
