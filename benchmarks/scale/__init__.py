@@ -16,11 +16,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import curves
 from benchmarks.measure import temporary
 from benchmarks.scale.cluster import simulate
 from benchmarks.scale.driver import Measured, apart, print_rates, print_tables
-from benchmarks.scale.picture import panels
 from benchmarks.simulator import Fleet
 from shards_schema.inputs.models import StrictModel
 
@@ -72,4 +70,6 @@ def run(config: Config) -> None:
         scenes = sorted(json.loads(counts.read_text()), reverse=True)
     outcomes = simulate(config.fleet, config.gpus, config.seeds, scenes)
     if config.svg:
-        Path(config.svg).write_text(curves.svg(panels(measured, outcomes, config.fleet, config.gpus, max(config.plan))))
+        from benchmarks.scale.picture import picture
+
+        Path(config.svg).write_text(picture(measured, outcomes, config.fleet, config.gpus, max(config.plan)))

@@ -5,64 +5,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
+import numpy as np
+from matplotlib.figure import Figure
+
 from benchmarks import curves
 from benchmarks.scale.cluster import Outcomes, cases
 from benchmarks.scale.driver import Measured
 from benchmarks.simulator import LOSSES, Fleet
 
 
-def panels(
+def picture(
     measured: dict[str, dict[int, Measured]], outcomes: Outcomes, fleet: Fleet, sizes: Sequence[int], scenes: int
-) -> list[curves.Lines | curves.Bars]:
-    """Of what `driver` found by number of scenes, and what `cluster` did with `scenes` of them."""
+) -> str:
+    """An SVG of what `driver` found by number of scenes, and of what `cluster` did with `scenes` of them."""
 
     def line(what: str, key: str) -> list[tuple[float, float]]:
         return [(n, max(m[key], 1e-3)) for n, m in measured[what].items()]
 
-    gpus = sizes[0]
-    losses = {}
-    for name in cases(fleet):
-        total = sum(sum(o.seconds.values()) for o in outcomes[name, gpus])
-        losses[name] = {
-            what: 100 * sum(o.seconds[kind] for o in outcomes[name, gpus]) / total for kind, what in LOSSES.items()
-        }
-    return [
-        curves.Lines(
-            title="Driver memory",
-            x="scenes",
-            y="peak above idle, MB",
-            log="xy",
-            series={
-                "plan from columns": line("plan", "plan_peak_mb"),
-                "from objects (Scan)": line("objects", "peak_mb"),
-                "tasks (Run.todo)": line("tasks", "tasks_mb"),
-                "index in parts": line("index", "peak_mb"),
-                "runs.close": line("close", "peak_mb"),
-            },
-        ),
-        curves.Lines(
-            title="Driver time",
-            x="scenes",
-            y="CPU seconds",
-            log="xy",
-            series={
-                "plan": line("plan", "plan_s"),
-                "read plan.parquet": line("plan", "read_s"),
-                "list records": line("resume", "list_s"),
-                "begin, resumed": line("resume", "begin_s"),
-                "read records": line("index", "read_s"),
-                "build index": line("index", "build_s"),
-            },
-        ),
-        curves.Lines(
-            title=f"Efficiency, {scenes / 1e6:g} million scenes",
-            x="GPUs",
-            y="useful GPU time / all, %",
-            log="x",
-            series={
-                name: [(g, 100 * mean(o.efficiency for o in outcomes[name, g])) for g in sorted(sizes)]
-                for name in cases(fleet)
-            },
-        ),
-        curves.Bars(title=f"Where {gpus} GPUs lose time", x="% of all GPU time", rows=losses),
-    ]
+    figure = Figure(figsize=(11, 9), layout="constrained")
+    memory, seconds, efficiency, losses = figure.subplots(2, 2).flat
+    series = {
+        "plan from columns": line("plan", "plan_peak_mb"),
+        "from objects (Scan)": line("objects", "peak_mb"),
+        "tasks (Run.todo)": line("tasks", "tasks_mb"),
+        "index in parts": line("index", "peak_mb"),
+        "runs.close": line("close", "peak_mb"),
+    }
+    curves.lines(memory, "Driver memory", "scenes", "peak above idle, MB", series, log_x=True, log_y=True)
+    series = {
+        "plan": line("plan", "plan_s"),
+        "read plan.parquet": line("plan", "read_s"),
+        "list records": line("resume", "list_s"),
+        "begin, resumed": line("resume", "begin_s"),
+        "read records": line("index", "read_s"),
+        "build index": line("index", "build_s"),
+    }
+    curves.lines(seconds, "Driver time", "scenes", "CPU seconds", series, log_x=True, log_y=True)
+    by_size = {
+        name: [(float(g), 100 * mean(o.efficiency for o in outcomes[name, g])) for g in sorted(sizes)]
+        for name in cases(fleet)
+    }
+    title = f"Efficiency, {scenes / 1e6:g} million scenes"
+    curves.lines(efficiency, title, "GPUs", "useful GPU time / all, %", by_size, log_x=True)
+    efficiency.set_xticks(sorted(sizes), [f"{g:,}" for g in sorted(sizes)], minor=False)
+    efficiency.minorticks_off()
+    names, left = list(cases(fleet)), np.zeros(len(cases(fleet)))
+    for colour, (kind, what) in enumerate(LOSSES.items()):
+        runs = [outcomes[name, sizes[0]] for name in names]
+        share = [100 * sum(o.seconds[kind] for o in run) / sum(sum(o.seconds.values()) for o in run) for run in runs]
+        losses.barh(names, share, left=left, label=what, color=f"C{colour}")
+        left += share
+    losses.invert_yaxis()
+    losses.set(title=f"Where {sizes[0]:,} GPUs lose time", xlabel="% of all GPU time")
+    losses.legend(fontsize="small")
+    return curves.svg(figure)

@@ -34,7 +34,6 @@ import numpy as np
 from pydantic import Field
 from scipy import stats
 
-from benchmarks.curves import Lines, svg
 from pipeline.stores.lease import hold
 from pipeline.stores.volume import Volume
 from pipeline.writing import run as runs
@@ -278,20 +277,20 @@ def _csv(samples: Sequence[Sample]) -> str:
 
 def plot(samples: Sequence[Sample], points: int = 150) -> str:
     """Memory, and the counts, over minutes; at most `points` of each curve are drawn (the largest of each stretch)."""
+    from matplotlib.figure import Figure
+
+    from benchmarks.curves import lines, svg
+
     groups = np.array_split(np.arange(len(samples)), min(points, len(samples)))
 
     def curve(name: str) -> list[tuple[float, float]]:
         return [(samples[g[-1]].seconds / 60, max(float(getattr(samples[i], name)) for i in g)) for g in groups]
 
-    return svg(
-        [
-            Lines(title="resident memory", x="minutes", y="MB", series={"RSS": curve("rss_mb")}, low=0),
-            Lines(
-                title="what must not grow",
-                x="minutes",
-                y="count",
-                series={n: curve(n) for n in ("descriptors", "threads", "under_way", "temp", "shm")},
-                low=0,
-            ),
-        ]
-    )
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    memory, counts = figure.subplots(1, 2)
+    lines(memory, "resident memory", "minutes", "MB", {"RSS": curve("rss_mb")})
+    names = ("descriptors", "threads", "under_way", "temp", "shm")
+    lines(counts, "what must not grow", "minutes", "count", {name: curve(name) for name in names})
+    for axes in (memory, counts):
+        axes.set_ylim(bottom=0)
+    return svg(figure)
