@@ -3,7 +3,7 @@
 ``python -m jobs.teachers configs/demo.yaml out=out/demo plan.seed=3 teachers.vggt.batch_size=4``: dots go into nested
 mappings. Where a key takes text, the text is what was given, with its blanks, its ``#`` and its quotes; all else is
 YAML. ``key=null`` clears one, and a key is given once. ``${VAR}`` in a string is taken from the environment. ``--help``
-prints every key (`jobs.usage`).
+prints every key (`jobs.usage`), after a config also those of the kinds that it chooses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, TypeVar, get_args, get_origin
 
@@ -38,11 +38,11 @@ _READER_GONE = 141
 
 
 class HelpAskedError(Exception):
-    """Somebody asks what the keys are: those of `models`. `run` answers."""
+    """Somebody asks what the keys are: those of `models`, and those that kinds of a config choose. `run` answers."""
 
-    def __init__(self, *models: type[BaseModel]) -> None:
+    def __init__(self, *models: type[BaseModel], chosen: usage.Chosen | None = None) -> None:
         super().__init__(", ".join(model.__name__ for model in models))
-        self.models = models
+        self.models, self.chosen = models, chosen or {}
 
 
 class NothingGivenError(ConfigError):
@@ -66,15 +66,8 @@ def load(model: type[Model], arguments: Sequence[str], *, beside: Iterable[str] 
         ConfigError: no such file, not YAML, an unknown key, an impossible value; the key is named.
     """
     if usage.asks_help(arguments):
-        raise HelpAskedError(model)
-    overrides, files = _parted(arguments)
-    if options := [a for a in files if a.startswith("-")]:
-        raise ConfigError(f"no option {options[0]}: keys are set by key=value, and --help lists them")
-    if len(files) > 1:
-        raise ConfigError(f"expected one config file and key=value overrides, got {files}")
-    values = _read(Path(files[0]), model) if files else {}
-    for key, value in _given(model, overrides):
-        _set(values, key, value)
+        raise HelpAskedError(model, chosen=_chosen(model, arguments))
+    values, files = _values(model, arguments)
     try:
         return model.model_validate(documents.expanded(values))
     except ValidationError as error:
@@ -92,10 +85,10 @@ def load_around(around: type[Model], inner: type[BaseModel], arguments: list[str
     Raises:
         HelpAskedError, ConfigError: as `load`.
     """
-    if usage.asks_help(arguments):
-        raise HelpAskedError(around, inner)
     fields = around.model_fields.keys() - {"recipe"}
     own = [a for a in arguments if a.partition("=")[0] in fields]
+    if usage.asks_help(arguments):
+        raise HelpAskedError(around, inner, chosen=_chosen(inner, [a for a in arguments if a not in own]))
     recipe = load(inner, [a for a in arguments if a not in own], beside=fields)
     values = documents.expanded(dict(_given(around, own)))
     try:
@@ -108,6 +101,26 @@ def describe(error: ValidationError, where: str, model: type[BaseModel], *, besi
     """A validation error of a `model` as one line a field: key, what is wrong, what was found."""
     lines = problems(error.errors(), model, beside=beside, shown=lambda value: without_credentials(repr(value)))
     return f"{where}: {len(lines)} value{'s' * (len(lines) != 1)} cannot be:\n  " + "\n  ".join(lines)
+
+
+def _chosen(model: type[BaseModel], arguments: Sequence[str]) -> usage.Chosen:
+    """What a model says of the kinds that these arguments choose; not every model has such."""
+    given = [a for a in arguments if a not in usage.HELP]
+    choose: Callable[[Mapping[str, Any]], usage.Chosen] | None = getattr(model, "chosen", None)
+    return choose(_values(model, given)[0]) if choose is not None and given else {}
+
+
+def _values(model: type[BaseModel], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the file and the overrides say together, not looked at; and the file, if there is one."""
+    overrides, files = _parted(arguments)
+    if options := [a for a in files if a.startswith("-")]:
+        raise ConfigError(f"no option {options[0]}: keys are set by key=value, and --help lists them")
+    if len(files) > 1:
+        raise ConfigError(f"expected one config file and key=value overrides, got {files}")
+    values = _read(Path(files[0]), model) if files else {}
+    for key, value in _given(model, overrides):
+        _set(values, key, value)
+    return values, files
 
 
 def _parted(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -248,7 +261,7 @@ def _exit_code(main: Callable[[list[str]], object], interrupted: str) -> str | i
     except SystemExit as left:
         return left.code
     except HelpAskedError as asked:
-        print(usage.page(main, asked.models))
+        print(usage.page(main, asked.models, asked.chosen))
         return 0
     except ShardsError as error:
         told = f"; {usage.line(main, error.recipe)}" if isinstance(error, NothingGivenError) else ""

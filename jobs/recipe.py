@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
 from cluster.session import ClusterConfig
+from pipeline.sources import registry as sources
 from pipeline.writing.recipe import Recipe
+from teachers import registry as teachers
 
 
 class TeachersConfig(Recipe):
@@ -11,3 +18,15 @@ class TeachersConfig(Recipe):
 
     cluster: ClusterConfig = ClusterConfig()
     """Workers and Ray."""
+
+    @classmethod
+    def chosen(cls, values: Mapping[str, Any]) -> dict[str, Sequence[type[BaseModel]]]:
+        """For ``--help``: the configs that the kinds of the source and of the teachers choose, by key."""
+        source, columns = values.get("source"), values.get("teachers")
+        found: dict[str, Sequence[type[BaseModel]]] = {}
+        if isinstance(source, Mapping):
+            found["source"] = sources.config_models(source.get("kind"))
+        for column, told in columns.items() if isinstance(columns, Mapping) else ():
+            kind = told.get("kind") or column if isinstance(told, Mapping) else column
+            found[f"teachers.{column}"] = teachers.config_models(kind)
+        return found

@@ -38,10 +38,17 @@ def asks_help(arguments: Sequence[str]) -> bool:
     return not HELP.isdisjoint(arguments)
 
 
-def page(main: Callable[..., object], models: Sequence[type[BaseModel]]) -> str:
-    """The whole text for the job of `main`; the keys are those of all `models`."""
+Chosen = Mapping[str, Sequence[type[BaseModel]]]
+"""Where a kind is chosen -> the models whose fields stand there; none where only another package knows them."""
+
+
+def page(main: Callable[..., object], models: Sequence[type[BaseModel]], chosen: Chosen | None = None) -> str:
+    """The whole text for the job of `main`; the keys are those of all `models`, then those of the kinds in a config."""
     width = min(max(shutil.get_terminal_size((100, 24)).columns, _WIDTHS[0]), _WIDTHS[1])
     entries = [entry for model in models for entry in _entries(model) if entry[0] != "recipe" or len(models) == 1]
+    for key, kinds in (chosen or {}).items():
+        own = {name: text for model in kinds for name, text in _entries(model, f"{key}.")}
+        entries += [(f"{key}.*", "Of this kind:" if own else "Of a kind that another package has."), *own.items()]
     lines = [_paragraph(key, text, width) for key, text in entries]
     return "\n".join([_doc(main), "", "Keys, each as key=value (YAML), or nested in CONFIG:", "", *lines])
 
@@ -69,19 +76,22 @@ def _doc(main: Callable[..., object]) -> str:
     return (sys.modules[main.__module__].__doc__ or "").strip()
 
 
-def _entries(model: type[BaseModel], prefix: str = "", given: BaseModel | None = None) -> Iterator[tuple[str, str]]:
+def _entries(
+    model: type[BaseModel], prefix: str = "", given: BaseModel | None = None, *, nested: bool = True
+) -> Iterator[tuple[str, str]]:
     """Key and text of each field; `given` is the default of the whole, where that has its own."""
     for name, field in model.model_fields.items():
         default = getattr(given, name) if given is not None else field.get_default(call_default_factory=True)
         inner = _nested(field, default)
-        if inner is None or prefix:
+        if inner is None or not nested:
             required = given is None and field.is_required()
             told = f"{_short(field.annotation)}, " + ("required" if required else f"default {_shown(default)}")
             yield f"{prefix}{name}", ". ".join(filter(None, (told, field.description)))
             continue
         kinds = _short(field.annotation)
-        yield f"{name}.*", (field.description or "See below.") + ("" if kinds.startswith("{") else f" ({kinds})")
-        yield from _entries(inner, f"{name}.", default if isinstance(default, inner) else None)
+        key = f"{prefix}{name}."
+        yield f"{key}*", (field.description or "See below.") + ("" if kinds.startswith("{") else f" ({kinds})")
+        yield from _entries(inner, key, default if isinstance(default, inner) else None, nested=False)
 
 
 def _nested(field: FieldInfo, default: Any) -> type[BaseModel] | None:

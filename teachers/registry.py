@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -29,6 +30,14 @@ BUILT_IN = {
     "vjepa2": "teachers.vjepa2:build",
 }
 """The only list of them: pyproject.toml names none, since metadata of an older installation would say otherwise."""
+CONFIGS = {
+    "cosmos": "teachers.cosmos.config:CosmosConfig",
+    "cosmos_predict": "teachers.cosmos.predict_config:CosmosPredictConfig",
+    "pdm": "teachers.pdm.teacher:PDMConfig",
+    "vggt": "teachers.vggt.config:VGGTConfig",
+    "vjepa2": "teachers.vjepa2:VJEPA2Config",
+}
+"""The model of a built-in's own keys."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -43,6 +52,11 @@ def available() -> dict[str, str]:
         kinds.setdefault(point.name, set()).add(point.value)
     found = {kind: " | ".join(sorted(values)) for kind, values in sorted(kinds.items())}
     return {**found, **BUILT_IN}
+
+
+def config_models(kind: Any) -> list[type[BaseModel]]:
+    """The models whose fields a column of a built-in kind has; none of another's."""
+    return [ColumnConfig, resolve_name(CONFIGS[kind])] if kind in CONFIGS else []
 
 
 def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) -> Teacher:

@@ -25,6 +25,12 @@ BUILT_IN = {
     "nuplan": "pipeline.sources.nuplan:build",
     "synthetic": "synthetic.source:build",
 }
+CONFIGS = {
+    "navsim": ("pipeline.sources.navsim:NavsimConfig",),
+    "nuplan": ("pipeline.sources.nuplan:NuplanConfig",),
+    "synthetic": ("pipeline.sources.navsim:NavsimConfig", "synthetic.config:SyntheticConfig"),
+}
+"""The models of a built-in's keys."""
 
 Progress = Callable[[str], None]
 Model = TypeVar("Model", bound=BaseModel)
@@ -33,6 +39,11 @@ Model = TypeVar("Model", bound=BaseModel)
 def available() -> dict[str, str]:
     """Each kind, and where it comes from (``module:function``); nothing is imported."""
     return {**{point.name: point.value for point in entry_points(group=GROUP)}, **BUILT_IN}
+
+
+def config_models(kind: Any) -> list[type[BaseModel]]:
+    """The models whose fields a built-in kind has; none of another's."""
+    return [resolve_name(name) for name in CONFIGS.get(kind, ())]
 
 
 def build(config: Mapping[str, Any], progress: Progress = lambda line: None) -> Source:

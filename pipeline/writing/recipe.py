@@ -26,7 +26,7 @@ class Recipe(StrictModel):
     source: Mapping[str, Any]
     """`kind` (navsim, nuplan, synthetic) and that source's own config."""
     teachers: Mapping[str, ColumnConfig]
-    """Column name -> that teacher's config."""
+    """Column name -> that teacher's config. `batch_size: auto` is the dataset's own, or what `jobs.probe` measured."""
     plan: PlanConfig = PlanConfig()
     """How scenes become shards."""
     samples: SamplesConfig = SamplesConfig()

@@ -131,6 +131,23 @@ def test_a_type_a_default_and_a_meaning_for_each_field() -> None:
     ]
 
 
+@pytest.mark.parametrize("job", ["teachers", "plan", "probe"])
+def test_help_after_a_config_shows_the_keys_of_its_kinds(run: Run, job: str) -> None:
+    """Of built-in kinds; what another package's kind takes, only that package knows."""
+    code, out, err = run(main_of(job), DEMO, "--help", "teachers.world.kind=cosmos_predict", "teachers.radar={a: 1}")
+    assert (code, err) == (0, "")
+    keys = [line.split()[0] for line in out.partition("nested in CONFIG:\n\n")[2].splitlines() if line[2:3].strip()]
+    assert {
+        "source.filter.frame_interval", "source.manoeuvres", "teachers.vggt.pools", "teachers.vggt.storage",
+        "teachers.vggt.weights.random", "teachers.pdm.maps_root", "teachers.world.token_pool", "teachers.radar.*",
+    } <= set(keys)  # fmt: skip
+    assert "teachers.cosmos.token_pool" not in keys
+    assert len(keys) == len(set(keys))
+    assert "another package" in out.partition("teachers.radar.*")[2].splitlines()[0]
+    for registry in (sources, teachers):
+        assert registry.CONFIGS.keys() == registry.BUILT_IN.keys()
+
+
 @pytest.mark.parametrize(("job", "recipe"), RECIPE_JOBS.items())
 def test_no_arguments_where_a_recipe_is_needed(run: Run, job: str, recipe: str) -> None:
     code, _, err = run(main_of(job))
