@@ -147,6 +147,14 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def made(town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Units of it."""
+    out = tmp_path_factory.mktemp("made")
+    assert questions_job.main(["make", f"data={town}", f"out={out}", "rules.seconds=0", "rules.image=20"]) == 0
+    return out
+
+
 def test_units_of_a_town(town: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(block("questions", "made"))
     assert words[:5] == ["python", "-m", "jobs.questions", "make", "data=out/demo"]
@@ -181,11 +189,10 @@ def test_units_of_a_town(town: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         refuse_training(held, "evaluation.jsonl")
 
 
-def test_the_same_units_again(town: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        questions_job.main(["make", f"data={town}", f"out={tmp_path / name}", "rules.seconds=0"])
-    for name in ("train.jsonl", "evaluation.jsonl"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+def test_the_same_units_again(town: Path, made: Path, tmp_path: Path) -> None:
+    questions_job.main(["make", f"data={town}", f"out={tmp_path}", "rules.seconds=0", "rules.image=20"])
+    for name in ("train.jsonl", "evaluation.jsonl", "examples.html"):
+        assert (made / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_labels_alone_are_said_to_be_that(town: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,9 +204,7 @@ def test_labels_alone_are_said_to_be_that(town: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("kind", ["ms-swift", "llama-factory", "trl-sft", "trl-grpo", "verl"])
-def test_units_as_rows_of_a_trainer(town: Path, tmp_path: Path, kind: str) -> None:
-    made = tmp_path / "made"
-    questions_job.main(["make", f"data={town}", f"out={made}", "rules.seconds=0", "rules.image=20"])
+def test_units_as_rows_of_a_trainer(town: Path, made: Path, tmp_path: Path, kind: str) -> None:
     units = read_units(made / "train.jsonl")
     to = tmp_path / "rows" / ("train.parquet" if kind == "verl" else "train.jsonl")
     places = {
