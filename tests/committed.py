@@ -64,3 +64,10 @@ def commit(
     if shards is None:
         runs.close(run)
     return run
+
+
+def flip(path: Path, at: int, bit: int = 0) -> None:
+    """Another value for one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)

@@ -11,8 +11,9 @@ import pytest
 from jobs import teachers, verify
 from shards_schema.errors import IncompleteError, MismatchError
 from tests import navsim_root
+from tests.chaos.world import digests
 from tests.inline_job import run_inline
-from tests.pipeline.writing.test_grown import digests, members
+from tests.pipeline.writing.test_grown import members
 
 ROOT = Path(__file__).parents[2]
 LOGS = {f"log_{c}": 16 for c in "abcd"}

@@ -43,3 +43,13 @@ def same(got: list[Targets], want: list[Targets]) -> bool:
         list(a) == list(b) and all(np.array_equal(a[k], b[k], equal_nan=a[k].dtype.kind == "f") for k in b)
         for a, b in zip(got, want, strict=True)
     )
+
+
+def apart(got: list[Targets], want: list[Targets]) -> float:
+    """The largest difference of any target, over its largest magnitude."""
+    worst = 0.0
+    for mine, other in zip(got, want, strict=True):
+        for name, array in other.items():
+            wide = array.astype(np.float64)
+            worst = max(worst, float(np.abs(mine[name] - wide).max() / max(np.abs(wide).max(), 1e-9)))
+    return worst

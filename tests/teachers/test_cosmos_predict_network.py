@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import safetensors
 import torch
-from diffusers.models.transformers import transformer_cosmos
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,6 +23,8 @@ from teachers.cosmos.foresight import Foresight, noise
 from teachers.cosmos.predict_config import CosmosPredictConfig
 from teachers.cosmos.transformer import DEFAULTS, build_transformer, describe_transformer, make_transformer
 
+TRANSFORMS = "diffusers.models.transformers.transformer_cosmos.transforms"
+"""By name: the module takes long to import."""
 MODELS = ["predict2", "predict2.5"]
 GRID = (4, 6)  # latent cells of SIZE
 SIZE = (48, 32)
@@ -36,7 +37,7 @@ def resize(monkeypatch: pytest.MonkeyPatch) -> None:
         functional=SimpleNamespace(resize=lambda mask, size, interpolation: functional.interpolate(mask, size)),
         InterpolationMode=SimpleNamespace(NEAREST=None),
     )
-    monkeypatch.setattr(transformer_cosmos, "transforms", nearest, raising=False)
+    monkeypatch.setattr(TRANSFORMS, nearest, raising=False)
 
 
 def config(**fields: Any) -> CosmosPredictConfig:
@@ -167,7 +168,7 @@ def test_the_padding_mask_of_the_whole_forward_stops_at_a_batch_of_one_and_ours_
 
 
 def test_it_runs_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(transformer_cosmos, "transforms", raising=False)
+    monkeypatch.delattr(TRANSFORMS, raising=False)
     assert torch.isfinite(foresight(config()).tokens(*inputs())).all()
 
 

@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,13 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from shards_schema.errors import ConfigError
 from teachers import execution
-from teachers.base import Targets, fingerprint
+from teachers.base import fingerprint
 from teachers.execution import attention_context
 from teachers.vggt.checkpoint import fill_random
 from teachers.vggt.depth_head import DepthHead
 from teachers.vggt.geometry import PRESETS
 from teachers.vggt.layers import Block
-from tests.teachers.network_toys import inputs, same, small
+from tests.teachers.network_toys import apart, inputs, same, small
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,16 +41,6 @@ class Kernels:
         self._profile.__exit__(*error)
         calls = {event.key: event.count for event in self._profile.key_averages()}
         self.flash = sum(count for key, count in calls.items() if key.startswith("aten::_scaled_dot_product_flash"))
-
-
-def apart(got: list[Targets], want: list[Targets]) -> float:
-    """The largest difference of any target, over its largest magnitude."""
-    worst = 0.0
-    for mine, other in zip(got, want, strict=True):
-        for name, array in other.items():
-            wide = array.astype(np.float64)
-            worst = max(worst, float(np.abs(mine[name] - wide).max() / max(np.abs(wide).max(), 1e-9)))
-    return worst
 
 
 @pytest.mark.parametrize("name", CHOOSES)

@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from shards_schema.errors import ConfigError
-from teachers.base import Targets
 from teachers.execution import attention_context
-from tests.teachers.network_toys import SMALL, inputs, same, small
+from tests.teachers.network_toys import SMALL, apart, inputs, same, small
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,15 +34,6 @@ def _idle() -> Iterator[None]:
     yield
     torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
-
-
-def apart(got: list[Targets], want: list[Targets]) -> float:
-    worst = 0.0
-    for mine, other in zip(got, want, strict=True):
-        for name, array in other.items():
-            wide = array.astype(np.float64)
-            worst = max(worst, float(np.abs(mine[name] - wide).max() / max(np.abs(wide).max(), 1e-9)))
-    return worst
 
 
 def on_gpu(name: str, **changes: Any) -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from jobs import experiments, grpo_experiments
 from shards_schema.errors import ConfigError, MismatchError, StoreError
+from tests.trainer import trainer_toys
 from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
 from trainer import build, checkpoint, distributed
@@ -166,14 +166,7 @@ def worker(rank: int, root: str, shards: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(shards: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
-    import socket
-
-    root = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (root / "port").write_text(str(free.getsockname()[1]))
-    mp.spawn(worker, args=(str(root), shards), nprocs=2)  # type: ignore[no-untyped-call]
-    return root
+    return trainer_toys.two_ranks(worker, tmp_path_factory.mktemp("ranks"), shards)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -14,6 +14,7 @@ from pipeline.reading.reader import Dataset
 from shards_schema.errors import AbsentError, ConfigError, MismatchError
 from tests.trainer.reward_toys import grpo_recipe, sft_policy
 from tests.trainer.shard_toys import recipe as short_recipe
+from tests.trainer.trainer_toys import assert_same
 from trainer import checkpoint
 from trainer.batch import collate
 from trainer.build import load_policy
@@ -30,25 +31,6 @@ OFF = {"wm": 0, "geo": 0}
 
 def start(data: str, policy: str, out: Path, **changes: Any) -> GRPO:
     return GRPO(grpo_recipe(data, policy, out, **changes), CPU, log=lambda text: None)
-
-
-def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {k2: v2 for k, v in value.items() for k2, v2 in leaves(v, f"{path}/{k}").items()}
-    if isinstance(value, list | tuple):
-        return {k2: v2 for i, v in enumerate(value) for k2, v2 in leaves(v, f"{path}/{i}").items()}
-    return {path: value}
-
-
-def assert_same(a: Path, b: Path) -> None:
-    """Two checkpoints hold the same bits, but for where the run lies."""
-    left, right = leaves(checkpoint.load(a)), leaves(checkpoint.load(b))
-    assert left.keys() == right.keys()
-    for key, value in left.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, right[key]), key
-        elif key != "/grpo":
-            assert value == right[key], key
 
 
 def notes(data: str, policy: str, out: Path, **changes: Any) -> tuple[GRPO, list[dict[str, float]]]:

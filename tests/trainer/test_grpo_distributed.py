@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from shards_schema.errors import MismatchError
+from tests.trainer import trainer_toys
 from tests.trainer.reward_toys import grpo_recipe
 from trainer import checkpoint, distributed
 from trainer.batch import Batch
@@ -74,12 +73,7 @@ def worker(rank: int, root: str, data: str, policy: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(reward_shards: str, policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left behind."""
-    root = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (root / "port").write_text(str(free.getsockname()[1]))
-    mp.spawn(worker, args=(str(root), reward_shards, policy), nprocs=2)  # type: ignore[no-untyped-call]
-    return root
+    return trainer_toys.two_ranks(worker, tmp_path_factory.mktemp("ranks"), reward_shards, policy)
 
 
 @pytest.mark.parametrize("mode", MODES)

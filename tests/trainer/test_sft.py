@@ -17,7 +17,7 @@ from pipeline.reading.reader import Dataset
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError
 from tests.trainer.shard_toys import recipe
-from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
+from tests.trainer.trainer_toys import CHANNELS, STILL, assert_same, batch_of, tiny_student
 from trainer import baselines, checkpoint
 from trainer.baselines import Scenes, constant_velocity, train_mlp
 from trainer.build import load_policy
@@ -36,26 +36,6 @@ CPU = torch.device("cpu")
 
 def start(data: str, out: Path, **changes: Any) -> SFT:
     return SFT(recipe(data, out, **changes), CPU, log=lambda text: None)
-
-
-def tensors(value: Any, path: str = "") -> dict[str, Any]:
-    """Every leaf of nested mappings and lists."""
-    if isinstance(value, dict):
-        return {k2: v2 for k, v in value.items() for k2, v2 in tensors(v, f"{path}/{k}").items()}
-    if isinstance(value, list | tuple):
-        return {k2: v2 for i, v in enumerate(value) for k2, v2 in tensors(v, f"{path}/{i}").items()}
-    return {path: value}
-
-
-def assert_same(a: Path, b: Path) -> None:
-    """Two checkpoints hold the same bits, but for where the run lies."""
-    left, right = tensors(checkpoint.load(a)), tensors(checkpoint.load(b))
-    assert left.keys() == right.keys()
-    for key, value in left.items():
-        if isinstance(value, torch.Tensor):
-            assert torch.equal(value, right[key]), key
-        elif key != "/config":
-            assert value == right[key], key
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import torch
+import torch.multiprocessing as mp
+
+from trainer import checkpoint
 from trainer.answers.base import Answers
 from trainer.answers.geometry import compose
 from trainer.answers.motion import MotionAnswers, MotionConfig
@@ -74,3 +81,32 @@ def tiny_student(answers: Answers | None = None, seed: int = 0, **config: object
         **config,
     }
     return TinyStudent(TinyConfig.model_validate(values), answers or motion_answers(), COUNTS, views=1, history=4)
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Every leaf of nested mappings and lists."""
+    if isinstance(value, dict):
+        return {k2: v2 for k, v in value.items() for k2, v2 in leaves(v, f"{path}/{k}").items()}
+    if isinstance(value, list | tuple):
+        return {k2: v2 for i, v in enumerate(value) for k2, v2 in leaves(v, f"{path}/{i}").items()}
+    return {path: value}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Two checkpoints hold the same bits, but for where the run lies."""
+    left, right = leaves(checkpoint.load(a)), leaves(checkpoint.load(b))
+    assert left.keys() == right.keys()
+    for key, value in left.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, right[key]), key
+        elif key not in ("/config", "/grpo"):
+            assert value == right[key], key
+
+
+def two_ranks(worker: Callable[..., None], root: Path, *arguments: str) -> Path:
+    """Two processes call ``worker(rank, root, *arguments)``; the file `port` has their port. What they left behind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (root / "port").write_text(str(free.getsockname()[1]))
+    mp.spawn(worker, args=(str(root), *arguments), nprocs=2)  # type: ignore[no-untyped-call]
+    return root

@@ -23,7 +23,7 @@ from pipeline.reading.reader import Dataset
 from pipeline.stream import ShardStream
 from shards_schema import layout
 from shards_schema.errors import AbsentError, DatasetError, DigestError, MissingFileError, QuarantinedError
-from tests.committed import commit
+from tests.committed import commit, flip
 from tests.toys import ToySource, ToyTeacher, write_images
 
 POISONED = f"{1:08x}{3:08x}"
@@ -178,12 +178,6 @@ def test_a_cut_tar_is_named(out: Path) -> None:
     (out / path).write_bytes(b"")
     with pytest.raises(DatasetError, match=f"{path}: 0 bytes"):
         dataset.read(token)
-
-
-def flip(path: Path, at: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1
-    path.write_bytes(bytes(data))
 
 
 def test_a_flipped_bit_is_found_when_digests_are_checked(out: Path) -> None:

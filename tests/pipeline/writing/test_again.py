@@ -21,8 +21,8 @@ from pipeline.writing.again import choose
 from pipeline.writing.worker import ShardWorker
 from shards_schema import layout
 from shards_schema.errors import ShardsError, StoreError
+from tests.chaos.world import digests
 from tests.committed import begin, commit
-from tests.pipeline.writing.test_grown import digests
 from tests.toys import ToySource, ToyTeacher, write_images
 
 BAD = ("log00/005.jpg", "log02/003.jpg")

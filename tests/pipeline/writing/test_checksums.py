@@ -22,7 +22,7 @@ from shards_schema import layout
 from shards_schema.codecs import seal, unseal
 from shards_schema.commit import Member
 from shards_schema.errors import DigestError
-from tests.committed import commit
+from tests.committed import commit, flip
 from tests.toys import ToySource, ToyTeacher, write_images
 
 STORED = {"toy": {"grid": "int8", "mean": "bfloat16"}}
@@ -65,12 +65,6 @@ def place(out: Path, member: str) -> tuple[str, Member]:
     """The middle sample of a shard: its token, and where a member of it lies."""
     record = read_record(Volume(str(out)), column_of(member), SHARD)
     return record.tokens[2], record.members[member][2]
-
-
-def flip(path: Path, at: int, bit: int = 0) -> None:
-    data = bytearray(path.read_bytes())
-    data[at] ^= 1 << bit
-    path.write_bytes(bytes(data))
 
 
 def tar(out: Path, member: str) -> Path:

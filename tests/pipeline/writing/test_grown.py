@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tarfile
@@ -24,6 +23,7 @@ from pipeline.stream import ShardStream, StreamConfig
 from pipeline.writing import run as runs
 from shards_schema import layout
 from shards_schema.errors import DatasetError, MismatchError
+from tests.chaos.world import digests
 from tests.committed import begin, commit
 from tests.toys import ToySource, ToyTeacher, write_images
 
@@ -61,14 +61,6 @@ def grown(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit(ToySource(data, logs=3), out, [ToyTeacher()])
     commit(ToySource(data, logs=5), out, [ToyTeacher()])
     return out
-
-
-def digests(out: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(out.rglob("*"))
-        if p.is_file() and p.relative_to(out).parts[0] not in (layout.LOGS, layout.TEMP)
-    }
 
 
 def members(out: Path) -> dict[str, bytes]:

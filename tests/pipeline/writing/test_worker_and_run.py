@@ -29,6 +29,7 @@ from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, IncompleteError, MismatchError, SampleError, SpecError
 from shards_schema.plan import PlanConfig
 from teachers.base import column_manifest
+from tests.chaos.world import digests
 from tests.toys import F, H, ToySource, ToyTeacher, write_images
 
 
@@ -69,14 +70,6 @@ def make(
         receipts = list(pool.map(one.process, run.todo()))
     one.close()
     return run, receipts, runs.close(run)
-
-
-def digests(out: Path) -> dict[str, str]:
-    return {
-        str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(out.rglob("*"))
-        if p.is_file() and p.relative_to(out).parts[0] not in (layout.LOGS, layout.TEMP)
-    }
 
 
 def test_a_dataset_from_end_to_end(source: ToySource, tmp_path: Path) -> None:

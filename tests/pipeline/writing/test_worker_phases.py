@@ -18,14 +18,11 @@ import pytest
 from pipeline.reading.verify import verify
 from pipeline.stores.records import committed
 from pipeline.writing import run as runs
-from pipeline.writing.run import Run
-from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.task import ShardReceipt
-from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema import layout
-from shards_schema.plan import PlanConfig
-from teachers.base import PhasedTeacher, Targets, TeacherInput, column_manifest
-from tests.toys import F, H, ToySource, ToyTeacher, write_images
+from teachers.base import PhasedTeacher, Targets, TeacherInput
+from tests.committed import begin
+from tests.toys import ToySource, ToyTeacher, write_images
 
 
 class Device:
@@ -126,27 +123,8 @@ def source(tmp_path: Path) -> ToySource:
     return ToySource(str(tmp_path / "data"), frames=12)
 
 
-def begin(source: ToySource, out: Path, *teachers: ToyTeacher) -> tuple[Run, ShardWorker]:
-    samples = SamplesColumn(SamplesConfig(), num_history=H, num_future=F)
-    manifests = [samples.manifest({}), *map(column_manifest, teachers)]
-    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=8))
-    worker = ShardWorker(
-        source=source,
-        volume=run.volume,
-        teachers=teachers,
-        samples=samples,
-        manifests=run.columns,
-        dataset=run.dataset,
-        shard_size=8,
-        zarr=True,
-        config=WorkerConfig(device="cpu", decode_threads=2),
-    )
-    worker.load()
-    return run, worker
-
-
 def make(source: ToySource, out: Path, teacher: ToyTeacher, threads: int = 2) -> list[ShardReceipt]:
-    run, worker = begin(source, out, teacher)
+    run, worker = begin(source, out, [teacher], shard_size=8)
     with ThreadPoolExecutor(threads) as pool:
         receipts = list(pool.map(worker.process, run.todo()))
     worker.close()
@@ -222,7 +200,7 @@ class Counting(Phased):
 
 def test_no_launch_waits_for_a_teacher_that_only_computes(source: ToySource, tmp_path: Path) -> None:
     phased = Counting(name="phased", batch_size=2, batches=4)
-    run, worker = begin(source, tmp_path / "out", phased, Waiting(batch_size=8, until=phased.all_done))
+    run, worker = begin(source, tmp_path / "out", [phased, Waiting(batch_size=8, until=phased.all_done)], shard_size=8)
     receipt = worker.process(run.todo()[0])
     worker.close()
     assert {c.column: (c.written, c.launched) for c in receipt.columns} == {
@@ -237,7 +215,7 @@ def test_an_error_ends_the_shard_and_the_worker_lives(
     where: str, message: str, source: ToySource, tmp_path: Path
 ) -> None:
     teacher = Phased(batch_size=3, fail_at=where)
-    run, worker = begin(source, tmp_path / "out", teacher)
+    run, worker = begin(source, tmp_path / "out", [teacher], shard_size=8)
     tasks = run.todo()
     with pytest.raises(ValueError, match=message):
         worker.process(tasks[0])
