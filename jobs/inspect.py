@@ -1,4 +1,4 @@
-"""`python -m jobs.inspect out=DIR [scenes=6] [page=PATH] [seed=0]`: what is in a dataset, as text and as one HTML page.
+"""`python -m jobs.inspect out=DIR [scenes=6] [page=PATH] [sizes_for=N]`: what is in a dataset, as text and as a page.
 
 Works on what is there: an unfinished dataset is told as unfinished, a damaged column is named and left out. The page
 lies beside the dataset, not in it (every file in a dataset is accounted for), and loads nothing from anywhere.
@@ -16,7 +16,7 @@ from pipeline.stores.disk import write_bytes
 from pipeline.stores.places import OutPath, Place
 from pipeline.stores.volume import Volume
 from reports.inspection import page, text
-from reports.inspection.facts import Facts, gather
+from reports.inspection.facts import NAVTRAIN_SCENES, Facts, gather
 from reports.tables import bytes_text
 from shards_schema.errors import ShardsError
 from shards_schema.inputs.models import StrictModel
@@ -34,6 +34,8 @@ class InspectConfig(StrictModel):
     working directory for any other."""
     seed: int = Field(default=0, ge=0)
     """Of the choice of scenes."""
+    sizes_for: int = Field(default=NAVTRAIN_SCENES, ge=1, le=1 << 40)
+    """The text says what so many scenes take, in tars and with `targets.zarr`; as many as navtrain has."""
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
     config = job_config.load(InspectConfig, arguments)
     place = page_path(config)
     facts = gather(config.out)
-    print(text.report(facts))
+    print(text.report(facts, config.sizes_for))
     dataset = readable(facts)
     tokens = page.choose(dataset, config.scenes, config.seed) if dataset is not None else []
     html = page.render(facts, dataset, tokens).encode("utf-8")

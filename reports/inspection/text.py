@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,15 +17,15 @@ from shards_schema.specs import TEXT, TargetSpec
 WIDTH = 100
 
 
-def report(facts: Facts) -> str:
-    """The whole text."""
+def report(facts: Facts, scenes: int = NAVTRAIN_SCENES) -> str:
+    """The whole text; the last table says what as many samples take as there are `scenes`."""
     lines = [f"{facts.url}  ({facts.where})" if facts.where != facts.url else facts.url]
     for notice in facts.notices:
         lines += _banner(notice)
     lines += ["", *_dataset(facts)]
     for column in facts.columns:
         lines += ["", *_column(column)]
-    lines += ["", *_totals(facts)]
+    lines += ["", *_totals(facts, scenes)]
     return "\n".join(lines)
 
 
@@ -141,10 +141,19 @@ def size_text(spec: TargetSpec, column: ColumnFacts) -> str:
     return bytes_text(int(np.prod(spec.fixed_shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize)
 
 
-def _totals(facts: Facts) -> Iterator[str]:
-    def row(name: str, written: str, size: int, each: float) -> list[str]:
-        return [name, written, bytes_text(size), f"{each / 1e6:.3f}", f"{each * NAVTRAIN_SCENES / 1e12:.3f}"]
+def _totals(facts: Facts, scenes: int) -> Iterator[str]:
+    def row(name: str, columns: Sequence[ColumnFacts]) -> list[str]:
+        written = [c for c in columns if c.written]
+        tars = sum(scenes * (c.size - c.zarr) / c.written for c in written)
+        zarr = sum(scenes * c.zarr / c.written for c in written)
+        each = sum(c.bytes_a_sample for c in columns)
+        whole = [f"{each / 1e6:.3f}", bytes_text(tars), bytes_text(tars + zarr)]
+        return [
+            name,
+            str(columns[0].written) if name != "all" else "",
+            bytes_text(sum(c.size for c in columns)),
+            *whole,
+        ]
 
-    rows = [row(c.name, str(c.written), c.size, c.bytes_a_sample) for c in facts.columns]
-    rows.append(row("all", "", sum(c.size for c in facts.columns), facts.bytes_a_sample))
-    yield table(["column", "written", "on disk", "MB a sample", f"TB for navtrain ({NAVTRAIN_SCENES:,})"], rows)
+    rows = [*(row(c.name, [c]) for c in facts.columns), row("all", facts.columns)]
+    yield table(["column", "written", "on disk", "MB a sample", f"{scenes:,} scenes: tars", "with Zarr"], rows)

@@ -17,6 +17,7 @@ from pipeline.reading.verify import verify
 from reports.inspection import colours, drive, features, page, projection
 from reports.inspection.facts import gather, weights_line
 from reports.inspection.text import WIDTH, report
+from reports.tables import bytes_text
 from shards_schema.errors import ConfigError, MissingFileError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Annotations, Frame
@@ -81,7 +82,7 @@ def test_text_of_a_dataset_with_a_quarantined_sample(made: Path) -> None:
     assert re.search(r"path +n \? +int16 +1 +~1\d\d B", text)  # ragged: the mean of what was written, header and all
     facts = gather(str(made))
     each = facts.bytes_a_sample
-    assert re.search(rf"all +\S+ kB +{each / 1e6:.3f} +{each * 103_288 / 1e12:.3f}", text)
+    assert re.search(rf"all +\S+ kB +{each / 1e6:.3f} .* {bytes_text(each * 103_288)}$", text, re.MULTILINE)
     samples, toy = facts.columns
 
     def on_disk(pattern: str) -> int:
@@ -95,6 +96,15 @@ def test_text_of_a_dataset_with_a_quarantined_sample(made: Path) -> None:
     assert toy.size == toy.tar + toy.zarr + toy.statistics
     assert re.search(r"14 written.* Zarr \S+ kB, statistics \S+ kB\n", text)
     assert re.search(r"15 written.* Zarr \S+ kB\n", text)
+
+
+def test_what_other_numbers_of_scenes_take(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told, _ = inspect(made, capsys, "sizes_for=1000", "scenes=0")
+    (toy,) = (column for column in gather(str(made)).columns if column.name == "toy")
+    tars, zarr = (1000 * size / toy.written for size in (toy.tar + toy.statistics, toy.zarr))
+    assert "1,000 scenes: tars" in told
+    (row,) = re.findall(r"^toy  .*$", told.rpartition("MB a sample")[2], re.MULTILINE)
+    assert row.endswith(f"  {bytes_text(tars):>{len('1,000 scenes: tars')}}  {bytes_text(tars + zarr):>9}")
 
 
 def test_the_page_is_whole_self_contained_and_escaped(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
