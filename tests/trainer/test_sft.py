@@ -348,7 +348,7 @@ def test_eight_samples_are_learnt_by_heart() -> None:
     model, batch = SFTModel(student, CHANNELS, 128, statistics), batch_of(8)
     weights = LossWeights(wm=1, geo=1, answer=1)
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    steps = 400
+    steps = 200
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps)
     for _ in range(steps):
         loss, parts = model(batch, 1, weights)
