@@ -544,7 +544,7 @@ def test_nobody_reads_the_output(body: str, expected: int) -> None:
     if closed_early:
         os.close(read)
     child = subprocess.run(
-        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, timeout=60
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False
     )
     os.close(write)
     if not closed_early:
@@ -563,7 +563,7 @@ def test_output_that_cannot_be_written_is_told(body: str, output: str) -> None:
     code = f"from jobs import config\ndef main(arguments):\n    {body}\nconfig.run(main)"
     child = subprocess.run(
         ["bash", "-c", f'"$0" -c "$1" >{output}', sys.executable, code],
-        stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False, timeout=60,
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     said = "stdout is closed" if output == "&-" else "the output cannot be written (No space left on device)"
     assert child.returncode == 1

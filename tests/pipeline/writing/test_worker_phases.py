@@ -62,7 +62,7 @@ class Job:
         self._done.set()
 
     def wait(self) -> None:
-        self._done.wait(timeout=30)
+        self._done.wait()
         if self.error is not None:
             raise self.error
 
