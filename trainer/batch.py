@@ -86,10 +86,6 @@ class Batch:
         """
         return self._each(lambda x: x[rows], places)
 
-    def repeat(self, times: int) -> Batch:
-        """Each example `times` times, side by side (groups of sampled answers)."""
-        return self._each(lambda x: x.repeat_interleave(times, 0), [i for i in range(len(self)) for _ in range(times)])
-
     def _each(self, do: Callable[[Tensor], Tensor], places: Sequence[int] | None = None) -> Batch:
         """All tensors changed alike, and by `places` what is not a tensor."""
         changed: dict[str, Any] = {name: do(getattr(self, name)) for name in _TENSORS}

@@ -12,7 +12,12 @@ from trainer.segments import allow_table
 
 @torch.no_grad()
 def drive(
-    policy: Policy, batch: Batch, *, temperature: float = 0.0, generator: torch.Generator | None = None
+    policy: Policy,
+    batch: Batch,
+    *,
+    temperature: float = 0.0,
+    group: int = 1,
+    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What the policy answers, on whatever device it is.
 
@@ -20,6 +25,7 @@ def drive(
         policy: see `build.load_policy`; moved to a device with ``policy.student.to(device)``.
         batch: of B scenes, on any device; futures and targets are not looked at.
         temperature: 0 takes the policy's one answer (`Student.answer`), else answers are drawn.
+        group: answers drawn a scene; then B is scenes times this, those of a scene side by side.
         generator: of the policy's device; needed to draw the same twice.
 
     Returns:
@@ -34,6 +40,6 @@ def drive(
         if not temperature:
             poses, parsed = policy.student.answer(batch, table)
         else:
-            said = policy.student.sample(batch, table, temperature=temperature, generator=generator)
-            poses, parsed = policy.student.answers.decode(said.tokens, batch.status)
+            said = policy.student.sample(batch, table, group=group, temperature=temperature, generator=generator)
+            poses, parsed = policy.student.answers.decode(said.tokens, batch.status.repeat_interleave(group, 0))
     return poses.float().cpu(), parsed.cpu()

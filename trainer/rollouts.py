@@ -95,11 +95,10 @@ def roll_out(
         SampleError, AbsentError: a scene cannot be scored.
     """
     g, device = config.group, batch.status.device
-    many = batch.repeat(g)
     with autocast:
-        drawn = student.sample(many, table, temperature=config.temperature, generator=generator)
+        drawn = student.sample(batch, table, group=g, temperature=config.temperature, generator=generator)
     distributed.reshard(student)
-    poses, parsed = student.answers.decode(drawn.tokens, many.status)
+    poses, parsed = student.answers.decode(drawn.tokens, batch.status.repeat_interleave(g, 0))
     lengths_B = (drawn.tokens >= 0).sum(1).cpu()
     rows, counted = scored(reward, batch.tokens, poses.view(-1, g, *poses.shape[1:]), parsed.view(-1, g))
     advantage_SG, spread_S = group_advantages(rows["score"], scale=config.scale)
@@ -109,7 +108,7 @@ def roll_out(
     kept = spread_S.repeat_interleave(g).nonzero().squeeze(1)
     numbers: dict[str, Number] = {
         "scenes": float(len(batch)),
-        "answers": float(len(many)),
+        "answers": float(len(drawn.tokens)),
         "spread": rows["score"].std(1).sum().item(),
         "dropped": float((~spread_S).sum()),
         "unparsed": float((~counted).sum()),

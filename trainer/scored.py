@@ -155,7 +155,7 @@ def policy_scores(
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             said = student.answer(batch, table)
             more = (
-                student.sample(batch.repeat(samples), table, temperature=temperature, generator=generator).tokens
+                student.sample(batch, table, group=samples, temperature=temperature, generator=generator).tokens
                 if samples
                 else None
             )
@@ -203,7 +203,7 @@ def _driven(
     apart = displacement(poses, batch.future.float())
     poses_all, parsed_all = poses.unsqueeze(1), parsed.unsqueeze(1)
     if more is not None:
-        drawn, good = student.answers.decode(more, batch.repeat(samples).status)
+        drawn, good = student.answers.decode(more, batch.status.repeat_interleave(samples, 0))
         poses_all = torch.cat((poses_all, drawn.view(-1, samples, *drawn.shape[1:])), 1)
         parsed_all = torch.cat((parsed_all, good.view(-1, samples)), 1)
     rows, counted = scored(reward, batch.tokens, poses_all, parsed_all)

@@ -92,6 +92,13 @@ def attention_mask(segments_BL: Tensor, table: Tensor) -> Tensor:
     return ((mask_BLL & causal_LL) | eye_LL).unsqueeze(1)
 
 
+def attention_row(segments_BL: Tensor, table: Tensor) -> Tensor:
+    """The last row of `attention_mask`, bool [B, 1, 1, L], without the others."""
+    row_BL = table.to(segments_BL.device)[segments_BL[:, -1:], segments_BL] & (segments_BL != Segment.PAD)
+    row_BL[:, -1] = True
+    return row_BL[:, None, None]
+
+
 def reachable(table: Tensor, layers: int = len(CONTENT)) -> Tensor:
     """Which segment can influence which through a number of layers: bool [5, 5] over (query, key).
 

@@ -130,8 +130,8 @@ class Checkpoint:
         return Answers(poses.view(len(tokens), self._samples, *poses.shape[1:]), parsed.view(len(tokens), -1))
 
     def _draw(self, token: str) -> tuple[Tensor, Tensor]:
-        batch = collate([self._maker.read(token)]).repeat(self._samples)
-        return drive(self._policy, batch, temperature=self._temperature, generator=self._generator)
+        batch = collate([self._maker.read(token)])
+        return drive(self._policy, batch, temperature=self._temperature, group=self._samples, generator=self._generator)
 
 
 def make_drivers(

@@ -192,8 +192,8 @@ def test_best_of_n_is_the_best_by_the_score(data: str, policy: str, tmp_path: Pa
     maker = ExampleMaker(reward_samples(data), loaded.config.samples, {})
     generator = torch.Generator().manual_seed(3)
     for token, row in of(first, name).iterrows():
-        batch = collate([maker.read(str(token))]).repeat(5)
-        poses, _ = drive(loaded, batch, temperature=2.0, generator=generator)
+        batch = collate([maker.read(str(token))])
+        poses, _ = drive(loaded, batch, temperature=2.0, group=5, generator=generator)
         assert row["score"] == float(reward(str(token), poses).max())
     other = run(data, tmp_path / "c", *more, "seed=4")
     assert poses_of(of(other, name)).ne(poses_of(of(first, name))).any()

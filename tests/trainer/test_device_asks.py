@@ -179,8 +179,8 @@ def test_answers_are_drawn_without_a_question(reward_shards: str, policy: str, t
     batch, student = run.held_batches(3)[0].to(META), run.model.student.to(META)
     student.answers.decode(student.sample(batch, allow_table(2, META)).tokens, batch.status)
     with Asks() as asks:
-        drawn = student.sample(batch.repeat(4), allow_table(2, META))
-        poses, parsed = student.answers.decode(drawn.tokens, batch.repeat(4).status)
+        drawn = student.sample(batch, allow_table(2, META), group=4)
+        poses, parsed = student.answers.decode(drawn.tokens, batch.status.repeat_interleave(4, 0))
     assert not asks.found
     assert poses.shape == (12, 8, 3)
     assert parsed.device == META
@@ -194,7 +194,7 @@ def test_the_prompt_of_a_prepared_batch(family: str) -> None:
     student._processor = student._tokenizer = None
     with Asks() as asks:
         prompt = student.prompt(batch[1:3])
-        student.prompt(batch.repeat(2).take(torch.zeros(2, dtype=torch.long, device=META), (0, 0)))
+        student.prompt(batch.take(torch.zeros(2, dtype=torch.long, device=META), (0, 0)))
     assert not asks.found
     assert prompt.data.ids.device == META
 

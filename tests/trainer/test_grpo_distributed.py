@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,11 @@ def train(data: str, policy: str, out: Path, batch: int, **changes: Any) -> tupl
     run._optimiser = torch.optim.SGD([{"params": list(run.model.student.parameters()), "scale": 300.0}])  # type: ignore[assignment]
     vocabulary, length = run.answers.vocabulary, run.answers.length
 
-    def by_token(many: Batch, *_: Any, **__: Any) -> Sampled:
+    def by_token(batch: Batch, *_: Any, group: int, **__: Any) -> Sampled:
         """Any answers, but the same for any number of ranks: by scene and place in the group."""
         rows = []
-        for i, token in enumerate(many.tokens):
-            generator = torch.Generator().manual_seed(int(token, 16) % 2**31 + i % GROUP)
+        for token, i in product(batch.tokens, range(group)):
+            generator = torch.Generator().manual_seed(int(token, 16) % 2**31 + i)
             rows.append(torch.randint(vocabulary, (length,), generator=generator))
         return Sampled(torch.stack(rows), torch.zeros(len(rows), length))
 

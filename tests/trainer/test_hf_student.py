@@ -12,7 +12,13 @@ import torch
 from shards_schema.errors import ConfigError
 from tests.trainer.reward_toys import grpo_recipe, sft_policy
 from tests.trainer.shard_toys import recipe
-from tests.trainer.trainer_toys import CHANNELS, COUNTS, batch_of, motion_answers
+from tests.trainer.trainer_toys import (
+    CHANNELS,
+    COUNTS,
+    a_group_shares_the_pass_over_its_prompt,
+    batch_of,
+    motion_answers,
+)
 from tests.trainer.vlm_toys import hf_student, image_processor, tokenizer, vlm
 from trainer import checkpoint, distributed
 from trainer.answers.text import TextAnswers
@@ -88,6 +94,15 @@ def test_prefill_and_decode_equal_the_full_forward(family: str, stage: int, kind
     assert (again - sampled.logp).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["motion", "text"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_group_shares_the_pass_over_its_prompt(family: str, kind: str) -> None:
+    student = hf_student(family, text_answers() if kind == "text" else None).eval()
+    batch, table = batch_of(3), allow_table(1)
+    batch.status[0, :3] *= 30  # prompts of different length
+    a_group_shares_the_pass_over_its_prompt(student, batch, table)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_changes_nothing(family: str) -> None:
     student, batch = hf_student(family).eval(), batch_of(2)
@@ -101,7 +116,7 @@ def test_padding_changes_nothing(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_is_prepared_once_for_all_its_passes(family: str) -> None:
-    """Groups, passes and slices of it have the prompts, bit for bit, that they would have alone; with two views."""
+    """Passes and slices of it have the prompts, bit for bit, that they would have alone; with two views."""
     student, batch = hf_student(family, text_answers()), batch_of(4, views=2)
     batch.status[0, :3] *= 30  # the longest text by far
     made = student.prepare(batch)
@@ -110,7 +125,6 @@ def test_a_batch_is_prepared_once_for_all_its_passes(family: str) -> None:
     pairs = [
         (made, batch),
         (made[1:3], batch[1:3]),
-        (made.repeat(2), batch.repeat(2)),
         (made.take(torch.tensor(rows), rows), batch.take(torch.tensor(rows), rows)),
     ]
     alone = [student.prompt(plain) for _, plain in pairs]

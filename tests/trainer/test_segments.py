@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards_schema.errors import ConfigError
-from trainer.segments import Segment, allow_table, attention_mask, reachable
+from trainer.segments import Segment, allow_table, attention_mask, attention_row, reachable
 
 IMG, TXT, W, G, A = "image", "text", "wm", "geo", "answer"
 NAMES = (IMG, TXT, W, G, A)
@@ -52,6 +52,7 @@ def test_mask_is_the_rule_at_every_cell(segments: list[Segment], stage: int) -> 
         for k, key in enumerate(segments):
             allowed = k <= q and key is not Segment.PAD and bool(table[query, key])
             assert bool(mask[0, 0, q, k]) == (allowed or q == k)
+    assert torch.equal(attention_row(torch.tensor([segments]).long(), table), mask[:, :, -1:])
 
 
 def test_stage_2_without_padding_is_plain_causal() -> None:

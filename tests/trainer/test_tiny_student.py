@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.trainer.trainer_toys import batch_of, motion_answers, tiny_student
+from tests.trainer.trainer_toys import a_group_shares_the_pass_over_its_prompt, batch_of, motion_answers, tiny_student
 from trainer.answers.text import TextAnswers
 from trainer.batch import Batch
 from trainer.leaks import LeakError, check, cut, faults, influence
@@ -108,10 +108,17 @@ def test_sampled_log_probability_is_the_teacher_forced_one(kind: str, stage: int
     assert (sampled.logp[sampled.tokens < 0] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["motion", "text"])
+def test_a_group_shares_the_pass_over_its_prompt(kind: str) -> None:
+    student = tiny_student(TextAnswers(steps=1) if kind == "text" else motion_answers()).eval()
+    batch, table = batch_of(3), allow_table(1)
+    a_group_shares_the_pass_over_its_prompt(student, batch, table)
+
+
 def test_sampling_is_a_function_of_the_generator_and_greedy_of_nothing() -> None:
     student, batch, _ = setup()
     draw = [
-        student.sample(batch.repeat(8), allow_table(2), generator=torch.Generator().manual_seed(s)).tokens
+        student.sample(batch, allow_table(2), group=8, generator=torch.Generator().manual_seed(s)).tokens
         for s in (0, 0, 1)
     ]
     assert torch.equal(draw[0], draw[1])
@@ -152,7 +159,7 @@ def test_samples_follow_the_softmax() -> None:
     student, batch, _ = setup()
     one = batch[0:1]
     probabilities = student(one, torch.zeros(1, 4, dtype=torch.long), allow_table(1)).logits[0, 0].softmax(-1)
-    drawn = student.sample(one.repeat(4000), allow_table(1), generator=torch.Generator().manual_seed(0)).tokens[:, 0]
+    drawn = student.sample(one, allow_table(1), group=4000, generator=torch.Generator().manual_seed(0)).tokens[:, 0]
     frequency = torch.bincount(drawn, minlength=len(probabilities)) / 4000
     error = (probabilities * (1 - probabilities) / 4000).sqrt()
     assert ((frequency - probabilities).abs() < 4 * error + 1e-3).all()

@@ -15,6 +15,7 @@ from trainer.answers.base import Answers
 from trainer.answers.geometry import compose
 from trainer.answers.motion import MotionAnswers, MotionConfig
 from trainer.batch import Batch
+from trainer.students.base import Student
 from trainer.students.tiny import TinyConfig, TinyStudent
 
 COUNTS = {"wm": 6, "geo": 3}
@@ -110,3 +111,23 @@ def two_ranks(worker: Callable[..., None], root: Path, *arguments: str) -> Path:
         (root / "port").write_text(str(free.getsockname()[1]))
     mp.spawn(worker, args=(str(root), *arguments), nprocs=2)  # type: ignore[no-untyped-call]
     return root
+
+
+def a_group_shares_the_pass_over_its_prompt(student: Student, batch: Batch, table: torch.Tensor) -> None:
+    """The prompt goes through the network once a scene, a token once an answer; and the answers are the policy's."""
+    rows: list[int] = []
+    group = 4
+    seen = student.blocks[0].register_forward_pre_hook(lambda block, args: rows.append(len(args[0])))
+    sampled = student.sample(batch, table, group=group, generator=torch.Generator().manual_seed(3))
+    seen.remove()
+    assert rows[0] == len(batch)
+    assert set(rows[1:]) == {len(batch) * group}
+    places = tuple(i for i in range(len(batch)) for _ in range(group))
+    many = batch.take(torch.tensor(places), places)
+    assert len({tuple(row) for row in sampled.tokens.tolist()}) > len(batch), "a group has answers of its own"
+    with torch.no_grad():
+        again = student.logp(many, sampled.tokens, table)
+    assert (again - sampled.logp).abs().max() < 1e-5
+    alone = student.sample(many, table, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(alone.logp, sampled.logp, atol=1e-5, rtol=0)
+    assert torch.equal(alone.tokens, sampled.tokens)

@@ -22,7 +22,7 @@ from trainer import distributed
 from trainer.answers.base import Answers
 from trainer.batch import Batch
 from trainer.latents import LATENTS, LatentInputs
-from trainer.segments import Segment, attention_mask
+from trainer.segments import Segment, attention_mask, attention_row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,6 +138,10 @@ class Student(nn.Module, ABC):
         """Hidden states [B, 1, D] of answer token `index`; mask bool [B, 1, 1, P + index + 1]."""
 
     @abstractmethod
+    def repeated(self, prompt: Prompt, cache: Any, times: int) -> Prompt:
+        """What `step` needs of a prompt, each row `times` times, side by side; the same is done to its cache."""
+
+    @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] of last hidden states [..., D]."""
 
@@ -170,6 +174,7 @@ class Student(nn.Module, ABC):
         batch: Batch,
         table: Tensor,
         *,
+        group: int = 1,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         choose: Callable[[Tensor], Tensor] | None = None,
@@ -177,16 +182,19 @@ class Student(nn.Module, ABC):
         """Answers drawn from the whole softmax (no top-k, no top-p), by prefill and decode under the same mask.
 
         Args:
-            batch: of scenes; `batch.repeat(G)` for groups.
+            batch: of S scenes; each is encoded once.
             table: the allow table of a stage.
+            group: answers a scene; those of a scene stand side by side, B = S x group.
             temperature: 0 takes the likeliest token; log-probabilities are then those at temperature 1.
             generator: of the batch's device, or None for torch's own.
             choose: instead of drawing: log-probabilities [B, V] of a step -> its token, int64 [B].
         """
         prompt, cache = self.prompt(batch), self.new_cache()
         segments = prompt.segments
-        empty = segments[:, :0]
-        hidden_BD = self.run(prompt, empty, attention_mask(segments, table), cache).last[:, -1]
+        hidden_BD = self.run(prompt, segments[:, :0], attention_mask(segments, table), cache).last[:, -1]
+        if group > 1:
+            prompt = self.repeated(prompt, cache, group)
+            segments, hidden_BD = (x.repeat_interleave(group, 0) for x in (segments, hidden_BD))
         alive_B = torch.ones(len(segments), dtype=torch.bool, device=segments.device)
         tokens, logps = [], []
         for index in range(self.answers.length):
@@ -209,10 +217,9 @@ class Student(nn.Module, ABC):
                     break
             token_B1 = tokens[-1].unsqueeze(1)
             segments = torch.cat((segments, _segments(token_B1)), 1)
-            row = attention_mask(segments, table)[:, :, -1:]
-            hidden_BD = self.step(prompt, token_B1, index, row, cache).last[:, -1]
+            hidden_BD = self.step(prompt, token_B1, index, attention_row(segments, table), cache).last[:, -1]
         missing = self.answers.length - len(tokens)
-        pad = empty.new_full((len(segments), missing), -1)
+        pad = segments.new_full((len(segments), missing), -1)
         out = torch.cat((torch.stack(tokens, 1), pad), 1)
         return Sampled(out, torch.cat((torch.stack(logps, 1), torch.zeros_like(pad, dtype=torch.float32)), 1))
 

@@ -268,6 +268,13 @@ class HFStudent(Student):
         positions = prompt.data.positions[..., -1:] + 1 + index
         return self._pass(self._answer_ids(token_B1), positions, mask, cache, self._motions(0, token_B1), {})
 
+    def repeated(self, prompt: Prompt, cache: Any, times: int) -> Prompt:
+        """The last position, which is all that a token's own is counted from."""
+        cache.batch_repeat_interleave(times)
+        ids, positions = prompt.data.ids[:, -1:], prompt.data.positions[..., -1:]
+        data = _Inputs(ids.repeat_interleave(times, 0), positions.repeat_interleave(times, -2), {})
+        return Prompt(prompt.segments.repeat_interleave(times, 0), data)
+
     def _answer_ids(self, answers_BT: Tensor) -> Tensor:
         words = answers_BT if self.head is None else torch.full_like(answers_BT, -1)
         return torch.where(words >= 0, words, self._placeholder)

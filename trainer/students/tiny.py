@@ -85,6 +85,11 @@ class _Cache:
         self._layers[layer] = (keys, values)
         return keys, values
 
+    def repeat(self, times: int) -> None:
+        """Each row `times` times, side by side."""
+        for layer, (keys, values) in self._layers.items():
+            self._layers[layer] = (keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0))
+
 
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -184,6 +189,11 @@ class TinyStudent(Student):
         """One token."""
         token = self.head.embed(token_B1) + self.answer_place[index] + self._summary(prompt)
         return self._layers(token, mask, cache)
+
+    def repeated(self, prompt: Prompt, cache: Any, times: int) -> Prompt:
+        """The embeddings, of which `step` takes the summary."""
+        cache.repeat(times)
+        return Prompt(prompt.segments.repeat_interleave(times, 0), prompt.data.repeat_interleave(times, 0))
 
     def _summary(self, prompt: Prompt) -> Tensor:
         """[B, 1, D]: the second text token."""
