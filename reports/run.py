@@ -1,0 +1,166 @@
+"""What `jobs.teachers` says of a run: what it will do, what it did, and that too much was left out."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from pipeline.writing import run as runs
+from pipeline.writing.recipe import Recipe
+from pipeline.writing.task import ShardReceipt
+from reports.tables import bytes_text, table
+from reports.throughput import Throughput
+from shards_schema import layout
+from shards_schema.errors import IncompleteError
+from teachers.base import Teacher
+
+
+class Work:
+    """What the workers have done, in sums: for the bar while they are at it, and for the closing table."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._first = 0.0
+        self.scenes = 0
+        self.decodes = 0
+        self.images = 0
+        self.throughput = Throughput()
+        self.quarantined: Counter[str] = Counter()
+
+    def started(self, pid: int) -> None:
+        """A worker is ready."""
+        self._first = self._first or time.perf_counter()
+
+    def add(self, receipt: ShardReceipt) -> None:
+        """A shard is committed."""
+        self.scenes += max(c.planned for c in receipt.columns)
+        self.decodes += receipt.decodes
+        self.images += receipt.images
+        self.throughput.add(receipt)
+        for column in receipt.columns:
+            self.quarantined.update(column.quarantined)
+
+    @property
+    def seconds(self) -> float:
+        """Since the first worker was ready."""
+        return max(time.perf_counter() - self._first, 1e-9) if self._first else 0.0
+
+    @property
+    def text(self) -> str:
+        """How fast it is, in a few words."""
+        return (
+            f"{self.scenes / self.seconds:.1f} scenes/s"
+            + self.throughput.device_busy(self.seconds, self.workers)
+            + (f", quarantined {self.quarantined.total()}" if self.quarantined else "")
+        )
+
+
+def print_plan(run: runs.Run, recipe: Recipe, todo: int) -> None:
+    """What is planned, how far each column is, and what is to be known of it."""
+    plan = run.plan
+    print(
+        f"planned {plan.samples} scenes in {plan.shards} shards of at most {plan.config.shard_size} "
+        f"(plan {plan.digest[:12]}); columns {', '.join(run.columns)}; "
+        + (_states(run) if run.done or run.again.pairs else "none is committed yet")
+    )
+    _print_more(run, recipe)
+    for notice in run.notices:
+        print(f"NOTE: {notice}")
+
+
+def _states(run: runs.Run) -> str:
+    """How far each column is: some may be finished that others wait for."""
+    committed = Counter(column for _, column in run.done)
+
+    def told(column: str) -> str:
+        done, todo = committed[column], run.plan.shards - committed[column]
+        parts = [f"{done} shard{'s' * (done != 1)} committed"] * bool(done) + [f"{todo} to do"]
+        return f"{column}: {', '.join(parts)}"
+
+    return "; ".join(map(told, run.columns))
+
+
+def _print_more(run: runs.Run, recipe: Recipe) -> None:
+    """What this run does beyond the plan that was there."""
+    if run.grown:
+        print(f"the dataset grows: {run.grown} scenes were not in its plan, and get shards of their own")
+    if run.again.pairs:
+        codes = ", ".join(f"{n} x {code}" for code, n in sorted(run.again.samples.items()))
+        print(f"made again: {len(run.again.pairs)} shards of a column, which left out {codes}")
+    if unknown := sorted({*(recipe.retry or ())} - {*run.again.known}):
+        known = ", ".join(f"{code} ({n})" for code, n in sorted(run.again.known.items()))
+        print(f"retry: nothing that is committed was left out as {', '.join(unknown)}; there is {known or 'nothing'}")
+
+
+def print_closing(
+    recipe: Recipe,
+    run: runs.Run,
+    columns: list[Teacher],
+    totals: list[runs.ColumnTotal],
+    work: Work | None,
+    seconds: float,
+) -> None:
+    """What each column has, how fast it was made (`work`: None where nothing was left to do), and what to do next."""
+    rows = [
+        [t.column, str(t.shards), str(t.planned), str(t.written), str(sum(t.quarantined.values())), bytes_text(t.size)]
+        for t in totals
+    ]
+    print()
+    print(table(["column", "shards", "planned", "written", "quarantined", "size"], rows))
+    for total in totals:
+        for code, count in sorted(total.quarantined.items()):
+            print(f"  {total.column}: {count} x {code}")
+    if codes := sorted({code for total in totals for code in total.quarantined}):
+        print(f"  {_retry(codes)}")
+    if work is not None and work.images:
+        print(
+            f"\n{work.scenes} scenes in {work.seconds:.1f} s of work ({seconds:.1f} s in all): "
+            f"{work.scenes / work.seconds:.2f} scenes/s"
+            f"{work.throughput.device_busy(work.seconds, work.workers)}, "
+            f"{work.decodes / work.images:.2f} JPEG decodes per distinct image"
+        )
+        print(work.throughput.text(columns, work.seconds, work.workers))
+    for notice in run.notices:
+        print(f"NOTE: {notice}")
+    print(f"\nplanned = written + quarantined for every column. The dataset is {run.volume.path('').rstrip('/')}")
+    out = shlex.quote(recipe.out)
+    print(f"  make verify OUT={out}    re-read and check every byte")
+    print(f"  make inspect OUT={out}   what is in it, and a page of pictures")
+
+
+def _retry(codes: Sequence[str]) -> str:
+    """How what was left out is had, for a person."""
+    return (
+        "an image that arrives, or a log that can be read again, is looked at by the same command; what else you have "
+        f'mended is made again by retry=[{",".join(codes)}] (make teachers SET="retry=[...]")'
+    )
+
+
+def refuse_left_out(recipe: Recipe, run: runs.Run, totals: list[runs.ColumnTotal]) -> None:
+    """Raises IncompleteError where more was left out than the recipe allows."""
+    for total in totals:
+        share = sum(total.quarantined.values()) / total.planned
+        if share > recipe.max_quarantined:
+            raise IncompleteError(
+                f"column {total.column}: {share:.2%} of {total.planned} samples are quarantined, max_quarantined is "
+                f"{recipe.max_quarantined:.2%}; the reasons stand in {run.volume.path(layout.QUARANTINE)}; "
+                f"{_retry(sorted(total.quarantined))}"
+            )
+    logs = len({*run.plan.table["log"].unique().to_pylist(), *run.scan.unreadable})
+    if len(run.scan.unreadable) > recipe.max_quarantined * logs:
+        raise IncompleteError(
+            f"{len(run.scan.unreadable)} of {logs} logs are unreadable, max_quarantined is "
+            f"{recipe.max_quarantined:.2%}; the reasons stand in dataset.json"
+        )
+    bad = run.scan.skipped.get("bad_frame", 0)
+    if bad > recipe.max_quarantined * (run.plan.samples + bad):
+        raise IncompleteError(
+            f"{bad} windows have no current frame that can be used, max_quarantined is {recipe.max_quarantined:.2%}; "
+            f"the first: {run.scan.examples['bad_frame']}"
+        )
+    if len(run.scan.not_found) > recipe.max_quarantined * run.plan.samples:
+        raise IncompleteError(
+            f"{len(run.scan.not_found)} tokens of the filter are in no log; they stand in dataset.json (plan.not_found)"
+        )
