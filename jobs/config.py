@@ -162,7 +162,7 @@ def _given(model: type[BaseModel], overrides: Iterable[str]) -> Iterator[tuple[s
     before: list[str] = []
     for override in overrides:
         key, _, text = override.partition("=")
-        value = _value(model, key, _recordable(key, text))
+        value = _value(model, key, documents.recordable(key, text))
         for leaf in _leaves(key, value):
             if twice := [k for k in before if f"{k}.".startswith(f"{leaf}.") or f"{leaf}.".startswith(f"{k}.")]:
                 raise ConfigError(f"{leaf} is given twice on the command line (also as {twice[0]}); keep one")
@@ -213,12 +213,6 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(f"override {key}: {parent} is {inner!r}, not a mapping")
         values = inner
     values[last] = value
-
-
-def _recordable(key: str, text: str) -> str:
-    if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
-        raise ConfigError(f"{key}: {text!r:.80} holds bytes that are no UTF-8, or a NUL, which no record can hold")
-    return text
 
 
 def run(main: Callable[[list[str]], object], *, interrupted: str = "interrupted") -> NoReturn:

@@ -8,14 +8,14 @@ with the package on PYTHONPATH alone, and no other package can take their names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from shards_schema.errors import ConfigError, ShardsError
+from shards_schema.inputs.models import Model, validated
 from shards_schema.inputs.refusals import problems
 from shards_schema.specs import NAME, refuse_reserved
 from shards_schema.storage import stored_specs
@@ -38,8 +38,6 @@ CONFIGS = {
     "vjepa2": "teachers.vjepa2:VJEPA2Config",
 }
 """The model of a built-in's own keys."""
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def available() -> dict[str, str]:
@@ -86,7 +84,7 @@ def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) ->
     try:
         teacher = function(fields)
     except ValidationError as error:
-        raise _as_config_error(kind, error, None) from error
+        raise ConfigError(f"teacher {kind}: " + "; ".join(problems(error.errors(include_url=False)))) from error
     if not isinstance(teacher, Teacher):
         raise ConfigError(f"{kind}: {kinds[kind]} returned a {type(teacher).__name__}, which is not a Teacher")
     if teacher.name != (column or fields.get("name", kind)):
@@ -111,27 +109,16 @@ def parse_config(model: type[Model], config: Mapping[str, Any], kind: str) -> Mo
     Raises:
         ConfigError: with each field that is unknown, missing or impossible.
     """
-    try:
-        return model.model_validate(dict(config))
-    except ValidationError as error:
-        raise _as_config_error(kind, error, model) from error
-
-
-def _as_config_error(kind: str, error: ValidationError, model: type[BaseModel] | None) -> ConfigError:
-    return ConfigError(f"teacher {kind}: " + "; ".join(problems(error.errors(include_url=False), model)))
+    return validated(model, dict(config), f"teacher {kind}: ")
 
 
 def _find(kind: str, target: str) -> Any:
     if " | " in target:
         raise ConfigError(f"teacher {kind!r} is claimed by more than one package: {target}; uninstall all but one")
-    module, _, path = target.partition(":")
     try:
-        function: Any = import_module(module.strip())
-        for attribute in path.strip().split("."):
-            function = getattr(function, attribute)
+        return resolve_name(target.replace(" ", ""))
     except ShardsError:
         raise
     except Exception as error:
         message = f"teacher {kind!r} cannot be imported from {target}: {type(error).__name__}: {error}"
         raise ConfigError(message) from error
-    return function

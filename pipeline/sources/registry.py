@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from pipeline.sources.base import Source
 from pipeline.stores.retry import without_credentials
 from shards_schema.errors import ConfigError
-from shards_schema.inputs.refusals import problems
+from shards_schema.inputs.models import Model, validated
 
 GROUP = "last_shards.sources"
 BUILT_IN = {
@@ -33,7 +33,6 @@ CONFIGS = {
 """The models of a built-in's keys."""
 
 Progress = Callable[[str], None]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def available() -> dict[str, str]:
@@ -79,14 +78,6 @@ def parse_config(model: type[Model], config: Mapping[str, Any], *, beside: Itera
     Raises:
         ConfigError: with each field that is unknown, missing or impossible.
     """
-    try:
-        return model.model_validate(dict(config))
-    except ValidationError as error:
-        found = problems(
-            error.errors(include_url=False),
-            model,
-            under=["source"],
-            beside=beside,
-            shown=lambda value: without_credentials(repr(value)),
-        )
-        raise ConfigError("; ".join(found)) from error
+    return validated(
+        model, dict(config), under=["source"], beside=beside, shown=lambda value: without_credentials(repr(value))
+    )

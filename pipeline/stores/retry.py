@@ -23,12 +23,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from shards_schema.errors import ConfigError, StoreError
 from shards_schema.inputs import documents
-from shards_schema.inputs.models import StrictModel
-from shards_schema.inputs.refusals import problems
+from shards_schema.inputs.models import StrictModel, validated
 
 Result = TypeVar("Result")
 
@@ -74,11 +73,9 @@ def store_config() -> StoreConfig:
 def _parsed(text: str) -> StoreConfig:
     should = f"{ENVIRONMENT} should be JSON with some of {', '.join(StoreConfig.model_fields)}"
     try:
-        return StoreConfig.model_validate(documents.parse_json(text))
+        return validated(StoreConfig, documents.parse_json(text), f"{should}: ")
     except documents.UnreadableError as error:
         raise ConfigError(f"{should}: it {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"{should}: {'; '.join(problems(error.errors(), StoreConfig))}") from error
 
 
 def again(call: Callable[[], Result], config: StoreConfig, passes: Callable[[Exception], bool]) -> Result:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field, PositiveFloat, ValidationError
+from pydantic import Field, PositiveFloat
 
 from pipeline.stores.places import Place
 from pipeline.writing.samples import SamplesConfig
 from pipeline.writing.worker import WorkerConfig
-from shards_schema.errors import ConfigError
 from shards_schema.inputs import documents
-from shards_schema.inputs.models import StrictModel
-from shards_schema.inputs.refusals import problems
+from shards_schema.inputs.models import StrictModel, validated
 from shards_schema.plan import PlanConfig
 from teachers.base import ColumnConfig
 
@@ -59,8 +57,4 @@ class Recipe(StrictModel):
         Raises:
             ConfigError: each key that is unknown, missing or impossible.
         """
-        try:
-            return cls.model_validate(documents.expanded(dict(values)))
-        except ValidationError as error:
-            found = problems(error.errors(include_url=False), cls)
-            raise ConfigError(f"{name}: " + "; ".join(found)) from error
+        return validated(cls, documents.expanded(dict(values)), f"{name}: ")

@@ -162,7 +162,15 @@ def expanded(value: Any, key: str = "") -> Any:
         raise ConfigError(f"{key}: a number of {len(str(value))} digits; the largest that a key can have is {LARGEST}")
     if not isinstance(value, str):
         return value
-    text = _VARIABLE.sub(_variable, value)
+    return recordable(key, _VARIABLE.sub(_variable, value))
+
+
+def recordable(key: str, text: str) -> str:
+    """A config's text, where a record can hold it.
+
+    Raises:
+        ConfigError: the key, and what the text holds.
+    """
     if "\0" in text or (not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)):
         raise ConfigError(f"{key}: {text!r:.80} holds bytes that are no UTF-8, or a NUL: no record can hold such text")
     return text
