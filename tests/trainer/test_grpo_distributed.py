@@ -40,7 +40,7 @@ def train(data: str, policy: str, out: Path, batch: int, **changes: Any) -> tupl
     run._optimiser = torch.optim.SGD([{"params": list(run.model.student.parameters()), "scale": 300.0}])  # type: ignore[assignment]
     vocabulary, length = run.answers.vocabulary, run.answers.length
 
-    def by_token(batch: Batch, *_: Any, group: int, **__: Any) -> Sampled:
+    def by_token(batch: Batch, *_: Any, group: int = 1, **__: Any) -> Sampled:
         """Any answers, but the same for any number of ranks: by scene and place in the group."""
         rows = []
         for token, i in product(batch.tokens, range(group)):
