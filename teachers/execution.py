@@ -47,6 +47,20 @@ def provenance(attention: Attention, compiled: bool) -> dict[str, Any]:
     return ({} if attention == "auto" else {"attention": attention}) | ({"compile": True} if compiled else {})
 
 
+def refuse_pair(attention: Attention, compiled: bool) -> None:
+    """A chosen kernel with compiled blocks: what is compiled is shared by all blocks of a class in a process, and keeps
+    the kernel of who was first: a second column would run that one, and name its own.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    if compiled and attention != "auto":
+        raise ConfigError(
+            f"attention: {attention} with compile: true, which shares a compiled block, and with it the kernel, among "
+            "columns; leave attention at auto, or set compile: false"
+        )
+
+
 def attention_context(attention: Attention, device: str, dtype: torch.dtype, head_width: int) -> Context:
     """Makes the context in which a network is to run, so that its attention takes the chosen kernel.
 

@@ -129,6 +129,7 @@ class VJEPA2Config(StrictModel):
 
     @model_validator(mode="after")
     def _possible(self) -> VJEPA2Config:
+        execution.refuse_pair(self.attention, self.compile)
         if len(set(self.views) & set(CHANNELS)) < len(self.views):
             raise ConfigError(f"views: expected different ones of {', '.join(CHANNELS)}, got {list(self.views)}")
         if len(self.steps) % TUBELET or sorted(set(self.steps)) != list(self.steps):

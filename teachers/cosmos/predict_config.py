@@ -16,8 +16,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.specs import NAME
+from teachers import execution
 from teachers.cosmos.config import CHANNELS_OUT, SPATIAL, CosmosConfig, LayoutName, as_tuple
-from teachers.execution import Attention
 from teachers.weights import WeightsConfig
 
 TOKEN = 2 * SPATIAL
@@ -128,13 +128,14 @@ class CosmosPredictConfig(StrictModel):
     """Scenes computed together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of both networks; statistics, norm and pools are in float32 always. bfloat16 needs a GPU."""
-    attention: Attention = "auto"
+    attention: execution.Attention = "auto"
     """The kernel of the transformer's attention; see `teachers.execution`."""
     compile: bool = False
     """Whether the transformer's blocks are compiled. Batches then have `batch_size` scenes always."""
 
     @model_validator(mode="after")
     def _possible(self) -> CosmosPredictConfig:
+        execution.refuse_pair(self.attention, self.compile)
         if self.weights.file is not None:
             raise ConfigError("weights: file is for one network; this teacher has two, in the subfolders of the hub")
         self._check_clip()

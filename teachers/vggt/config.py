@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import CHANNELS
-from teachers.execution import Attention
+from teachers import execution
 from teachers.vggt.geometry import PATCH, PRESETS, VGGTNetworkConfig
 from teachers.weights import WeightsConfig
 
@@ -65,7 +65,7 @@ class VGGTConfig(StrictModel):
     """Scenes run together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """float32, or bfloat16: the aggregator under autocast, with float32 residuals, and float32 heads."""
-    attention: Attention = "auto"
+    attention: execution.Attention = "auto"
     """The kernel of the aggregator's attention; see `teachers.execution`."""
     compile: bool = False
     """Whether the blocks of patch encoder and aggregator are compiled (ours only). Batches then have `batch_size`
@@ -84,6 +84,7 @@ class VGGTConfig(StrictModel):
 
     @model_validator(mode="after")
     def _possible(self) -> VGGTConfig:
+        execution.refuse_pair(self.attention, self.compile)
         unknown = [view for view in self.views if view not in CHANNELS]
         if unknown:
             raise ValueError(f"views: expected channels of {list(CHANNELS)}, got {unknown}")

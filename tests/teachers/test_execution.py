@@ -55,6 +55,12 @@ def test_the_default_is_in_no_record_and_every_other_choice_is(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", CHOOSES)
+def test_a_chosen_kernel_and_compiled_blocks_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="attention: math with compile: true"):
+        small(name, attention="math", compile=True)
+
+
+@pytest.mark.parametrize("name", CHOOSES)
 def test_the_chosen_kernel_runs(name: str) -> None:
     counted, results = {}, {}
     for attention in ("auto", "flash", "math"):
