@@ -106,8 +106,21 @@ def describe(error: ValidationError, where: str, model: type[BaseModel], *, besi
 def _chosen(model: type[BaseModel], arguments: Sequence[str]) -> usage.Chosen:
     """What a model says of the kinds that these arguments choose; not every model has such."""
     given = [a for a in arguments if a not in usage.HELP]
+    if not given:
+        return {}
+    values = _values(model, given)[0]
     choose: Callable[[Mapping[str, Any]], usage.Chosen] | None = getattr(model, "chosen", None)
-    return choose(_values(model, given)[0]) if choose is not None and given else {}
+    found = dict(choose(values)) if choose is not None else {}
+    for (
+        name,
+        field,
+    ) in model.model_fields.items():  # unions of models with a kind, of which the default's is shown anyway
+        kind = value.get("kind") if isinstance(value := values.get(name), Mapping) else None
+        kinds = [option for option in options_of(field.annotation) if "kind" in getattr(option, "model_fields", {})]
+        default = type(field.get_default(call_default_factory=True))
+        chosen = [m for m in kinds if kind in get_args(m.model_fields["kind"].annotation) and m is not default]
+        found |= {name: chosen} if chosen else {}
+    return found
 
 
 def _values(model: type[BaseModel], arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

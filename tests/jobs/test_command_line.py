@@ -131,6 +131,16 @@ def test_a_type_a_default_and_a_meaning_for_each_field() -> None:
     ]
 
 
+def test_help_shows_the_keys_of_a_kind_that_is_chosen(run: Run) -> None:
+    """Of a student from the hub: not those of the tiny one alone, which is what is taken where nothing is said."""
+    for job, given in (("sft", ["student.kind=hf"]), ("sft", ["configs/sft_demo.yaml", "student={kind: hf}"])):
+        code, out, _ = run(main_of(job), *given, "--help")
+        assert code == 0
+        assert {f"student.{key}" for key in ("model", "freeze_vision", "tiles", "lora.rank")} <= set(out.split())
+    assert "student.model" not in run(main_of("sft"), "--help")[1].split()
+    assert run(main_of("sft"), "student.kind=tiny", "--help")[1].split().count("student.width") == 1
+
+
 @pytest.mark.parametrize("job", ["teachers", "plan", "probe"])
 def test_help_after_a_config_shows_the_keys_of_its_kinds(run: Run, job: str) -> None:
     """Of built-in kinds; what another package's kind takes, only that package knows."""
