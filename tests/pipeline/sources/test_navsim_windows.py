@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from jobs.recipe import TeachersConfig
-from jobs.teachers import _check_quarantine
 from pickles.unpickle import load_pickle
 from pipeline.sources.base import Scan
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
 from pipeline.writing import run
+from reports.run import refuse_left_out
 from shards_schema.errors import ConfigError, IncompleteError
 from shards_schema.plan import PlanConfig
 from shards_schema.records import Scene
@@ -231,5 +231,5 @@ def test_windows_lost_to_bad_frames_count_against_the_limit(tmp_path: Path) -> N
     begun = run.begin(source, str(tmp_path / "out"), [], plan_config=PlanConfig())
     config = TeachersConfig(out=str(tmp_path), source={}, teachers={}, max_quarantined=0.03)
     with pytest.raises(IncompleteError, match=r"1 windows have no current frame that can be used.*lacks roadblock_ids"):
-        _check_quarantine(config, begun, [])
-    _check_quarantine(config.model_copy(update={"max_quarantined": 0.04}), begun, [])
+        refuse_left_out(config, begun, [])
+    refuse_left_out(config.model_copy(update={"max_quarantined": 0.04}), begun, [])
