@@ -103,7 +103,9 @@ def test_help_names_every_key(run: Run, job: str, said: list[str], flag: str) ->
     assert "Attributes" not in words
 
 
-def test_a_type_a_default_and_a_meaning_for_each_field() -> None:
+def test_a_type_a_default_and_a_meaning_for_each_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")  # a process of pytest-xdist has 80
+
     class Part(StrictModel):
         """A part."""
 
