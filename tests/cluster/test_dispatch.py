@@ -362,6 +362,7 @@ def play(tasks: int, seats: int, in_flight: int, max_attempts: int, seed: int) -
         dispatch.placed(seat, 0.0)
     done: set[int] = set()
     charges: Counter[int] = Counter()
+    overran: Counter[int] = Counter()
     history: list[tuple[object, ...]] = []
     now = 0.0
 
@@ -400,8 +401,9 @@ def play(tasks: int, seats: int, in_flight: int, max_attempts: int, seed: int) -
             seat = rng.choice(sorted(loading))
             if rng.random() < trouble:
                 if not busy and rng.random() < 0.5:
-                    now += 1e6 * 2**max_attempts
+                    now += 1e6 * 2 ** max(overran[s] for s in loading) + 1  # each overrun doubles what a seat may take
                     overdue = dispatch.overdue(now)
+                    overran.update(hang.seat for hang in overdue)
                     assert {(hang.seat, hang.task) for hang in overdue} == {(s, None) for s in loading}
                     for hang in overdue:
                         after(dispatch.hung(hang, "hung loading"), hang.seat)
