@@ -92,12 +92,18 @@ def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) ->
     return teacher
 
 
-def build_teacher(column: str, config: ColumnConfig) -> Teacher:
+def build_teacher(column: str, config: ColumnConfig | Mapping[str, Any]) -> Teacher:
     """The teacher of a recipe's column, not loaded: what can be said against its config without its weights is said.
+
+    Args:
+        column: its name.
+        config: what stands under it in the recipe, read or as it is.
 
     Raises:
         ConfigError: as `build`; or a storage that a target cannot have.
     """
+    if not isinstance(config, ColumnConfig):
+        config = validated(ColumnConfig, dict(config), f"teachers.{column}: ")
     teacher = build(config.kind or column, config.of_kind, column=column)
     stored_specs(teacher.specs, config.storage or {})
     return teacher
