@@ -68,6 +68,11 @@ class View:
         """[..., 3] town -> camera."""
         return np.asarray((points - self.eye) @ self.turn)
 
+    def plain(self) -> Float64:
+        """[1, 4, 3] the ground as far as one sees, around the eye."""
+        corners = np.array([[3e3, 3e3, 0.0], [-3e3, 3e3, 0.0], [-3e3, -3e3, 0.0], [3e3, -3e3, 0.0]])
+        return np.asarray(corners + self.eye * (1.0, 1.0, 0.0))[None]
+
     def seen(self, p: Float64) -> NDArray[np.bool_]:
         """[K] of quads [K, N, 3] in the camera's frame: not wholly outside one side of the frustum."""
         x, y, z = p[..., 0], p[..., 1], p[..., 2]

@@ -17,6 +17,7 @@ from PIL import ImageDraw
 from shards_schema.poses import Float64
 from synthetic.painter import NEAR, SUPER, View
 from synthetic.render import Renderer
+from synthetic.rig import pixel_rays
 from synthetic.scenery import Actor
 
 CLASSES = (
@@ -98,8 +99,7 @@ def truth(renderer: Renderer, t: float, channel: str) -> Truth:
     view, scene = renderer.view(channel, stage), stage.scene
     canvas = Pillow.new("I", (view.width * SUPER, view.height * SUPER))
     draw = ImageDraw.Draw(canvas)
-    plain = np.array([[3e3, 3e3, 0.0], [-3e3, 3e3, 0.0], [-3e3, -3e3, 0.0], [3e3, -3e3, 0.0]])
-    view.fill(draw, (plain + np.array([view.eye[0], view.eye[1], 0.0]))[None], np.array([_GROUND]))
+    view.fill(draw, view.plain(), np.array([_GROUND]))
     painted = scene.painted(view)
     view.fill(draw, scene.quads[painted], np.arange(_SOLID, _SOLID + len(painted)))
     whole = np.asarray(canvas)
@@ -119,8 +119,7 @@ def truth(renderer: Renderer, t: float, channel: str) -> Truth:
 
 def _depth(view: View, quads: Float64, number: NDArray[np.int64]) -> NDArray[np.float32]:
     """Where each pixel's ray meets the plane of its quad, no nearer and no farther than the quad's corners."""
-    u, v = np.meshgrid(np.arange(view.width, dtype=np.float64), np.arange(view.height, dtype=np.float64))
-    rays = np.stack(((u - view.k[0, 2]) / view.k[0, 0], (v - view.k[1, 2]) / view.k[1, 1], np.ones_like(u)), axis=-1)
+    rays = pixel_rays(view.k, view.width, view.height)
     local = view.local(quads)
     normal = np.cross(local[:, 2] - local[:, 0], local[:, 3] - local[:, 1])
     ground = view.turn[2]  # the town's z axis in the camera's frame

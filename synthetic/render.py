@@ -24,7 +24,7 @@ from synthetic.geometry import rng_of
 from synthetic.ground import GRASS, ground
 from synthetic.mesh import Mesh
 from synthetic.painter import HAZE, HAZE_RANGE, SUPER, Scene, Thing, View, colours, thing
-from synthetic.rig import ego_position, ego_rotation, rig
+from synthetic.rig import ego_position, ego_rotation, pixel_rays, rig
 from synthetic.scenery import Actor, lots, uprights
 from synthetic.world import LANE_WIDTH, Town
 
@@ -93,12 +93,10 @@ class Renderer:
         coarse = rng.normal(0.0, 1.0, (256, 256))
         coarse = (coarse + np.roll(coarse, 1, 0) + np.roll(coarse, 1, 1) + np.roll(coarse, (1, 1), (0, 1))) / 2.0
         self._coarse = coarse.astype(np.float32)
-        u, v = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
-        self._rays = {}
-        for name, cam in self.cameras.items():
-            k = cam.intrinsics
-            rays = np.stack(((u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)), axis=-1)
-            self._rays[name] = (rays @ cam.rotation.T).astype(np.float32)
+        self._rays = {
+            name: (pixel_rays(cam.intrinsics, width, height) @ cam.rotation.T).astype(np.float32)
+            for name, cam in self.cameras.items()
+        }
 
     def frame(self, t: float, channels: Sequence[str] = CHANNELS) -> dict[str, Image]:
         """The images of some cameras at time `t` [s]: channel -> uint8 [height, width, 3] RGB."""
@@ -144,8 +142,7 @@ class Renderer:
         canvas = self._sky.copy()
         draw = ImageDraw.Draw(canvas)
         view.fill(draw, self._backdrop + np.array([eye[0], eye[1], 0.0]), colours(self._backdrop_rgb, 0))
-        plain = np.array([[3e3, 3e3, 0.0], [-3e3, 3e3, 0.0], [-3e3, -3e3, 0.0], [3e3, -3e3, 0.0]])
-        view.fill(draw, (plain + np.array([eye[0], eye[1], 0.0]))[None], colours(np.array([GRASS]), 255))
+        view.fill(draw, view.plain(), colours(np.array([GRASS]), 255))
         view.fill(draw, paint, inks)
         shade = Pillow.new("L", canvas.size)
         view.fill(ImageDraw.Draw(shade), scene.shadows, np.full(len(scene.shadows), 255))

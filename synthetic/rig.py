@@ -86,6 +86,12 @@ def rig(width: int, height: int) -> dict[str, Calibration]:
     return out
 
 
+def pixel_rays(k: Float64, width: int, height: int) -> Float64:
+    """[height, width, 3] the ray of each pixel's centre in the camera's frame, one metre ahead at z = 1."""
+    u, v = np.meshgrid(np.arange(width, dtype=np.float64), np.arange(height, dtype=np.float64))
+    return np.stack(((u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)), axis=-1)
+
+
 def _quaternion_of(rotation: Float64) -> Float64:
     """[4] w, x, y, z of a rotation matrix [3, 3]: by the largest of the four squares, so that nothing cancels."""
     m = rotation
