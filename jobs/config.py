@@ -25,6 +25,7 @@ from pipeline.stores.retry import without_credentials
 from shards_schema import layout
 from shards_schema.errors import ConfigError, ShardsError
 from shards_schema.inputs import documents
+from shards_schema.inputs.models import read_yaml
 from shards_schema.inputs.refusals import annotations_at, options_of, problems
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -147,15 +148,7 @@ def _read(path: Path, model: type[BaseModel]) -> dict[str, Any]:
         path = usage.RECIPES / path.name  # from a folder that is not the clone
     if path.is_dir() and not path.suffix:
         raise ConfigError(f"{path} is a folder, and a config is a file{_meant(path, model)}")
-    try:
-        values = documents.parse_yaml(documents.read(path, documents.YAML_BYTES))
-    except OSError as error:
-        raise ConfigError(f"config {path}: {error.strerror}; {_recipes(path)}") from error
-    except documents.UnreadableError as error:
-        raise ConfigError(f"config {path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"config {path}: expected a mapping, got {type(values).__name__}")
-    return values
+    return read_yaml(path, f"config {path}", lambda: f"; {_recipes(path)}")
 
 
 def _meant(folder: Path, model: type[BaseModel]) -> str:

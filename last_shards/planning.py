@@ -13,8 +13,7 @@ from pipeline.writing import forecast
 from pipeline.writing.forecast import Forecast
 from pipeline.writing.recipe import Recipe
 from pipeline.writing.samples import SamplesColumn
-from shards_schema.errors import ConfigError
-from shards_schema.inputs import documents
+from shards_schema.inputs.models import read_yaml
 from teachers.base import AUTO
 from teachers.registry import build_teacher
 
@@ -41,7 +40,7 @@ def plan(recipe: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> 
         IncompleteError: more would be left out than ``max_quarantined`` allows.
     """
     name = "the recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)
-    values = recipe if isinstance(recipe, Mapping) else _read(name)
+    values = recipe if isinstance(recipe, Mapping) else read_yaml(Path(name), f"recipe {name}")
     config = Recipe.of({**values, "scan_processes": 1, **changes}, name)
     # a batch size that nobody has measured yet decides nothing that is told here
     sized = {column: told.sized(None) if told.batch_size == AUTO else told for column, told in config.teachers.items()}
@@ -53,15 +52,3 @@ def plan(recipe: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> 
     found.refuse_short(source)
     forecast.refuse_shapes([teacher for teacher in teachers if teacher.name in found.todo], found.looked)
     return found
-
-
-def _read(name: str) -> Mapping[str, Any]:
-    try:
-        values = documents.parse_yaml(documents.read(Path(name), documents.YAML_BYTES))
-    except OSError as error:
-        raise ConfigError(f"recipe {name}: {error.strerror}") from error
-    except documents.UnreadableError as error:
-        raise ConfigError(f"recipe {name} {error}") from error
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"recipe {name}: expected a mapping, got {type(values).__name__}")
-    return values

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shards_schema.errors import ConfigError
+from shards_schema.inputs import documents
 from shards_schema.inputs.refusals import problems
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -38,3 +40,25 @@ def validated(
     except ValidationError as error:
         found = problems(error.errors(include_url=False), model, under=under, beside=beside, shown=shown)
         raise ConfigError(where + "; ".join(found)) from error
+
+
+def read_yaml(path: Path, name: str, absent: Callable[[], str] = str) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Args:
+        path: of the file.
+        name: what to call it in an error.
+        absent: what to add where it cannot be opened.
+
+    Raises:
+        ConfigError: there is no such file, or no mapping in it.
+    """
+    try:
+        values = documents.parse_yaml(documents.read(path, documents.YAML_BYTES))
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}{absent()}") from error
+    except documents.UnreadableError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: expected a mapping, got {type(values).__name__}")
+    return values
