@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.reading.reader import Dataset, Wanted
+from pipeline.reading.opened import Wanted
+from pipeline.reading.reader import Dataset
 from pipeline.reading.values import Unread
 from pipeline.stream.fetch import Fetcher
 from shards_schema.errors import DatasetError

@@ -13,6 +13,7 @@ the sample, and nothing is left running when the iteration ends, however it ends
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 
 from pipeline.reading.members import several
-from pipeline.reading.reader import Dataset, Found, Wanted
+from pipeline.reading.opened import Found, Opened, Wanted
+from pipeline.reading.reader import Dataset, opened
 from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.remote import is_local
 from pipeline.stores.threads import map_ahead
@@ -91,11 +93,16 @@ class Fetcher:
         self.dataset, self.targets, self.transform = dataset, targets, transform
         self._process = os.getpid()
 
+    @property
+    def opened(self) -> Opened:
+        """What is read through."""
+        return opened(self.dataset)
+
     def here(self) -> Fetcher:
         """This one; in a forked process one that shares no lock, no file and no connection with who forked it."""
         if self._process == os.getpid():
             return self
-        return Fetcher(self.dataset.forked(), self.targets, self.transform)
+        return Fetcher(copy.copy(self.dataset), self.targets, self.transform)
 
     def works(self) -> bool:
         """Whether a sample is more work than to copy it: a transform, a store to ask, images or targets to decode."""
@@ -113,12 +120,14 @@ class Fetcher:
         """Find some samples and ask the disk for all their bytes. Nothing is raised: `finish` meets the same fault."""
         found: list[tuple[str, Found | None]] = [(token, self._found(token)) for token in tokens]
         with contextlib.suppress(DatasetError, OSError):
-            self.dataset.expect(one for _, one in found if one is not None)
+            for _, one in found:
+                if one is not None:
+                    self.opened.files.expect(one.members)
         return found
 
     def _found(self, token: str) -> Found | None:
         with contextlib.suppress(DatasetError, OSError):
-            return self.dataset.find(token, self.targets)
+            return self.opened.find(token, self.targets)
         return None
 
     def finish(self, begun: Sequence[tuple[str, Found | None]], *, lazy: bool = False) -> list[Any]:
@@ -146,8 +155,8 @@ class Fetcher:
         """
         lazy = lazy and self.transform is None
         try:
-            place = self.dataset.find(token, self.targets) if found is None else found
-            taken = self.dataset.take(place, "unread" if lazy else "owned")
+            place = self.opened.find(token, self.targets) if found is None else found
+            taken = self.opened.take(place, "unread" if lazy else "owned")
             sample: dict[str, Any] = {"token": token}
             for column, values in taken.items():
                 sample[column] = {
@@ -159,7 +168,7 @@ class Fetcher:
             raise
 
     def _where(self, token: str) -> str:
-        table = self.dataset.plan.table
+        table = self.opened.plan.table
         row = table["token"].index(token).as_py()
         shard = table["shard"][row].as_py() if row >= 0 else "none"
         return f"shard {shard}, token {token} of {self.dataset.url}"

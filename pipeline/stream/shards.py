@@ -16,7 +16,9 @@ import numpy as np
 from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import get_worker_info
 
-from pipeline.reading.reader import Dataset, Wanted
+from pipeline.reading.opened import Wanted
+from pipeline.reading.reader import Dataset
+from pipeline.stores.cache import CommittedFile
 from pipeline.stream import order
 from pipeline.stream.base import Place, Stream
 from pipeline.stream.collate import Collate, collate_of
@@ -122,7 +124,7 @@ class ShardStream(Stream):
         super().__init__(config or StreamConfig(), len(self.table), rank, world_size)
         self._orders: OrderedDict[int, order.Indices] = OrderedDict()
         self._stretched: tuple[int, order.Indices, order.Indices, order.Indices] | None = None
-        self._sizes: dict[int, int] = {}
+        self._tars: Mapping[int, Sequence[CommittedFile]] = {}
 
     def __repr__(self) -> str:
         begins = f"epoch {self.epoch} from position {self.start}"
@@ -175,8 +177,8 @@ class ShardStream(Stream):
 
         A hint: what it leaves out is fetched when it is read.
         """
-        dataset, columns = self.table.fetcher.dataset, tuple(self.table.fetcher.targets)
-        assert dataset.cache is not None
+        opened = self.table.fetcher.opened
+        assert opened.cache is not None
         numbers, first, last = self._stretches(epoch)
         here, end = int(positions.min()), int(positions.max())
         workers = info.num_workers if (info := get_worker_info()) is not None else 1
@@ -189,16 +191,18 @@ class ShardStream(Stream):
         in_use = mine & (first <= end) & (last >= here - behind)
         ahead = np.flatnonzero(mine & (first > end))
         ahead = ahead[np.argsort(first[ahead], kind="stable")][: self.config.window]
-        sizes = self._sizes or dict(dataset.shard_bytes(columns))
-        self._sizes = sizes
+        self._tars = self._tars or opened.tars(tuple(self.table.fetcher.targets))
         wanted = numbers[np.flatnonzero(in_use)].tolist()
-        room = dataset.cache.max_bytes - sum(sizes.get(shard, 0) for shard in wanted)
+        room = opened.cache.max_bytes - sum(map(self._bytes, wanted))
         for shard in numbers[ahead].tolist():
-            room -= sizes.get(shard, 0)
+            room -= self._bytes(shard)
             if room < 0:
                 break
             wanted.append(shard)
-        dataset.bring(wanted, columns)
+        opened.files.bring([tar for shard in wanted for tar in self._tars[shard]])
+
+    def _bytes(self, shard: int) -> int:
+        return sum(tar.digest.size for tar in self._tars[shard])
 
     def _stretches(self, epoch: int) -> tuple[order.Indices, order.Indices, order.Indices]:
         """The shards, and the first and last position of each in the order of an epoch."""

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import webdataset as wds
 
-from pipeline.reading.reader import Dataset, Sample
+from pipeline.reading.opened import Sample
+from pipeline.reading.reader import Dataset
 from pipeline.stores.cache import CacheConfig
 from pipeline.stream.shards import SampleTable
 from shards_schema import layout

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.reading.reader import Dataset
+from pipeline.reading.reader import Dataset, opened
 from pipeline.reading.values import Unread
 from pipeline.stream import Collate, LatentCollator, Mixture, ShardStream, StreamConfig
 from shards_schema.errors import StoreError
@@ -36,9 +36,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def dataset(made: str) -> Dataset:
-    opened = Dataset(made, max_open=KEPT)
-    assert len(opened.tokens("samples", "toy", "toy2")) == SHARDS
-    return opened
+    own = Dataset(made, max_open=KEPT)
+    assert len(own.tokens("samples", "toy", "toy2")) == SHARDS
+    return own
 
 
 def tars() -> int:
@@ -74,9 +74,11 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("arrays", ["unread", "views"])
 def test_what_waits_to_be_read_and_what_is_kept_holds_no_descriptor(made: str, arrays: Any) -> None:
     before, own = tars(), dataset(made)
-    found = {token: own.find(token, TARGETS) for token in own.tokens("toy")}
-    own.expect(found.values())
-    taken = {token: own.take(one, arrays) for token, one in found.items()}
+    below = opened(own)
+    found = {token: below.find(token, TARGETS) for token in own.tokens("toy")}
+    for one in found.values():
+        below.files.expect(one.members)
+    taken = {token: below.take(one, arrays) for token, one in found.items()}
     assert tars() - before <= KEPT
     whole = Dataset(made)
     for token, sample in taken.items():
@@ -84,7 +86,7 @@ def test_what_waits_to_be_read_and_what_is_kept_holds_no_descriptor(made: str, a
             for name in NAMES:
                 value, right = sample[column][name], whole.read(token, TARGETS, owned=True)[column][name]
                 assert same(value.owned() if isinstance(value, Unread) else value, right)
-    assert len(own._files._open) <= KEPT
+    assert len(below.files._open) <= KEPT
 
 
 def by_stream(own: Dataset, threads: int) -> Any:
@@ -118,7 +120,7 @@ def test_a_batch_touches_more_files_than_a_process_may_open(
     whole = Dataset(made)
     with at_most(KEPT + 1 + THREADS):
         (batch,) = list(way(own, threads))
-        assert len(own._files._open) <= KEPT
+        assert len(opened(own).files._open) <= KEPT
     for row, token in enumerate(batch["token"]):
         right = whole.read(token, TARGETS)
         assert all(same(batch[c][n][row], right[c][n]) for c in ("toy", "toy2") for n in NAMES)
@@ -129,7 +131,7 @@ def test_where_the_process_may_open_no_more_a_dataset_lets_go_of_its_own(made: s
     tokens = own.tokens("toy")
     with at_most(4):
         read = [own.read(token, {"toy": ["mean"]}, owned=True)["toy"]["mean"] for token in tokens]
-        assert len(own._files._open) == 4
+        assert len(opened(own).files._open) == 4
         with pytest.raises(StoreError, match=r"could not be read: Too many open files .`ulimit -n` raises the limit"):
             other.read(tokens[0], {"toy": ["mean"]})  # it has none to let go of
     assert all(same(a, other.read(t, {"toy": ["mean"]})["toy"]["mean"]) for a, t in zip(read, tokens, strict=True))

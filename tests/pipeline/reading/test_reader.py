@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -19,7 +20,8 @@ import webdataset
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.reading.reader import Dataset
+from pipeline.reading.reader import Dataset, opened
+from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream
 from shards_schema import layout
 from shards_schema.errors import AbsentError, DatasetError, DigestError, MissingFileError, QuarantinedError
@@ -234,9 +236,20 @@ def test_pickles_and_forks_open_files_of_their_own(made: Path) -> None:
     dataset = Dataset(str(made), columns=["toy"], check_digests=True)
     token = dataset.tokens("toy")[0]
     mean = dataset.read(token)["toy"]["mean"]
-    for twin in (pickle.loads(pickle.dumps(dataset)), dataset.forked()):
+    for twin in (pickle.loads(pickle.dumps(dataset)), copy.copy(dataset)):
         assert set(twin.columns) == {"toy"}
         assert np.array_equal(twin.read(token)["toy"]["mean"], mean)
+
+
+def test_a_fork_reads_no_document_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker of a loader would read every commit record of the dataset, before its first sample."""
+    dataset = Dataset(str(made))
+    plan = dataset.plan
+    monkeypatch.setattr(Volume, "read", lambda self, path: pytest.fail(f"{path} was read again"))
+    child = copy.copy(dataset)
+    assert child.plan is plan
+    assert opened(child).files is not opened(dataset).files
+    assert child.read(dataset.tokens("toy")[0], {"samples": ["json"]})
 
 
 def test_a_store_is_read_by_ranges(made: Path, remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,9 +298,10 @@ def test_a_tar_that_is_cut_while_it_is_open_is_an_error(out: Path) -> None:
     path = out / layout.tar("toy", shard_of(out, token))
     size = path.stat().st_size
     assert dataset.read(token, {"toy": ["grid"]}, owned=True)["toy"]["grid"].shape
-    (kind,) = dataset._values._kinds.values()
+    below = opened(dataset)
+    (kind,) = below._values._kinds.values()
     grid = np.empty(kind.shape, kind.dtype)
-    unread = dataset.take(dataset.find(token, {"toy": ["grid"]}), "unread")["toy"]["grid"]
+    unread = below.take(below.find(token, {"toy": ["grid"]}), "unread")["toy"]["grid"]
     os.truncate(path, 1024)
     with pytest.raises(DatasetError, match=f"{path}: 1024 bytes, its commit record says {size}"):
         unread.into(grid)

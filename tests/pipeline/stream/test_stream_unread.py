@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.reading.reader import Dataset
+from pipeline.reading.reader import Dataset, opened
 from pipeline.reading.values import Unread
 from pipeline.stores import ranges
 from pipeline.stores.checksum import crc32c
@@ -53,7 +53,8 @@ def tokens(batches: list[dict[str, Any]]) -> list[str]:
 
 
 def unread(dataset: Dataset, token: str, name: str) -> Unread:
-    found = dataset.take(dataset.find(token, {"toy": [name]}), "unread")["toy"][name]
+    below = opened(dataset)
+    found = below.take(below.find(token, {"toy": [name]}), "unread")["toy"][name]
     assert isinstance(found, Unread)
     return found
 
@@ -103,10 +104,11 @@ def test_a_header_that_is_anothers_is_refused_as_changed(out: Path) -> None:
         unread(dataset, token, "grid")
     array = dataset.read(tokens[3], {"toy": ["grid"]})["toy"]["grid"]
     turned = str(array.shape[::-1]).encode()
-    (((header, size), kind),) = dataset._values._kinds.items()
+    kinds = opened(dataset)._values._kinds
+    (((header, size), kind),) = kinds.items()
     assert len(turned) == len(str(array.shape))
     other = header.replace(str(array.shape).encode(), turned)
-    dataset._values._kinds[other, size] = kind._replace(shape=array.shape[::-1], crc32c=crc32c(other))
+    kinds[other, size] = kind._replace(shape=array.shape[::-1], crc32c=crc32c(other))
 
     def turn(data: bytearray) -> None:
         at = data.index(str(array.shape).encode())
@@ -196,7 +198,7 @@ def test_latents_by_token_in_a_worker_that_was_forked_while_another_thread_read(
         [{"token": token} for token in tokens],  # type: ignore[arg-type]
         batch_size=2, num_workers=1, collate_fn=collate, multiprocessing_context="fork", timeout=200,
     )  # fmt: skip
-    with dataset._files._lock:  # as that thread has it
+    with opened(dataset).files._lock:  # as that thread has it
         batches = list(loader)
     grids = torch.cat([batch["latents"]["toy"]["grid"] for batch in batches])
     for token, grid in zip(tokens, grids, strict=True):
@@ -227,7 +229,7 @@ def test_arrays_of_two_dtypes_are_no_batch(out: Path) -> None:
 def test_a_hint_is_given_of_a_file_that_is_open(made: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others may let it go at any moment: with `max_open` 1 the next that another thread asks for does."""
     dataset = Dataset(made, max_open=1)
-    files = dataset._files
+    files = opened(dataset).files
     file, given = files._file, []
 
     def let_go(*asked: Any) -> Any:
@@ -241,7 +243,8 @@ def test_a_hint_is_given_of_a_file_that_is_open(made: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(files, "_file", let_go)
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    dataset.expect([dataset.find(token, {"toy": ["mean"]}) for token in dataset.tokens("toy")])
+    for token in dataset.tokens("toy"):
+        files.expect(opened(dataset).find(token, {"toy": ["mean"]}).members)
     assert len(given) == 15
 
 
@@ -391,19 +394,21 @@ def test_the_disk_is_asked_for_what_is_not_in_memory(made: str, monkeypatch: pyt
 
     fadvise = os.posix_fadvise
     dataset = Dataset(made)
-    found = [dataset.find(token, {"toy": ["grid"]}) for token in dataset.tokens("toy")]
+    below = opened(dataset)
+    found = [below.find(token, {"toy": ["grid"]}) for token in dataset.tokens("toy")]
     for file in Path(made).rglob("*.tar"):
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-            fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with open(file, "rb") as tar:
+            os.fsync(tar.fileno())
+            fadvise(tar.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     monkeypatch.setattr(os, "posix_fadvise", advise)
-    dataset.expect(found[:1])
+    below.files.expect(found[0].members)
     if not told:
         pytest.skip("this file system keeps its files in memory")
     for one in found:
-        dataset.take(one)
+        below.take(one)
     told.clear()
-    dataset.expect(found)
+    for one in found:
+        below.files.expect(one.members)
     assert told == []
 
 

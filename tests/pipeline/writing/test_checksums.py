@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import shutil
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_a_flipped_bit_in_any_kind_of_member(out: Path, member: str, where: str)
     clean = dataset.read(token, wanted)
     flip(tar(out, member), offset + {"first": 0, "middle": size // 2, "last": size - 1}[where], bit=3)
     said = rf"shard {SHARD}, {tar(out, member)}: {token}\.{member}: CRC-32C [0-9a-f]{{8}}, its commit record says"
-    for reader in (dataset, Dataset(str(out)), dataset.forked(), pickle.loads(pickle.dumps(dataset))):
+    for reader in (dataset, Dataset(str(out)), copy.copy(dataset), pickle.loads(pickle.dumps(dataset))):
         for raw in (False, True):
             if raw and KINDS[member] == "grid" and member != "grid.npy":
                 continue  # raw gives the codes without their scale
@@ -125,7 +126,7 @@ def test_it_can_be_left_out(out: Path) -> None:
     clean = Dataset(str(out)).read(token)["toy"]["mean"].copy()
     flip(tar(out, "mean.npy"), offset + size - 1)
     unchecked = Dataset(str(out), check_members=False)
-    for reader in (unchecked, unchecked.forked(), pickle.loads(pickle.dumps(unchecked))):
+    for reader in (unchecked, copy.copy(unchecked), pickle.loads(pickle.dumps(unchecked))):
         assert not np.array_equal(reader.read(token)["toy"]["mean"], clean)
 
 
