@@ -1,20 +1,18 @@
 """Teachers by kind: the built-in ones, and those of other packages under the entry point group `last_shards.teachers`.
 
-An entry point names a function ``build(config: Mapping[str, Any]) -> Teacher``. It is imported when its kind is asked
-for and not before, so one that is broken breaks nothing else. The built-ins need no installed metadata: they are there
-with the package on PYTHONPATH alone, and no other package can take their names.
+An entry point names a function ``build(config: Mapping[str, Any]) -> Teacher``; see `shards_schema.inputs.kinds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pkgutil import resolve_name
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from shards_schema.errors import ConfigError, ShardsError
+from shards_schema.errors import ConfigError
+from shards_schema.inputs import kinds
 from shards_schema.inputs.models import Model, validated
 from shards_schema.inputs.refusals import problems
 from shards_schema.specs import NAME, refuse_reserved
@@ -41,15 +39,8 @@ CONFIGS = {
 
 
 def available() -> dict[str, str]:
-    """Each kind, and where it comes from (``module:function``); nothing is imported.
-
-    Where two packages claim one kind, its value names both, and `build` refuses it.
-    """
-    kinds: dict[str, set[str]] = {}
-    for point in entry_points(group=GROUP):
-        kinds.setdefault(point.name, set()).add(point.value)
-    found = {kind: " | ".join(sorted(values)) for kind, values in sorted(kinds.items())}
-    return {**found, **BUILT_IN}
+    """See `kinds.available`."""
+    return kinds.available(GROUP, BUILT_IN)
 
 
 def config_models(kind: Any) -> list[type[BaseModel]]:
@@ -71,22 +62,22 @@ def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) ->
             impossible; the result is no `Teacher`.
     """
     refuse_reserved(column or kind)
-    kinds = available()
-    if kind not in kinds:
-        raise ConfigError(f"no teacher {kind!r}; there are: {', '.join(sorted(kinds))}")
+    known = available()
+    if kind not in known:
+        raise ConfigError(f"no teacher {kind!r}; there are: {', '.join(sorted(known))}")
     fields = dict(config)
     if column is not None and column != kind:
         if not NAME.match(column):
             raise ConfigError(f"{kind}: column must match [a-z][a-z0-9_]*, got {column!r}")
         if fields.setdefault("name", column) != column:
             raise ConfigError(f"{kind}: the config's name is {fields['name']!r}, but the column is {column!r}")
-    function = _find(kind, kinds[kind])
+    function = kinds.imported(f"teacher {kind!r}", known[kind])
     try:
         teacher = function(fields)
     except ValidationError as error:
         raise ConfigError(f"teacher {kind}: " + "; ".join(problems(error.errors(include_url=False)))) from error
     if not isinstance(teacher, Teacher):
-        raise ConfigError(f"{kind}: {kinds[kind]} returned a {type(teacher).__name__}, which is not a Teacher")
+        raise ConfigError(f"{kind}: {known[kind]} returned a {type(teacher).__name__}, which is not a Teacher")
     if teacher.name != (column or fields.get("name", kind)):
         raise ConfigError(f"{kind}: asked for the column {column or kind!r}, but the teacher is named {teacher.name!r}")
     return teacher
@@ -116,15 +107,3 @@ def parse_config(model: type[Model], config: Mapping[str, Any], kind: str) -> Mo
         ConfigError: with each field that is unknown, missing or impossible.
     """
     return validated(model, dict(config), f"teacher {kind}: ")
-
-
-def _find(kind: str, target: str) -> Any:
-    if " | " in target:
-        raise ConfigError(f"teacher {kind!r} is claimed by more than one package: {target}; uninstall all but one")
-    try:
-        return resolve_name(target.replace(" ", ""))
-    except ShardsError:
-        raise
-    except Exception as error:
-        message = f"teacher {kind!r} cannot be imported from {target}: {type(error).__name__}: {error}"
-        raise ConfigError(message) from error

@@ -1,14 +1,12 @@
 """Sources by kind: the key `kind` of a config's `source` says which one reads the rest.
 
-An entry point of the group `last_shards.sources` names a function ``build(config, progress) -> Source``. It is imported
-when its kind is asked for and not before. The built-ins need no installed metadata: they are there with the package on
-PYTHONPATH alone, and no other package can take their names.
+An entry point of the group `last_shards.sources` names a function ``build(config, progress) -> Source``; see
+`shards_schema.inputs.kinds`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
 from pkgutil import resolve_name
 from typing import Any
 
@@ -17,6 +15,7 @@ from pydantic import BaseModel
 from pipeline.sources.base import Source
 from pipeline.stores.retry import without_credentials
 from shards_schema.errors import ConfigError
+from shards_schema.inputs import kinds
 from shards_schema.inputs.models import Model, validated
 
 GROUP = "last_shards.sources"
@@ -36,8 +35,8 @@ Progress = Callable[[str], None]
 
 
 def available() -> dict[str, str]:
-    """Each kind, and where it comes from (``module:function``); nothing is imported."""
-    return {**{point.name: point.value for point in entry_points(group=GROUP)}, **BUILT_IN}
+    """See `kinds.available`."""
+    return kinds.available(GROUP, BUILT_IN)
 
 
 def config_models(kind: Any) -> list[type[BaseModel]]:
@@ -53,17 +52,14 @@ def build(config: Mapping[str, Any], progress: Progress = lambda line: None) -> 
         progress: gets a line for a person where building the source takes time.
 
     Raises:
-        ConfigError: an unknown kind or key, or a value that its source refuses.
+        ConfigError: a kind that is unknown, claimed twice or broken; an unknown key; a value that its source refuses.
         MismatchError: the generator's folder holds something else.
     """
-    rest, kinds = dict(config), available()
+    rest, known = dict(config), available()
     kind = rest.pop("kind", None)
-    if kind not in kinds:
-        raise ConfigError(f"source.kind must be one of {', '.join(kinds)}, got {kind!r}")
-    try:
-        function: Callable[[Mapping[str, Any], Progress], Source] = resolve_name(kinds[kind])
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"source.kind {kind!r} cannot be imported from {kinds[kind]}: {error}") from error
+    if kind not in known:
+        raise ConfigError(f"source.kind must be one of {', '.join(known)}, got {kind!r}")
+    function: Callable[[Mapping[str, Any], Progress], Source] = kinds.imported(f"source.kind {kind!r}", known[kind])
     return function(rest, progress)
 
 

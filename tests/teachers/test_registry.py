@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shards_schema.errors import ConfigError
+from shards_schema.inputs import kinds
 from teachers import registry
 
 TINY: dict[str, Any] = {"weights": {"random": 0}, "network": "tiny"}
@@ -30,7 +31,7 @@ def misnamed(config):
 
 def raw_validation(config):
     from teachers.cosmos.config import CosmosConfig
-    return CosmosConfig(**config)
+    return CosmosConfig.model_validate(config)
 """
 
 
@@ -50,7 +51,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             for name, values in points.items()
             for value in ([values] if isinstance(values, str) else values)
         ]
-        monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in found if p.group == group])
+        monkeypatch.setattr(kinds, "entry_points", lambda group: [p for p in found if p.group == group])
 
     yield entries
     for name in [name for name in sys.modules if name.split(".")[0] == "third_party"]:
