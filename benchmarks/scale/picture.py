@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from statistics import mean
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks import curves
 from benchmarks.scale.cluster import Outcomes, cases
 from benchmarks.scale.driver import Measured
 from benchmarks.simulator import LOSSES, Fleet
@@ -31,7 +33,7 @@ def picture(
         "index in parts": line("index", "peak_mb"),
         "runs.close": line("close", "peak_mb"),
     }
-    curves.lines(memory, "Driver memory", "scenes", "peak above idle, MB", series, log_x=True, log_y=True)
+    _lines(memory, "Driver memory", "scenes", "peak above idle, MB", series)
     series = {
         "plan": line("plan", "plan_s"),
         "read plan.parquet": line("plan", "read_s"),
@@ -40,13 +42,13 @@ def picture(
         "read records": line("index", "read_s"),
         "build index": line("index", "build_s"),
     }
-    curves.lines(seconds, "Driver time", "scenes", "CPU seconds", series, log_x=True, log_y=True)
+    _lines(seconds, "Driver time", "scenes", "CPU seconds", series)
     by_size = {
         name: [(float(g), 100 * mean(o.efficiency for o in outcomes[name, g])) for g in sorted(sizes)]
         for name in cases(fleet)
     }
     title = f"Efficiency, {scenes / 1e6:g} million scenes"
-    curves.lines(efficiency, title, "GPUs", "useful GPU time / all, %", by_size, log_x=True)
+    _lines(efficiency, title, "GPUs", "useful GPU time / all, %", by_size, log_y=False)
     efficiency.set_xticks(sorted(sizes), [f"{g:,}" for g in sorted(sizes)], minor=False)
     efficiency.minorticks_off()
     names, left = list(cases(fleet)), np.zeros(len(cases(fleet)))
@@ -58,4 +60,22 @@ def picture(
     losses.invert_yaxis()
     losses.set(title=f"Where {sizes[0]:,} GPUs lose time", xlabel="% of all GPU time")
     losses.legend(fontsize="small")
-    return curves.svg(figure)
+    return _svg(figure)
+
+
+def _lines(
+    axes: Any, title: str, x: str, y: str, series: Mapping[str, Sequence[tuple[float, float]]], *, log_y: bool = True
+) -> None:
+    for name, points in series.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name)
+    axes.set(title=title, xlabel=x, ylabel=y, xscale="log", yscale="log" if log_y else "linear")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+def _svg(figure: Figure) -> str:
+    """Letters are text, and the same figure gives the same bytes."""
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": ""}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()

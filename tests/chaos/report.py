@@ -1,13 +1,12 @@
 """`docs/results/reliability.md` from what the parts wrote into ``out/chaos/``: no figure in it is typed by hand.
 
-The page has the tables of faults, the soak with its plot, and the bugs that were found, each with its test
+The page has the tables of faults, the soak, and the bugs that were found, each with its test
 (`tests.chaos.found`; a test that is not there stops the report). A part that was not run is told as not run.
 """
 
 from __future__ import annotations
 
 import ast
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from shards_schema.errors import MissingFileError
 from shards_schema.inputs.models import StrictModel
 from tests.chaos import corruption, leavings, shim
 from tests.chaos.found import BUGS, Bug
-from tests.chaos.results import FOLDER, load
+from tests.chaos.results import load
 
 ROOT = Path(__file__).parents[2]
 
 
 class Config(StrictModel):
-    """Where the page goes; its plot stands beside it."""
+    """Where the page goes."""
 
     page: str = str(ROOT / "docs" / "results" / "reliability.md")
 
@@ -203,8 +202,6 @@ def _soak(found: dict[str, Any]) -> list[str]:
         "the end of each pass no larger in the second half than in the first; nothing left when worker and driver are",
         "closed).",
         "",
-        "![resident memory and counts over the soak](reliability-soak.svg)",
-        "",
         *_table(["", "quiet, first half", "quiet, second half", "at work, most", "before", "after"], rows),
         "",
         f"`python -m tests.chaos soak minutes={found['config']['minutes']:g}`; {_where(found)}. The table of every",
@@ -239,10 +236,8 @@ def _short(text: str, most: int = 120) -> str:
 
 
 def run(config: Config) -> int:
-    """Write the page and its plot."""
+    """Write the page."""
     path = Path(config.page)
     path.write_text(page(load("faults"), load("jobs"), load("soak")))
-    if (FOLDER / "soak.svg").is_file():
-        shutil.copyfile(FOLDER / "soak.svg", path.parent / "reliability-soak.svg")
     print(f"wrote {path}")
     return 0

@@ -1,4 +1,4 @@
-"""What the parts of the harness found, as files: ``out/chaos/<part>.json`` (and ``.csv``, ``.svg``)."""
+"""What the parts of the harness found, as files: ``out/chaos/<part>.json`` (and ``.csv``)."""
 
 from __future__ import annotations
 

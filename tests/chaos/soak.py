@@ -166,7 +166,7 @@ def is_flat(found: dict[str, Any]) -> bool:
 
 
 def run(config: Config) -> int:
-    """Soak, write ``out/chaos/soak.{csv,svg,json}``, print the verdict; the exit code."""
+    """Soak, write ``out/chaos/soak.{csv,json}``, print the verdict; the exit code."""
     with tempfile.TemporaryDirectory(prefix="chaos-soak-") as folder:
         root = Path(folder)
         temp = root / "tmp"
@@ -180,7 +180,6 @@ def run(config: Config) -> int:
     text = _csv(samples)
     save("soak", {**found, "flat": is_flat(found), "config": config.model_dump()})
     save("soak", text, "csv")
-    save("soak", plot(samples), "svg")
     line = found["rss"]
     print(
         f"{found['shards']} shards in {found['minutes']:.1f} min; resident memory {line['median']:.0f} MB, slope "
@@ -273,24 +272,3 @@ def _csv(samples: Sequence[Sample]) -> str:
     writer.writeheader()
     writer.writerows(asdict(s) for s in samples)
     return out.getvalue()
-
-
-def plot(samples: Sequence[Sample], points: int = 150) -> str:
-    """Memory, and the counts, over minutes; at most `points` of each curve are drawn (the largest of each stretch)."""
-    from matplotlib.figure import Figure
-
-    from benchmarks.curves import lines, svg
-
-    groups = np.array_split(np.arange(len(samples)), min(points, len(samples)))
-
-    def curve(name: str) -> list[tuple[float, float]]:
-        return [(samples[g[-1]].seconds / 60, max(float(getattr(samples[i], name)) for i in g)) for g in groups]
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    memory, counts = figure.subplots(1, 2)
-    lines(memory, "resident memory", "minutes", "MB", {"RSS": curve("rss_mb")})
-    names = ("descriptors", "threads", "under_way", "temp", "shm")
-    lines(counts, "what must not grow", "minutes", "count", {name: curve(name) for name in names})
-    for axes in (memory, counts):
-        axes.set_ylim(bottom=0)
-    return svg(figure)
