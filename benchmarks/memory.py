@@ -21,7 +21,7 @@ from statistics import median
 
 from pydantic import Field
 
-from benchmarks.measure import ROOT, spread, temporary
+from benchmarks.measure import ROOT, spread, status, temporary
 from benchmarks.workload import (
     CLIP,
     FUTURE,
@@ -110,18 +110,12 @@ def _measured(root: Path, shards: int, in_flight: int, config: Config) -> None:
         run, make = begin(source, out, [teacher], shard_size=config.shard_size, worker=worker_config)
         worker = make()
         worker.load()
-        idle = _status("VmRSS")
+        idle = status("VmRSS")
         with ThreadPoolExecutor(in_flight) as pool:
             for _ in pool.map(worker.process, run.todo()):
                 pass
         worker.close()
-        print(json.dumps([idle, _status("VmHWM")]))
-
-
-def _status(key: str) -> float:
-    """A line of /proc/self/status, in MB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key + ":"))
-    return int(line.split()[1]) * 1024 / 1e6
+        print(json.dumps([idle, status("VmHWM")]))
 
 
 if __name__ == "__main__":

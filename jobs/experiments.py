@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> Results:
             if name == RECIPE:
                 with zeroed_latents(run.model.student):
                     results[ZEROED][seed] = run.evaluate(held)
-                for row, metrics in baseline_rows(run, held).items():
+                for row, metrics in baseline_rows(run, held.blind()).items():
                     results.setdefault(row, {})[seed] = metrics
             _write(config, results)
     _print(config, results, skipped, notices)

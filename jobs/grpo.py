@@ -56,10 +56,11 @@ def train(config: GRPOConfig, device: torch.device, tell: Callable[[str], None])
     after, before = run.evaluate(held), run.evaluate(held, run.before())
     if distributed.rank() > 0:
         return None
-    straight_on = [baselines.constant_velocity(b.status, run.sft.samples.steps) for b in held]
+    blind = held.blind()
+    straight_on = [baselines.constant_velocity(b.status, run.sft.samples.steps) for b in blind]
     rows = {
-        HUMAN: given_scores([b.future.float() for b in held], held, run.reward),
-        CONSTANT: given_scores(straight_on, held, run.reward),
+        HUMAN: given_scores([b.future.float() for b in blind], blind, run.reward),
+        CONSTANT: given_scores(straight_on, blind, run.reward),
         BEFORE: before,
         AFTER: after,
     }

@@ -7,7 +7,7 @@ baselines on held-out logs. Exit code: 0 when it ended, 1 when training failed, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -46,7 +46,8 @@ def _run(config: SFTConfig, device: torch.device) -> dict[str, dict[str, float]]
     run = SFT(config, device, log=log)
     held = run.held_batches()
     _print_opening(run)
-    oracle = run.oracle(held)
+    blind = held.blind() if distributed.rank() == 0 else []
+    oracle = run.oracle(blind) if blind else {}
     log("the answers' own quantisation, held out: " + (_metrics(oracle) or "none parses"))
     if config.check_mask:
         run.check_mask(held[0])
@@ -60,8 +61,8 @@ def _run(config: SFTConfig, device: torch.device) -> dict[str, dict[str, float]]
     _read_earlier(run, results, held)
     if distributed.rank() > 0:
         return {}
-    blind = baseline_rows(run, held) if config.baselines else {}
-    rows = {"quantisation alone": oracle, **blind, **results}
+    learned = baseline_rows(run, blind) if config.baselines else {}
+    rows = {"quantisation alone": oracle, **learned, **results}
     _print_closing(run, rows, trained)
     return rows
 
@@ -79,7 +80,7 @@ def _print_opening(run: SFT) -> None:
         log(f"WARNING: {notice}")
 
 
-def _read_earlier(run: SFT, results: dict[str, dict[str, float]], held: list[Batch]) -> None:
+def _read_earlier(run: SFT, results: dict[str, dict[str, float]], held: Sequence[Batch]) -> None:
     """Evaluate stages that ended before this process began: their files, in the model of the run, which is over."""
     for i, stage in enumerate(run.config.stages):
         name = f"stage {stage.stage}"
@@ -92,15 +93,14 @@ def _read_earlier(run: SFT, results: dict[str, dict[str, float]], held: list[Bat
         results[name] = run.evaluate(held, stage)
 
 
-def baseline_rows(run: SFT, held: list[Batch]) -> dict[str, dict[str, float]]:
+def baseline_rows(run: SFT, held: Sequence[Batch]) -> dict[str, dict[str, float]]:
     """The baselines: row -> metric -> value.
 
     Trained on as many samples as the student saw, and once on four times as many: at the budget of a short run the MLP
     has not ended to learn either, and a step costs it next to nothing.
     """
     config = run.config
-    documents = [run.dataset.read(t, {"samples": ["json"]})["samples"]["json"] for t in run.train_tokens]
-    train, test = baselines.Scenes.read(run.reader, documents), baselines.Scenes.of(held)
+    train, test = baselines.Scenes.of([run.reader.blind(run.train_tokens)]), baselines.Scenes.of(held)
     rows = {
         "constant velocity": baselines.scores(
             baselines.constant_velocity(test.status, test.future.shape[1]), test.future

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -83,11 +83,9 @@ class Scenes:
         )
 
     @classmethod
-    def read(cls, maker: ExampleMaker, documents: Sequence[Mapping[str, Any]]) -> Scenes:
+    def read(cls, maker: ExampleMaker, documents: Iterable[Mapping[str, Any]]) -> Scenes:
         """Of samples' ``json`` members, without opening an image."""
-        future, status = maker.drives_of(documents)
-        command = torch.tensor([COMMANDS.index(d["ego"]["command"]) for d in documents])
-        return cls(status, command, future)
+        return cls.of([maker.blind_of(documents)])
 
 
 def train_mlp(scenes: Scenes, *, inputs: int, steps: int, batch: int, seed: int, lr: float = 1e-3) -> EgoStatusMLP:

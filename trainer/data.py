@@ -6,7 +6,8 @@ points (`shuffled`); evaluation always has the true ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from pipeline.stores.decode import Side, decode_jpeg
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import COMMANDS
-from trainer.batch import Example
+from trainer.batch import Batch, Example, collate
 from trainer.latents import TargetConfig
+
+_NO_IMAGES: NDArray[np.uint8] = np.empty((0, 3, 0, 0), np.uint8)
 
 
 class DataConfig(StrictModel):
@@ -115,16 +118,8 @@ class ExampleMaker:
         """
         document = sample["samples"]["json"]
         stored = sample if self._other is None else self._other_targets(document["token"])
-        return Example(
-            token=document["token"],
-            images=np.stack(
-                [self._image(sample["samples"][f"{v}.jpg"], document["token"]) for v in self._config.views]
-            ),
-            status=_status(document),
-            command=COMMANDS.index(document["ego"]["command"]),
-            future=self._future(document),
-            targets=self._latents(stored),
-        )
+        images = [self._image(sample["samples"][f"{v}.jpg"], document["token"]) for v in self._config.views]
+        return replace(self._blind(document), images=np.stack(images), targets=self._latents(stored))
 
     def read(self, token: str) -> Example:
         """One example by its token, past the stream.
@@ -145,12 +140,30 @@ class ExampleMaker:
         Raises:
             AbsentError, QuarantinedError: there is no such sample.
         """
-        return self.drives_of([self._dataset.read(t, {"samples": ["json"]})["samples"]["json"] for t in tokens])
+        batch = self.blind(tokens)
+        return batch.future, batch.status
 
-    def drives_of(self, documents: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of samples' ``json`` members."""
-        futures = np.stack([self._future(d) for d in documents])
-        return torch.from_numpy(futures), torch.from_numpy(np.stack([_status(d) for d in documents]))
+    def blind(self, tokens: Sequence[str]) -> Batch:
+        """A batch of samples without images (V is 0) and targets; nothing but their ``json`` members is read.
+
+        Raises:
+            AbsentError, QuarantinedError: there is no such sample.
+        """
+        return self.blind_of(self._dataset.read(t, {"samples": ["json"]})["samples"]["json"] for t in tokens)
+
+    def blind_of(self, documents: Iterable[Mapping[str, Any]]) -> Batch:
+        """The same of samples' ``json`` members, of which one at a time is held."""
+        return collate([self._blind(document) for document in documents])
+
+    def _blind(self, document: Mapping[str, Any]) -> Example:
+        return Example(
+            token=document["token"],
+            images=_NO_IMAGES,
+            status=_status(document),
+            command=COMMANDS.index(document["ego"]["command"]),
+            future=self._future(document),
+            targets={},
+        )
 
     def _future(self, document: Mapping[str, Any]) -> NDArray[np.float32]:
         future = document["future"]["trajectory"][: self._config.steps]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards_schema.errors import ConfigError, StoreError
 from shards_schema.inputs.models import StrictModel
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ParallelConfig(StrictModel):
@@ -166,6 +169,16 @@ def gathered(value: Any) -> list[Any]:
     out: list[Any] = [None] * world_size()
     dist.all_gather_object(out, value)
     return out
+
+
+def in_blocks(items: Sequence[Item], do: Callable[[Sequence[Item]], Result], size: int = 4096) -> list[Result]:
+    """`do` of each block of so many items, in order, on every rank; the ranks share the blocks.
+
+    The blocks are the same however many ranks there are, and so is what is made of their results in order.
+    """
+    starts = range(0, len(items), size)
+    every = gathered([do(items[start : start + size]) for start in starts[rank() :: world_size()]])
+    return [every[i % world_size()][i // world_size()] for i in range(len(starts))]
 
 
 def by_rank_0(act: Callable[[], None]) -> None:

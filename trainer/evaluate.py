@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from trainer import distributed
 from trainer.batch import Batch
+from trainer.held import shared
 from trainer.latents import LATENTS
 from trainer.losses import answer_loss
 from trainer.model import SFTModel
@@ -83,7 +83,7 @@ def evaluate(
 
     Args:
         model: student and adapters.
-        batches: held-out; the same list on every rank.
+        batches: held-out; the same on every rank. Each rank reads its own.
         stage: whose allow table holds.
         device: of the model.
         dtype: of autocast.
@@ -94,26 +94,18 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    table, sums = allow_table(stage, device), cast(dict[str, Number], dict.fromkeys(_keys(batches[0]), 0.0))
-    world, mine = distributed.world_size(), distributed.rank()
-    for i in range(-(-len(batches) // world)):
-        place = i * world + mine
-        batch = model.student.prepare(batches[min(place, len(batches) - 1)]).to(device)  # FSDP: every rank in each pass
+    table, sums = allow_table(stage, device), dict[str, Number]()
+    for _, prepared, counts in shared(batches, model.student):
+        batch = prepared.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             found = _sums(model, batch, table)
-        if place < len(batches):
-            add(sums, found)
+        add(sums, found if counts else dict.fromkeys(found, 0.0))
     model.train(training)
     distributed.reshard(model)
     total = distributed.summed(read(sums), device)
     samples, parsed = total.pop("samples"), total.pop("parsed")
     means = {k: mean(v, parsed if k[:4] in ("ade_", "fde_") else samples) for k, v in total.items()}
     return {**known(means), "unparsed": 1 - parsed / samples, "samples": samples}
-
-
-def _keys(batch: Batch) -> list[str]:
-    cosines = [f"cosine_{kind}{end}" for kind in LATENTS for end in ("", "_raw")]
-    return ["answer", *cosines, *displacement(batch.future, batch.future), "samples", "parsed"]
 
 
 def _sums(model: SFTModel, batch: Batch, table: Tensor) -> dict[str, Number]:

@@ -114,12 +114,7 @@ class Statistics:
         Raises:
             ConfigError: no sample.
         """
-        parts = ({kind: ChannelStatistics.of(target, 1) for kind, target in sample.items()} for sample in samples)
-        first = next(parts, None)
-        if first is None:
-            raise ConfigError("statistics: the training split has no samples")
-        total = reduce(lambda sums, more: {kind: sums[kind].merged(part) for kind, part in more.items()}, parts, first)
-        return {kind: cls.of(sums) for kind, sums in total.items()}
+        return {kind: cls.of(sums) for kind, sums in channel_sums(samples).items()}
 
     def standardise(self, features: Tensor) -> Tensor:
         """(features - mean) / std, over the last axis."""
@@ -132,6 +127,24 @@ class Statistics:
     @staticmethod
     def _as(constant: Tensor, features: Tensor) -> Tensor:
         return sent(constant, features.device).to(features.dtype)
+
+
+def channel_sums(samples: Iterable[Mapping[str, NDArray[np.float32]]]) -> dict[str, ChannelStatistics]:
+    """Of every latent of samples, as `Statistics.over` takes them, which raises what this raises."""
+    return merged_sums({kind: ChannelStatistics.of(target, 1) for kind, target in sample.items()} for sample in samples)
+
+
+def merged_sums(parts: Iterable[dict[str, ChannelStatistics]]) -> dict[str, ChannelStatistics]:
+    """The sums of several sets of samples, in their order.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    every = iter(parts)
+    first = next(every, None)
+    if first is None:
+        raise ConfigError("statistics: the training split has no samples")
+    return reduce(lambda sums, more: {kind: sums[kind].merged(part) for kind, part in more.items()}, every, first)
 
 
 class LatentInputs(nn.Module):

@@ -24,6 +24,7 @@ from trainer import checkpoint, distributed, seeds
 from trainer.answers.base import Answers
 from trainer.batch import Batch, Example, collate
 from trainer.data import ExampleMaker
+from trainer.held import HeldOut
 from trainer.model import SFTModel
 from trainer.optimiser import clipped
 from trainer.resuming import ELASTIC, FREE, Config, refuse_other, refuse_other_step, step_samples
@@ -155,10 +156,13 @@ class Run(ABC, Generic[Config]):
         self.stream.load_state_dict(content["stream"])
         self._log(f"resumed at step {self.step} of {self.total}")
 
-    def held_batches(self, limit: int | None = None) -> list[Batch]:
-        """Held-out samples in batches on the CPU, in plan order; with a limit so many, evenly spread over them."""
-        examples = [self.reader.read(t) for t in spread(self.held_tokens, limit)]
-        return [collate(examples[i : i + self._held_batch]) for i in range(0, len(examples), self._held_batch)]
+    def held_batches(self, limit: int | None = None) -> HeldOut:
+        """Held-out samples in batches on the CPU, in plan order, each read when it is asked for.
+
+        Args:
+            limit: so many samples at most, evenly spread over them.
+        """
+        return HeldOut(self.reader, spread(self.held_tokens, limit), self._held_batch)
 
     def fit(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor
 from trainer import distributed, seeds
 from trainer.batch import Batch
 from trainer.evaluate import displacement
+from trainer.held import shared
 from trainer.reward import Reward
 from trainer.students.base import Student
 from trainer.tally import known, mean_known
@@ -132,7 +133,7 @@ def policy_scores(
 
     Args:
         student: the policy; evaluated in eval mode, left as it was.
-        batches: the same on every rank.
+        batches: the same on every rank. Each rank reads its own.
         reward: scores.
         table: the allow table.
         device: of the student.
@@ -146,11 +147,9 @@ def policy_scores(
     """
     training = student.training
     student.eval()
-    world, mine = distributed.world_size(), distributed.rank()
     own: list[tuple[int, Driven]] = []
-    for i in range(-(-len(batches) // world)):
-        place = i * world + mine
-        batch = student.prepare(batches[min(place, len(batches) - 1)]).to(device)  # FSDP: every rank in every pass
+    for place, prepared, counts in shared(batches, student):
+        batch = prepared.to(device)
         generator = seeds.generator(device, seed, "held out", place)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             said = student.answer(batch, table)
@@ -159,7 +158,7 @@ def policy_scores(
                 if samples
                 else None
             )
-        if place < len(batches):
+        if counts:
             own.append((place, _driven(student, batch, reward, said, more, samples)))
     student.train(training)
     distributed.reshard(student)

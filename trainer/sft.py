@@ -22,7 +22,7 @@ from trainer.batch import ANSWERS, Batch, Example
 from trainer.config import SFTConfig, StageConfig
 from trainer.data import ExampleMaker, notices, shuffled
 from trainer.evaluate import evaluate, zeroed_latents
-from trainer.latents import LATENTS, Statistics, TargetConfig
+from trainer.latents import LATENTS, Statistics, TargetConfig, channel_sums, merged_sums
 from trainer.leaks import check
 from trainer.model import SFTModel
 from trainer.optimiser import learning_rate, make_optimiser, set_rate
@@ -69,9 +69,7 @@ class SFT(Run[SFTConfig]):
         self._history = int(self.dataset.columns["samples"].provenance["num_history"])
         if recorded is None:
             statistics = self._statistics()
-            self.answers = build.make_answers(
-                config.answers, config.student, lambda: self.reader.drives(self.train_tokens), config.samples.steps
-            )
+            self.answers = build.make_answers(config.answers, config.student, self._drives, config.samples.steps)
         else:
             statistics = build.restore_statistics(recorded)
             self.answers = build.restore_answers(recorded["answers"], config.student)
@@ -91,9 +89,15 @@ class SFT(Run[SFTConfig]):
         if recorded is not None:
             self._resume(recorded)
 
+    def _drives(self) -> tuple[Tensor, Tensor]:
+        """Futures and status of the training split; each rank reads its share."""
+        futures, status = zip(*distributed.in_blocks(self.train_tokens, self.reader.drives), strict=True)
+        return torch.cat(futures), torch.cat(status)
+
     def _statistics(self) -> dict[str, Statistics]:
         if self.config.statistics == "split":
-            return Statistics.over(self.reader.targets(self.train_tokens))
+            parts = distributed.in_blocks(self.train_tokens, lambda some: channel_sums(self.reader.targets(some)))
+            return {kind: Statistics.of(sums) for kind, sums in merged_sums(parts).items()}
         return {kind: self._column_statistics(target) for kind, target in self.config.targets.items()}
 
     def _column_statistics(self, target: TargetConfig) -> Statistics:

@@ -11,17 +11,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks import shards
 from benchmarks.readers.base import IMAGE, SPEC, Bytes, Reader, Shape, json_of
+from benchmarks.shards import Members, column
 from pipeline.reading.reader import Dataset
-from pipeline.stores.tar import TarWriter
-from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream, StreamConfig
-from pipeline.writing.plan import make_plan
 from shards_schema import layout
-from shards_schema.codecs import npy_bytes, seal_of
-from shards_schema.commit import CommitRecord
-from shards_schema.manifests import ColumnManifest, DatasetManifest
-from shards_schema.plan import PlanConfig, SceneRef
+from shards_schema.codecs import npy_bytes
+from shards_schema.manifests import ColumnManifest
+from shards_schema.plan import SceneRef
 
 TARGETS = {"samples": ["json", IMAGE], "latents": ["latents"]}
 RAW = "raw sequential read (ceiling)"
@@ -43,50 +41,13 @@ def readers(folder: Path, samples: Bytes, shape: Shape, *, threads: int | None, 
 
 
 def write_dataset(out: Path, samples: Bytes, shard_size: int) -> None:
-    """A committed dataset with the columns `samples` (JSON, image) and `latents`, without a pipeline to make it."""
-    volume = Volume(str(out))
+    """A committed dataset with the columns `samples` (JSON, image) and `latents`."""
     refs = [SceneRef(log="log", timestamp=i, token=token, start=i) for i, token in enumerate(samples.tokens)]
-    plan_config = PlanConfig(shard_size=shard_size)
-    plan = make_plan(refs, plan_config)
-    recorded = {"digest": plan.digest, "samples": plan.samples, "shards": plan.shards} | plan_config.model_dump()
-    manifest = DatasetManifest(
-        source={"kind": "noise"}, plan=recorded, zarr=False, synthetic=True, notices=(), code_version="benchmark"
-    )
-    volume.put(layout.PLAN, plan.to_parquet())
-    volume.put(layout.DATASET, manifest.to_bytes())
-    row_of = {token: i for i, token in enumerate(samples.tokens)}
-
-    def members(column: str, token: str) -> dict[str, bytes]:
-        row = row_of[token]
-        if column == layout.SAMPLES:
-            return {"json": json_of(row), IMAGE: samples.images[row]}
-        return {"latents.npy": npy_bytes(samples.latents[row])}
-
-    for column, targets in ((layout.SAMPLES, ()), ("latents", (SPEC,))):
-        described = ColumnManifest(
-            column=column, targets=targets, provenance={}, random_weights=True, config={}, environment={}
-        )
-        volume.put(layout.column_json(column), described.to_bytes())
-        for shard in range(plan.shards):
-            scenes = plan.shard(shard).scenes
-            with volume.create(layout.tar(column, shard)) as file:
-                tar = TarWriter(file)
-                for scene in scenes:
-                    tar.add(scene.ref.token, members(column, scene.ref.token))
-                tar.finish()
-            record = CommitRecord(
-                column=column,
-                shard=shard,
-                dataset=seal_of(manifest.to_bytes()),
-                fingerprint=described.fingerprint,
-                planned=len(scenes),
-                quarantined=(),
-                files={layout.tar(column, shard): file.finish()},
-                tokens=tuple(scene.ref.token for scene in scenes),
-                rows=tuple(scene.row for scene in scenes),
-                members={name: tuple(places) for name, places in tar.members.items()},
-            )
-            volume.put(layout.record(column, shard), record.to_bytes())
+    columns: list[tuple[ColumnManifest, Members]] = [
+        (column(layout.SAMPLES), lambda ref: {"json": json_of(ref.start), IMAGE: samples.images[ref.start]}),
+        (column("latents", (SPEC,)), lambda ref: {"latents.npy": npy_bytes(samples.latents[ref.start])}),
+    ]
+    shards.write_dataset(out, refs, shard_size, columns)
 
 
 def _raw(folder: Path) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, status
 from benchmarks.scale.scenes import MEMBERS, ListSource, manifests, scene_refs
 from cluster.dispatch import Dispatcher
 from cluster.driver import drive
@@ -47,7 +47,7 @@ def apart(what: str, **asked: Any) -> Measured:
 def measured(what: str, asked: dict[str, Any]) -> Measured:
     """One of `MEASURES` in this process, which has the imports behind it and nothing else; with its peak."""
     global _idle
-    _idle = _status("VmRSS")
+    _idle = status("VmRSS")
     result = MEASURES[what](**asked)
     return result | {"peak_mb": _peak()}
 
@@ -59,14 +59,8 @@ def _timed(action: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.process_time() - began
 
 
-def _status(key: str) -> float:
-    """A line of /proc/self/status, in MB."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key + ":"))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
 def _peak() -> float:
-    return _status("VmHWM") - _idle
+    return status("VmHWM") - _idle
 
 
 _idle = 0.0
@@ -92,7 +86,7 @@ def measure_plan(scenes: int, counts: str) -> Measured:
 def measure_objects(scenes: int) -> Measured:
     """The plan from `SceneRef` objects, as `Scan` holds them."""
     refs = tuple(scene_refs(scenes))
-    result = {"refs_mb": _status("VmRSS") - _idle}
+    result = {"refs_mb": status("VmRSS") - _idle}
     result["plan_s"] = _timed(lambda: make_plan(refs, PlanConfig()))[1]
     return result
 
@@ -100,10 +94,10 @@ def measure_objects(scenes: int) -> Measured:
 def measure_tasks(scenes: int, root: str) -> Measured:
     """`begin` of a new dataset, and all tasks at once as `Run.todo` makes them."""
     run, seconds = _timed(lambda: runs.begin(ListSource(scenes), root, manifests(), plan_config=PlanConfig()))
-    before = _status("VmRSS")
+    before = status("VmRSS")
     tasks, todo = _timed(run.todo)
     assert len(tasks) == run.plan.shards
-    return {"begin_s": seconds, "todo_s": todo, "tasks_mb": _status("VmRSS") - before}
+    return {"begin_s": seconds, "todo_s": todo, "tasks_mb": status("VmRSS") - before}
 
 
 def measure_write(scenes: int, root: str) -> Measured:

@@ -24,6 +24,7 @@ from trainer import build, checkpoint, distributed
 from trainer.answers.text import TextAnswers
 from trainer.config import SFTConfig
 from trainer.distributed import ParallelConfig
+from trainer.held import shared
 from trainer.latents import Statistics
 from trainer.losses import LossWeights
 from trainer.model import SFTModel
@@ -156,6 +157,9 @@ def worker(rank: int, root: str, shards: str) -> None:
         run = Noted(elastic_recipe(shards, Path(root, "elastic"), 2), CPU, log=lambda text: None)
         run.fit(until=5)
         Path(root, f"seen_{rank}.json").write_text(json.dumps(run.seen))
+        Path(root, f"blocks_{rank}.json").write_text(json.dumps(distributed.in_blocks(range(10), list, size=3)))
+        places = [(place, counts) for place, _, counts in shared([batch] * 3, make().student)]
+        Path(root, f"shared_{rank}.json").write_text(json.dumps(places))
         Path(root, f"full_{rank}.txt").write_text(written_to_a_full_disk(Path(root, "full", "step_00000001.pt")))
         both = {"batch_size": 2, "threads": 1}
         half = recipe(shards, Path(root, "half"), stream=both, parallel={"mode": "fsdp"}, dtype="bfloat16")
@@ -181,6 +185,14 @@ def test_gradients_of_two_ranks_are_those_of_one_process(two_ranks: Path, mode: 
         assert found.keys() == alone.keys()
         for name, gradient in alone.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=0, msg=name)
+
+
+def test_ranks_share_blocks_and_batches(two_ranks: Path) -> None:
+    for rank in range(2):
+        blocks = json.loads((two_ranks / f"blocks_{rank}.json").read_text())
+        assert blocks == distributed.in_blocks(range(10), list, size=3) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    first, second = (json.loads((two_ranks / f"shared_{rank}.json").read_text()) for rank in range(2))
+    assert (first, second) == ([[0, True], [2, True]], [[1, True], [3, False]])
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -20,10 +20,12 @@ from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import CHANNELS, STILL, assert_same, batch_of, tiny_student
 from trainer import baselines, checkpoint
 from trainer.baselines import Scenes, constant_velocity, train_mlp
+from trainer.batch import Example
 from trainer.build import load_policy
 from trainer.config import StageConfig
 from trainer.data import ExampleMaker
 from trainer.evaluate import displacement, summary, zeroed_latents
+from trainer.held import HeldOut
 from trainer.latents import Statistics
 from trainer.losses import LossWeights
 from trainer.model import SFTModel
@@ -241,6 +243,30 @@ def test_hidden_images_are_grey_in_training_and_in_evaluation(shards: str, tmp_p
     seeing = start(shards, tmp_path / "b").reader.read(first.token)
     assert seeing.images.std() > 0
     assert (seeing.status == first.status).all()
+
+
+def test_held_out_samples_are_read_when_they_are_due(shards: str, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(shards, whole, keep=10)
+    read, own = list[str](), run.reader.read
+
+    def noted(token: str) -> Example:
+        read.append(token)
+        return own(token)
+
+    monkeypatch.setattr(run.reader, "read", noted)
+    assert len(run.held_batches()) == 1
+    held = HeldOut(run.reader, run.held_tokens, 2)
+    blind = held.blind()
+    assert not read
+    found = run.evaluate(held)
+    assert sorted(read) == sorted(run.held_tokens)
+    kept = list(held)
+    assert run.evaluate(kept) == found
+    assert [b.tokens for b in kept] == [b.tokens for b in held[:]] == [b.tokens for b in blind]
+    for seen, unseen in zip(kept, blind, strict=True):
+        assert all(torch.equal(getattr(seen, name), getattr(unseen, name)) for name in ("status", "command", "future"))
+        assert unseen.images.numel() == len(unseen.targets) == 0
+    assert run.oracle(blind) == run.oracle(kept)
 
 
 def test_zeroed_latents_change_what_is_said_and_only_while_asked(shards: str, whole: Path) -> None:
