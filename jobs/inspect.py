@@ -14,7 +14,7 @@ from jobs import config as job_config
 from pipeline.reading.reader import Dataset
 from pipeline.stores.disk import write_bytes
 from pipeline.stores.places import OutPath, Place
-from pipeline.stores.volume import Volume
+from reports import pages
 from reports.inspection import page, text
 from reports.inspection.facts import NAVTRAIN_SCENES, Facts, gather
 from reports.tables import bytes_text
@@ -59,11 +59,7 @@ def main(arguments: list[str]) -> int:
 
 def page_path(config: InspectConfig) -> Path:
     """Where the page goes: not into the dataset, where `make verify` would call it a fault."""
-    root = Volume(config.out).local_root
-    if config.page is None:
-        name = config.out.rstrip("/").rsplit("/", 1)[-1]
-        return Path(f"{name}-inspect.html") if root is None else root.with_name(f"{root.name}-inspect.html")
-    return config.page
+    return config.page or pages.beside(config.out, "inspect")
 
 
 def readable(facts: Facts) -> Dataset | None:

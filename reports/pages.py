@@ -8,6 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.stores.volume import Volume
+
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -20,6 +22,12 @@ _TEMPLATES = Environment(
 def render(template: str, **values: object) -> str:
     """A template of this room, ``folder/name.html``, filled in."""
     return _TEMPLATES.get_template(template).render(values)
+
+
+def beside(url: str, what: str) -> Path:
+    """Where the page ``<name>-<what>.html`` of a dataset goes: beside a local one, else into the working directory."""
+    root, name = Volume(url).local_root, url.rstrip("/").rsplit("/", 1)[-1]
+    return Path(f"{name}-{what}.html") if root is None else root.with_name(f"{root.name}-{what}.html")
 
 
 def tag(name: str, *inside: str | Iterable[str], **attributes: object) -> Markup:
