@@ -13,14 +13,14 @@ READY  := $(VENV)/.ready
 WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data plan teachers probe verify inspect sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint docs bench bench-gpu chaos clean
+.PHONY: help setup data plan teachers probe verify inspect signal sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint docs bench bench-gpu chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "  All from data to fidelity, bench, bench-gpu and chaos take SET=\"key=value ...\"; some have words of their own:"
 	@echo "    CONFIG  plan, teachers, probe: $(CONFIG); sft, experiments: configs/sft_demo.yaml; grpo: configs/grpo_demo.yaml"
-	@echo "    OUT     plan, teachers, probe, verify, inspect, fidelity: $(OUT); sft, experiments, grpo: runs/NAME; evaluate: runs/evaluation"
+	@echo "    OUT     plan, teachers, probe, verify, inspect, signal, fidelity: $(OUT); sft, experiments, grpo: runs/NAME; evaluate: runs/evaluation"
 	@echo "    DATA    data: $(DATA); sft, experiments, grpo, evaluate: $(WORLD)"
 	@echo "    POLICY  grpo, evaluate: $(POLICY)"
 	@echo "  plan, teachers and probe read the logs that CONFIG names: SET=\"source.root=DIR\" names others."
@@ -50,6 +50,9 @@ verify: $(READY) ## re-read and check every byte of the dataset in OUT
 
 inspect: $(READY) ## print what is in OUT and write a page of pictures
 	$(PY) -m jobs.inspect "out=$(OUT)" $(SET)
+
+signal: $(READY) ## probe the columns of OUT: do they know more of a scene than ego status does?
+	$(PY) -m jobs.signal "data=$(OUT)" $(SET)
 
 # the trainer's targets learn from DATA; the world that they take by default is made when it is not there
 sft experiments: CONFIG = configs/sft_demo.yaml

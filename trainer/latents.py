@@ -80,11 +80,11 @@ class TargetConfig(StrictModel):
             left.remove(dim)
         x = x.transpose([left.index(d) for d in (*self.grid, self.channel)])
         for axis, cells in enumerate(self.grid.values()):
-            x = np.moveaxis(np.tensordot(_averages(x.shape[axis], cells), x, axes=(1, axis)), 0, axis)
+            x = np.moveaxis(np.tensordot(averages(x.shape[axis], cells), x, axes=(1, axis)), 0, axis)
         return np.ascontiguousarray(x.reshape(-1, x.shape[-1]), dtype=np.float32)
 
 
-def _averages(size: int, cells: int) -> NDArray[np.float32]:
+def averages(size: int, cells: int) -> NDArray[np.float32]:
     """[cells, size]: cell i averages entries floor(i size / cells) .. ceil((i + 1) size / cells) (adaptive pooling)."""
     weights = np.zeros((cells, size), dtype=np.float32)
     for i in range(cells):

@@ -13,6 +13,7 @@ from jobs.data import DataConfig
 from jobs.export import ExportConfig
 from jobs.fidelity import FidelityConfig
 from jobs.inspect import InspectConfig
+from jobs.signal import SignalConfig
 from pipeline.stores.places import outside
 from pipeline.writing.run import begin
 from reports.evaluation.config import EvaluateConfig
@@ -26,6 +27,7 @@ OUTPUTS: list[tuple[type[BaseModel], str]] = [
     (ExportConfig, "to"),
     (ExportConfig, "images"),
     (InspectConfig, "page"),
+    (SignalConfig, "page"),
     (EvaluateConfig, "out"),
     (FidelityConfig, "out"),
     (SFTConfig, "out"),
