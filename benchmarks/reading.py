@@ -1,12 +1,10 @@
-"""Readers of shards, in random order: ours against webdataset, litdata, MosaicML Streaming and a raw read.
+"""Readers of shards, in random order: ours against webdataset and a raw read.
 
 The same samples (a JPEG's bytes, a float16 latent, a little JSON) in each library's own files; ours in two tars that
 are joined by token. Each run reads every sample once, in shuffled batches with latents in memory of their own, and
 nobody decodes the image: that costs all of them the same. Each run has a process of its own. "cold": the files are
 dropped from the page cache before it, so the disk limits; "warm": the second epoch of the process, so the reader does.
-Opening the dataset and starting workers is in the time, imports are not. Libraries that are not installed are left out.
-
-`python -m benchmarks.reading [repeats=5 ...]` runs this one alone.
+Opening the dataset and starting workers is in the time, imports are not.
 """
 
 from __future__ import annotations
@@ -24,11 +22,9 @@ import torch
 from pydantic import Field
 
 from benchmarks.apart import apart
-from benchmarks.measure import interleaved, print_machine, spread, temporary
+from benchmarks.measure import interleaved, spread, temporary
 from benchmarks.page_cache import drop
-from benchmarks.readers import ours, peers
-from benchmarks.readers.base import SPEC, Reader, Shape, made
-from jobs import config as job_config
+from benchmarks.readers import RAW, SPEC, Reader, Shape, made, readers
 from reports.tables import table
 
 
@@ -44,9 +40,7 @@ def run(config: Config) -> None:
     samples = made(config)
     size = sum(map(len, samples.images)) + samples.latents.nbytes
     with temporary() as root:
-        readers = ours.readers(
-            root / "ours", samples, config, threads=config.threads, prefetch=config.prefetch
-        ) | peers.readers(root, samples, config)
+        ways = readers(root, samples, config, threads=config.threads, prefetch=config.prefetch)
         del samples
         gc.collect()
         os.sync()
@@ -55,19 +49,19 @@ def run(config: Config) -> None:
             f"{config.samples} samples, {size / 1e6:.0f} MB; batches of {config.batch_size}; {threads} "
             f"threads of ours; {config.repeats} runs of each, taken in turn\n"
         )
-        for name, reader in readers.items():
-            if name != ours.RAW:
+        for name, reader in ways.items():
+            if name != RAW:
                 apart(partial(_check, name, reader, config))
 
         def measured(make: Callable[[Reader], Callable[[], float]]) -> dict[str, list[float]]:
-            wanted = {name: make(reader) for name, reader in readers.items()}
+            wanted = {name: make(reader) for name, reader in ways.items()}
             return interleaved({name: partial(apart, measure) for name, measure in wanted.items()}, config.repeats)
 
         cold = measured(lambda reader: partial(_rate, reader, config, cold=True))
         warm = measured(lambda reader: partial(_rate, reader, config, cold=False))
         _print_rates(cold, warm)
         first = measured(lambda reader: partial(_first, reader, reader.open))
-        readers = {name: reader for name, reader in readers.items() if reader.resume is not None}
+        ways = {name: reader for name, reader in ways.items() if reader.resume is not None}
         resumed = measured(lambda reader: partial(_first, reader, reader.resume))
         rows = [[n, spread(first[n], 0), spread(resumed[n], 0) if n in resumed else "cannot"] for n in first]
         print("\n\nms from opening to the first batch, cold\n")
@@ -81,7 +75,7 @@ def _print_rates(cold: dict[str, list[float]], warm: dict[str, list[float]]) -> 
     for name in cold:
         cells = [name]
         for rates in (cold, warm):
-            ceiling = median(rates[ours.RAW])
+            ceiling = median(rates[RAW])
             ratios = [mine / theirs for mine, theirs in zip(rates[name], rates[best[id(rates)]], strict=True)]
             cells += [spread(rates[name]), f"{median(rates[name]) / ceiling:.2f}", spread(ratios, 2)]
         rows.append(cells)
@@ -125,14 +119,3 @@ def _check(name: str, reader: Reader, config: Config) -> None:
         assert tuple(latents.shape[-3:]) == SPEC.shape
         latents[:] = 0  # memory of its own: a mapped file would not be written to
     assert sorted(tokens) == [f"{i:016x}" for i in range(config.samples)], f"{name}: {len(tokens)} tokens"
-
-
-def main(arguments: list[str]) -> None:
-    """Run it alone."""
-    settings = job_config.load(Config, arguments)
-    print_machine()
-    run(settings)
-
-
-if __name__ == "__main__":
-    job_config.run(main)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.stores.tar import TarWriter
+from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.volume import Volume
 from pipeline.writing.plan import make_plan
 from shards_schema import layout
 from shards_schema.codecs import seal_of
-from shards_schema.commit import CommitRecord
 from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.plan import PlanConfig, SceneRef
 from shards_schema.specs import TargetSpec
@@ -29,7 +28,7 @@ def column(name: str, targets: tuple[TargetSpec, ...] = (), **provenance: object
 def write_dataset(
     out: Path, refs: Sequence[SceneRef], shard_size: int, columns: Sequence[tuple[ColumnManifest, Members]]
 ) -> None:
-    """Plan the scenes, and commit every shard of every column; without Zarr, index and statistics."""
+    """Plan the scenes, and commit every shard of every column; without Zarr and index."""
     volume = Volume(str(out))
     plan_config = PlanConfig(shard_size=shard_size)
     plan = make_plan(refs, plan_config)
@@ -39,25 +38,14 @@ def write_dataset(
     )
     volume.put(layout.PLAN, plan.to_parquet())
     volume.put(layout.DATASET, manifest.to_bytes())
+    seal = seal_of(manifest.to_bytes())
     for described, members in columns:
         volume.put(layout.column_json(described.column), described.to_bytes())
         for shard in range(plan.shards):
             scenes = plan.shard(shard).scenes
-            with volume.create(layout.tar(described.column, shard)) as file:
-                tar = TarWriter(file)
+            with ColumnShardWriter(
+                volume, described, dataset=seal, shard=shard, shard_size=shard_size, zarr=False
+            ) as writer:
                 for scene in scenes:
-                    tar.add(scene.ref.token, members(scene.ref))
-                tar.finish()
-            record = CommitRecord(
-                column=described.column,
-                shard=shard,
-                dataset=seal_of(manifest.to_bytes()),
-                fingerprint=described.fingerprint,
-                planned=len(scenes),
-                quarantined=(),
-                files={layout.tar(described.column, shard): file.finish()},
-                tokens=tuple(scene.ref.token for scene in scenes),
-                rows=tuple(scene.row for scene in scenes),
-                members={name: tuple(places) for name, places in tar.members.items()},
-            )
-            volume.put(layout.record(described.column, shard), record.to_bytes())
+                    writer.add(scene.ref.token, scene.row, members(scene.ref), {})
+                writer.commit([scene.ref.token for scene in scenes])

@@ -24,11 +24,10 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-
-from benchmarks.readers.mosaic import import_streaming
 
 SAMPLES, A_SHARD = 20, 5
 LIMIT_S = 60
@@ -43,6 +42,32 @@ def _sample(i: int, seed: int) -> tuple[str, Any, bytes]:
 
 def _digest(array: Any, data: bytes) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes() + bytes(data)).hexdigest()
+
+
+class _StandIn(ModuleType):
+    """A package with every name in it, none of which does anything."""
+
+    __path__ = []  # noqa: RUF012 (what makes a module a package)
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return object
+
+
+def import_streaming() -> Any:
+    """MosaicML Streaming imports torchvision for classes that nothing here uses; the project never installs it."""
+    if importlib.util.find_spec("torchvision") is not None:
+        return importlib.import_module("streaming")
+    if importlib.util.find_spec("transformers") is not None:
+        importlib.import_module("transformers")  # before the stand-in, which it would take for the real one
+    parts = ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional")
+    sys.modules |= {name: _StandIn(name) for name in parts}
+    try:
+        return importlib.import_module("streaming")
+    finally:
+        for name in parts:
+            del sys.modules[name]
 
 
 class _Peer:

@@ -1,1 +1,0 @@
-"""The libraries that `benchmarks.reading` holds against each other: each writes the same samples, and reads them."""
