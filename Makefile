@@ -114,7 +114,7 @@ lint: $(READY) ## ruff and mypy --strict
 docs: $(READY) ## build the site of the pages into out/site; a dead link ends it
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
-bench: $(READY) ## measure job, decode, writer, memory, reading, scoring, scale, coverage against their ceilings
+bench: $(READY) ## measure job, writer, memory, reading, scoring, scale against their ceilings
 	$(PY) -m benchmarks $(SET)
 
 bench-gpu: $(READY) ## the networks against the matrix rate of the device at hand, and hours for navtrain (CPU: small ones)

@@ -1,8 +1,8 @@
 """The whole job against the bare teacher loop: what share of the teacher's own speed is left when all is done.
 
 The ceiling is a loop that does nothing but call the teacher on batches that lie ready. Against it: the plain worker in
-threads, and the same worker in one Ray actor, which read, decode, resize, batch, teach, hash, write both stores with
-fsync, and commit. Time runs from the moment that the worker is ready to the last receipt, so the filling and the
+threads, and the same worker in Ray actors, which read, decode, resize, batch, teach, hash, write both stores with
+fsync, and commit. Time runs from the moment that the (last) worker is ready to the last receipt, so the filling and the
 emptying of the pipeline count. The teacher sleeps: an imitated GPU that takes no CPU, and no more is claimed.
 """
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -60,8 +61,8 @@ class Config(StrictModel):
     """Scenes a shard; small, so that many begin and end in a short run."""
     repeats: int = Field(default=3, ge=1)
     """Of each variant, taken in turn."""
-    ray: bool = True
-    """Whether to run the Ray variant as well."""
+    actors: tuple[int, ...] = (1,)
+    """Ray actors, each number a row; several share this machine's cores. None of them: without Ray."""
     worker: WorkerConfig = WorkerConfig(device="cpu")
     """Of both variants."""
 
@@ -109,8 +110,8 @@ def _run_load(config: Config, load: Load) -> None:
             "bare teacher loop (ceiling)": lambda: _bare(config, load),
             "worker in threads": lambda: _plain(config, load, source, root / "out"),
         }
-        if config.ray:
-            variants["worker in a Ray actor"] = lambda: _ray(config, load, source, root / "out")
+        for actors in config.actors:
+            variants[f"worker in {actors} Ray actors"] = partial(_ray, config, load, source, root / "out", actors)
         outcomes: dict[str, list[Outcome]] = {name: [] for name in variants}
         for _ in range(config.repeats):
             for name, variant in variants.items():
@@ -169,11 +170,11 @@ def _plain(config: Config, load: Load, source: WindowSource, out: Path) -> Outco
     return _outcome(receipts, began, ready, ended, stamp)
 
 
-def _ray(config: Config, load: Load, source: WindowSource, out: Path) -> Outcome:
+def _ray(config: Config, load: Load, source: WindowSource, out: Path, actors: int) -> Outcome:
     stamp = out.parent / "stamp"
     run, make = begin(source, out, [_teacher(load, stamp)], shard_size=config.shard_size, worker=config.worker)
-    ray = session.ClusterConfig(workers=1, cpus=2)
-    receipts: list[ShardReceipt] = []
+    ray = session.ClusterConfig(workers=actors, cpus=max(actors, 2))
+    receipts: list[tuple[float, ShardReceipt]] = []
     times: list[float] = []
     began = time.monotonic()
     with session.session(ray):
@@ -183,11 +184,11 @@ def _ray(config: Config, load: Load, source: WindowSource, out: Path) -> Outcome
             config=ray,
             in_flight=config.worker.shards_in_flight,
             on_start=lambda pid: times.append(time.monotonic()),
-            on_receipt=receipts.append,
+            on_receipt=lambda receipt: receipts.append((time.monotonic(), receipt)),
         )
-        ended = time.monotonic()
     runs.close(run)
-    return _outcome(receipts, began, times[0], ended, stamp)
+    counted = [receipt for at, receipt in receipts if at > times[-1]]
+    return _outcome(counted, began, times[-1], receipts[-1][0], stamp)
 
 
 def _outcome(receipts: list[ShardReceipt], began: float, ready: float, ended: float, stamp: Path) -> Outcome:

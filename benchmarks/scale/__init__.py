@@ -3,22 +3,20 @@
 Real: the plan, the documents on a local disk, the commit records, the index, the dispatcher, Ray's own part of the
 driver. Each is measured in a process of its own: peak memory is VmHWM less what the imports hold, seconds are of CPU
 (all of this is one thread's work, and the machine is shared). Made up: the scenes, and the cluster
-(`benchmarks/simulator.py`). With `scale.svg=docs/results/scale.svg` the curves are drawn there.
+(`benchmarks/simulator.py`).
 
     scenes    made up: scenes and columns
     driver    the driver's work, measured
     cluster   the cluster, simulated
-    picture   the curves
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from benchmarks.measure import temporary
 from benchmarks.scale.cluster import simulate
-from benchmarks.scale.driver import Measured, apart, print_rates, print_tables
+from benchmarks.scale.driver import Measured, apart, measure_rates, print_tables
 from benchmarks.simulator import Fleet
 from shards_schema.inputs.models import StrictModel
 
@@ -42,8 +40,6 @@ class Config(StrictModel):
     """Runs of each simulated case."""
     fleet: Fleet = Fleet()
     """The cluster."""
-    svg: str | None = None
-    """Where the picture goes; None draws none."""
 
 
 def run(config: Config) -> None:
@@ -66,10 +62,7 @@ def run(config: Config) -> None:
             if n in config.close:
                 measured["close"][n] = apart("close", scenes=n, root=out)
         print_tables(measured)
-        print_rates(apart("rates", scenes=config.fleet.gpus))
+        rates = measure_rates(config.fleet.gpus)
+        print("\nthe driver: " + "; ".join(f"{k} {v:.3g}" for k, v in rates.items()))
         scenes = sorted(json.loads(counts.read_text()), reverse=True)
-    outcomes = simulate(config.fleet, config.gpus, config.seeds, scenes)
-    if config.svg:
-        from benchmarks.scale.picture import picture
-
-        Path(config.svg).write_text(picture(measured, outcomes, config.fleet, config.gpus, max(config.plan)))
+    simulate(config.fleet, config.gpus, config.seeds, scenes)

@@ -9,9 +9,6 @@ from statistics import mean
 from benchmarks.simulator import LOSSES, Fleet, Outcome, Simulation
 from reports.tables import table
 
-Outcomes = dict[tuple[str, int], list[Outcome]]
-"""(case, GPUs) -> one a seed."""
-
 
 def cases(fleet: Fleet) -> dict[str, Fleet]:
     """Name -> cluster."""
@@ -23,9 +20,9 @@ def cases(fleet: Fleet) -> dict[str, Fleet]:
     }
 
 
-def simulate(fleet: Fleet, sizes: Sequence[int], seeds: int, scenes: Sequence[int]) -> Outcomes:
+def simulate(fleet: Fleet, sizes: Sequence[int], seeds: int, scenes: Sequence[int]) -> None:
     """All cases with clusters of `sizes` GPUs, the first of which is the one of the table; printed."""
-    outcomes: Outcomes = {}
+    outcomes: dict[tuple[str, int], list[Outcome]] = {}
     for name, case in cases(fleet).items():
         for gpus in sizes:
             one = [case.model_copy(update={"gpus": gpus, "seed": seed}) for seed in range(seeds)]
@@ -43,7 +40,6 @@ def simulate(fleet: Fleet, sizes: Sequence[int], seeds: int, scenes: Sequence[in
     for name, order in plain.items():
         got = [Simulation(order, fleet.model_copy(update={"gpus": gpus, "seed": s})).run() for s in range(seeds)]
         print(f"{name}: efficiency {mean(o.efficiency for o in got):.4f}, tail {mean(o.tail for o in got):.0f} s")
-    return outcomes
 
 
 def _row(name: str, outcomes: Sequence[Outcome]) -> list[str]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, status
+from benchmarks.apart import apart as forked
+from benchmarks.measure import status
 from benchmarks.scale.scenes import MEMBERS, ListSource, manifests, scene_refs
 from cluster.dispatch import Dispatcher
 from cluster.driver import drive
@@ -35,11 +34,7 @@ Measured = dict[str, float]
 
 def apart(what: str, **asked: Any) -> Measured:
     """One of `MEASURES` in a process of its own, told on a line."""
-    command = [sys.executable, "-m", "benchmarks.scale", what, json.dumps(asked)]
-    answer = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise RuntimeError(f"{what} {asked} failed:\n{answer.stderr}")
-    result: Measured = json.loads(answer.stdout.splitlines()[-1])
+    result = forked(partial(measured, what, asked))
     print(f"  {what} {asked['scenes']:,}: {', '.join(f'{k} {v:.4g}' for k, v in result.items())}", flush=True)
     return result
 
@@ -243,7 +238,6 @@ MEASURES: dict[str, Callable[..., Measured]] = {
     "resume": measure_resume,
     "index": measure_index,
     "close": measure_close,
-    "rates": measure_rates,
 }
 
 
@@ -263,8 +257,3 @@ def print_tables(found: dict[str, dict[int, Measured]]) -> None:
     ):
         print(f"\n{what}: {(MEASURES[what].__doc__ or '').splitlines()[0]}\n")
         print(table(["scenes", *keys, "peak_mb"], rows(what, keys)))
-
-
-def print_rates(rates: Measured) -> None:
-    """Decisions."""
-    print("\nthe driver: " + "; ".join(f"{k} {v:.3g}" for k, v in rates.items() if k != "peak_mb"))
