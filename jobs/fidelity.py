@@ -1,18 +1,16 @@
-"""`python -m jobs.fidelity [data=DIR] [key=value ...]`: what each storage choice of each target costs and loses.
+"""`python -m jobs.fidelity data=DIR [key=value ...]`: what each storage choice of each target costs and loses.
 
-Without a dataset: on synthetic tokens that break small formats, and on VGGT's with random weights. With one: on its
-targets too (a target that is stored as float16 is measured from there: what was lost before is lost). With
-``sft=RECIPE`` the recipe is run on the dataset in each storage, and its held-out figures are put side by side. The
+Measured on a dataset's targets (one that is stored as float16 is measured from there: what was lost before is lost).
+With ``sft=RECIPE`` the recipe is run on the dataset in each storage, and its held-out figures are put side by side. The
 columns of the table are explained in docs/fidelity.md. Exit code: 0; 2 when the config cannot be.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from pydantic import Field
 
 from jobs import config as job_config
@@ -22,14 +20,12 @@ from pipeline.stores.disk import write_json
 from pipeline.stores.fidelity import COSINE
 from pipeline.stores.places import OutText, Place
 from reports.inspection.facts import NAVTRAIN_SCENES
-from reports.storage.figures import HEAD, Figures, Samples, measure
+from reports.storage.figures import HEAD, Figures, measure, stored
 from reports.storage.restored import restore
-from reports.storage.tokens import KINDS, random_vggt, stored, synthetic
 from reports.tables import table
 from shards_schema import layout
 from shards_schema.errors import ConfigError, SpecError
 from shards_schema.inputs.models import StrictModel
-from shards_schema.specs import TargetSpec
 from shards_schema.storage import CHOICES, possible
 from trainer.config import SFTConfig
 
@@ -37,18 +33,12 @@ from trainer.config import SFTConfig
 class FidelityConfig(StrictModel):
     """What to measure."""
 
-    data: Place | None = None
-    """A committed dataset; None measures generated tokens only."""
+    data: Place
+    """A committed dataset."""
     columns: tuple[str, ...] | None = None
     """Of it; None is all teachers' columns."""
     samples: int = Field(default=64, ge=1)
     """Of the dataset, spread over it."""
-    synthetic: int = Field(default=8, ge=0)
-    """Synthetic samples of each kind; 0 for none."""
-    vggt: str | None = "small"
-    """Preset of the VGGT network whose tokens are measured (tiny, small, 1b); None for none."""
-    scenes: int = Field(default=2, ge=1)
-    """That it sees."""
     sft: str | None = None
     """A recipe of `jobs.sft`; its targets are stored in each choice, and the student trained on each."""
     overrides: tuple[str, ...] = ()
@@ -57,47 +47,30 @@ class FidelityConfig(StrictModel):
     """That are trained on."""
     out: OutText | None = None
     """Folder for `fidelity.json`, and for the datasets and students of `sft`."""
-    seed: int = 0
-    """Of everything that is generated."""
-    torch_threads: int | None = Field(default=None, ge=1)
-    """None leaves torch's default."""
 
 
 def main(arguments: list[str]) -> dict[str, list[Figures]]:
     """Run the job; gives the figures of each target."""
     config = job_config.load(FidelityConfig, arguments)
-    if config.sft is not None and (config.data is None or config.out is None):
-        raise ConfigError("sft needs data=DIR (what to train on) and out=DIR (where the datasets and students go)")
-    if config.torch_threads is not None:
-        torch.set_num_threads(config.torch_threads)
-    dataset = None if config.data is None else Dataset(config.data)
+    if config.sft is not None and config.out is None:
+        raise ConfigError("sft needs out=DIR (where the datasets and students go)")
+    dataset = Dataset(config.data)
     results: dict[str, list[Figures]] = {}
-    for name, spec, samples in _targets(config, dataset):
-        results[name] = measure(spec, samples)
-        print(f"\n{name}: {spec.dtype} {list(spec.shape)}; {spec.meaning}")
-        print(table(HEAD, [f.row() for f in results[name]]), flush=True)
+    for column in config.columns or [c for c in dataset.columns if c != layout.SAMPLES]:
+        for spec, samples in stored(dataset, column, config.samples):
+            results[name := f"{column}/{spec.name}"] = measure(spec, samples)
+            print(f"\n{name}: {spec.dtype} {list(spec.shape)}; {spec.meaning}")
+            print(table(HEAD, [f.row() for f in results[name]]), flush=True)
     print(
         f"\nTB for {NAVTRAIN_SCENES:,} scenes, tars alone (targets.zarr is as much again). int8 is offered where the "
         f"1st percentile (p1) of both cosines is at least {COSINE}; the writer holds each shard to it."
     )
-    for notice in () if dataset is None else dataset.manifest.notices:
+    for notice in dataset.manifest.notices:
         print(f"NOTE: {notice}")
-    trained = {} if dataset is None or config.sft is None else _train(config, dataset)
+    trained = {} if config.sft is None else _train(config, dataset)
     if config.out is not None:
         _write(Path(config.out), results, trained)
     return results
-
-
-def _targets(config: FidelityConfig, dataset: Dataset | None) -> Iterator[tuple[str, TargetSpec, Samples]]:
-    for kind in KINDS if config.synthetic else ():
-        yield f"synthetic/{kind}", *synthetic(kind, config.synthetic, config.seed)
-    if config.vggt is not None:
-        for spec, samples in random_vggt(config.vggt, config.scenes, config.seed):
-            yield f"vggt-{config.vggt}/{spec.name}", spec, samples
-    if dataset is not None:
-        for column in config.columns or [c for c in dataset.columns if c != layout.SAMPLES]:
-            for spec, samples in stored(dataset, column, config.samples):
-                yield f"{column}/{spec.name}", spec, samples
 
 
 def _train(config: FidelityConfig, dataset: Dataset) -> dict[str, dict[str, float]]:

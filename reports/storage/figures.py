@@ -7,14 +7,16 @@ quarantined, so it is counted and left out of the other figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.reading.reader import Dataset
 from pipeline.stores.fidelity import COSINE, cosines, standardised, vectors
 from reports.inspection.facts import NAVTRAIN_SCENES
 from shards_schema.codecs import npy_bytes
@@ -103,6 +105,19 @@ class Figures:
             return False
         both = (self.cosine, self.standardised)
         return self.choice != "int8" or all(spread.low >= COSINE for spread in both if spread is not None)
+
+
+def stored(dataset: Dataset, column: str, samples: int) -> Iterator[tuple[TargetSpec, Samples]]:
+    """The float targets of a column that have a shape: of `samples` tokens, spread over the dataset."""
+    tokens = dataset.tokens(column)
+    chosen = list(dict.fromkeys(tokens[i * len(tokens) // samples] for i in range(samples if tokens else 0)))
+    for spec in dataset.specs(column).values():
+        if chosen and np.dtype(spec.dtype).kind == "f" and not spec.ragged and spec.shape:
+            yield spec, partial(_read, dataset, column, spec.name, chosen)
+
+
+def _read(dataset: Dataset, column: str, target: str, tokens: Iterable[str]) -> Iterator[NDArray[Any]]:
+    return (dataset.read(token, {column: [target]})[column][target] for token in tokens)
 
 
 def measure(spec: TargetSpec, samples: Samples) -> list[Figures]:

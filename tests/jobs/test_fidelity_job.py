@@ -15,9 +15,9 @@ from pipeline.reading.verify import verify
 from pipeline.stores.fidelity import COSINE
 from reports.storage.figures import Figures, measure
 from reports.storage.restored import restore
-from reports.storage.tokens import KINDS, random_vggt, synthetic
 from shards_schema.errors import ConfigError
 from shards_schema.specs import TargetSpec
+from tests.jobs.storage_tokens import KINDS, random_vggt, synthetic
 from tests.trainer.shard_toys import recipe_values, write_dataset
 
 
@@ -113,9 +113,9 @@ def test_the_whole_job(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     recipe = tmp_path / "recipe.yaml"
     values = recipe_values(data, "", baselines=False)
     recipe.write_text(yaml.safe_dump({k: v for k, v in values.items() if k not in ("out", "data")}))
-    arguments = [f"data={data}", "synthetic=0", "vggt=null", "samples=4", f"out={tmp_path / 'out'}"]
+    arguments = [f"data={data}", "samples=4", f"out={tmp_path / 'out'}"]
     with pytest.raises(ConfigError, match="sft needs"):
-        fidelity.main([f"sft={recipe}"])
+        fidelity.main([f"data={data}", f"sft={recipe}"])
     found = fidelity.main([*arguments, f"sft={recipe}"])
     text = capsys.readouterr().out
     assert [f.choice for f in found["toy/grid"]] == ["float16", "int8"]

@@ -1,4 +1,4 @@
-"""Tokens to measure storage on: heavy-tailed synthetic ones, VGGT's with random weights, and those of a dataset.
+"""Tokens to measure storage on: heavy-tailed synthetic ones, and VGGT's with random weights.
 
 The synthetic kinds are what is known to break small formats (Sun et al., "Massive Activations
 in Large Language Models", 2024, section 5, on vision transformers): heavy tails, tokens of very different norms, and a
@@ -7,7 +7,7 @@ few channels that dwarf the others, in every token or in a few. They are float32
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pipeline.reading.reader import Dataset
 from reports.storage.figures import Samples
 from shards_schema.specs import TargetSpec
 from teachers.vggt.checkpoint import fill_random
@@ -55,19 +54,6 @@ def _synthetic(kind: str, samples: int, seed: int) -> Iterator[NDArray[np.float3
         elif kind == "sinks":
             x[np.ix_(rng.random(TOKENS) < 0.02, channels[:2])] *= 1000
         yield x.astype(np.float32)
-
-
-def stored(dataset: Dataset, column: str, samples: int) -> Iterator[tuple[TargetSpec, Samples]]:
-    """The float targets of a column that have a shape: of `samples` tokens, spread over the dataset."""
-    tokens = dataset.tokens(column)
-    chosen = list(dict.fromkeys(tokens[i * len(tokens) // samples] for i in range(samples if tokens else 0)))
-    for spec in dataset.specs(column).values():
-        if chosen and np.dtype(spec.dtype).kind == "f" and not spec.ragged and spec.shape:
-            yield spec, partial(_read, dataset, column, spec.name, chosen)
-
-
-def _read(dataset: Dataset, column: str, target: str, tokens: Iterable[str]) -> Iterator[NDArray[Any]]:
-    return (dataset.read(token, {column: [target]})[column][target] for token in tokens)
 
 
 def random_vggt(network: str, scenes: int, seed: int) -> Iterator[tuple[TargetSpec, Samples]]:
