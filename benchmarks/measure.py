@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def print_machine() -> None:
     """Machine, load, versions, commit."""
     one, five, _ = os.getloadavg()
-    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {_cpu()}, {len(os.sched_getaffinity(0))} cores, {_memory()} of memory")
+    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {cpu()}, {len(os.sched_getaffinity(0))} cores, {_memory()} of memory")
     print(
         f"load average at the start {one:.1f} (1 min), {five:.1f} (5 min); temporary files in {tempfile.gettempdir()}"
     )
@@ -35,11 +35,14 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or "unknown CPU"
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown CPU")
 
 
 def _memory() -> str:

@@ -142,23 +142,13 @@ class Simulation:
     Args:
         scenes: of each task, in the order of work.
         fleet: see there.
-        rules: makes what stands in for `Dispatcher` from (tasks, seats), to compare; None is the real one.
     """
 
-    def __init__(self, scenes: Sequence[int], fleet: Fleet, rules: Callable[[int, int], Any] | None = None) -> None:
+    def __init__(self, scenes: Sequence[int], fleet: Fleet) -> None:
         self._scenes, self._fleet = scenes, fleet
         self._rng = random.Random(fleet.seed)
         seats = min(fleet.gpus, len(scenes))
-        self._rules: Any = (
-            rules(len(scenes), seats)
-            if rules
-            else Dispatcher(
-                len(scenes),
-                seats,
-                in_flight=fleet.in_flight,
-                max_attempts=fleet.max_attempts,
-            )
-        )
+        self._rules = Dispatcher(len(scenes), seats, in_flight=fleet.in_flight, max_attempts=fleet.max_attempts)
         self._workers = [_Worker() for _ in range(seats)]
         nodes = -(-seats // fleet.gpus_per_node)
         slow = {n for n in range(nodes) if self._rng.random() < fleet.slow_nodes}
@@ -180,11 +170,9 @@ class Simulation:
         """GPU seconds of tasks that ended, of which the driver has not read yet."""
         self._believed: dict[int, int] = {}
         """Seat -> life of the worker that the driver takes to be there."""
-        self.completions: list[float] = []
-        """When each task was done, in order."""
 
-    def run(self, limit: float = 1e9) -> Outcome:
-        """Until all is done, or `limit` seconds."""
+    def run(self) -> Outcome:
+        """Until all is done."""
         fleet, seats = self._fleet, len(self._workers)
         for seat in range(seats):
             self._load(seat)
@@ -195,7 +183,7 @@ class Simulation:
             self._at(self._now, self._look)
         self._trouble("node losses", fleet.node_mtbf, nodes, self._lose_node, fleet.repair * 3600, True)
         self._trouble("preemptions", fleet.preempt_mtbf, nodes, self._lose_node, fleet.preempted * 3600, False)
-        while not self._rules.finished and self._queue and self._now < limit:
+        while not self._rules.finished and self._queue:
             self._now, _, action, arguments = heapq.heappop(self._queue)
             action(*arguments)
         for worker in self._workers:
@@ -270,7 +258,6 @@ class Simulation:
         else:
             self._rules.completed(seat, task, self._now)
             self._seconds[USEFUL] += seconds
-            self.completions.append(self._now)
 
     def _lost(self, seat: int, life: int, reason: str, charge: bool) -> None:
         if self._believed.get(seat) == life:

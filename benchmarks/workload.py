@@ -29,7 +29,7 @@ from shards_schema.errors import SampleError
 from shards_schema.plan import PlanConfig, SceneRef
 from shards_schema.records import Camera, Frame, Image, Scene
 from shards_schema.specs import TargetSpec
-from teachers.base import ImageRequest, Targets, TeacherInput, column_manifest
+from teachers.base import ImageRequest, Targets, Teacher, TeacherInput, column_manifest
 from teachers.vggt.preprocess import preprocess
 
 HISTORY, FUTURE = 4, 8
@@ -180,7 +180,7 @@ class FixedTeacher:
 
 
 def begin(
-    source: WindowSource, out: Path, teachers: Sequence[FixedTeacher], *, shard_size: int, worker: WorkerConfig
+    source: WindowSource, out: Path, teachers: Sequence[Teacher], *, shard_size: int, worker: WorkerConfig
 ) -> tuple[Run, Callable[[], ShardWorker]]:
     """A run that has begun, and what makes its worker (picklable), as `jobs.teachers` does it."""
     samples = SamplesColumn(SamplesConfig(), num_history=HISTORY, num_future=FUTURE)

@@ -19,14 +19,12 @@ from benchmarks.light import Plan
 from benchmarks.light.meter import Device
 from benchmarks.light.networks import VIEWS, loop, ready
 from benchmarks.measure import temporary
-from benchmarks.workload import FUTURE, HISTORY, WindowSource, write_logs
+from benchmarks.workload import FUTURE, HISTORY, WindowSource, begin, write_logs
 from pipeline.writing import run as runs
-from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.task import ShardReceipt
-from pipeline.writing.worker import ShardWorker, WorkerConfig
-from shards_schema.plan import PlanConfig
+from pipeline.writing.worker import WorkerConfig
 from shards_schema.records import Frame
-from teachers.base import Teacher, column_manifest
+from teachers.base import Teacher
 
 
 @dataclass(frozen=True)
@@ -98,21 +96,9 @@ def _job(
     plan: Plan, source: ViewsSource, out: Path, teachers: Sequence[Teacher], *, shards: int
 ) -> tuple[list[ShardReceipt], float]:
     """The receipts of the first `shards` shards, and the seconds from a ready worker to the last of them."""
-    samples = SamplesColumn(SamplesConfig(), num_history=HISTORY, num_future=FUTURE)
-    manifests = [samples.manifest({}), *(column_manifest(t) for t in teachers)]
-    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=plan.shard_size))
     threads = WorkerConfig(device=plan.device, decode_threads=plan.decode_threads)
-    worker = ShardWorker(
-        source=source,
-        volume=run.volume,
-        teachers=list(teachers),
-        samples=samples,
-        manifests=run.columns,
-        dataset=run.dataset,
-        shard_size=plan.shard_size,
-        zarr=run.manifest.zarr,
-        config=threads,
-    )
+    run, make = begin(source, out, teachers, shard_size=plan.shard_size, worker=threads)
+    worker = make()
     worker.load()
     began = time.perf_counter()
     with ThreadPoolExecutor(threads.shards_in_flight) as pool:

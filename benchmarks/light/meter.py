@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import torch
+
+from benchmarks.measure import cpu
 
 SIZES = {"cuda": (4096, 8192, 16384), "cpu": (512, 1024)}
 """Sides of the square matrices whose product is timed; the best of them is the device's rate."""
@@ -39,7 +40,7 @@ class Device:
         if self.cuda:
             facts = torch.cuda.get_device_properties(self.torch)
             return f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, torch {torch.__version__}"
-        return f"{_cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        return f"{cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
     def wait(self) -> None:
         """Until nothing is queued."""
@@ -204,11 +205,3 @@ def matrix_rate(readings: Sequence[Readings], dtype: str) -> tuple[float, str] |
     """The device's FLOP/s in `dtype`, and the row that had it: the size with the best median. None if not measured."""
     rates = [(median(r.flop_rates()), r.row.name) for r in readings if (r.row.kind, r.row.dtype) == ("matmul", dtype)]
     return max(rates, default=None)
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
