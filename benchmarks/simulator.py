@@ -57,10 +57,6 @@ class Fleet(StrictModel):
     """Decoding before the first batch, where the worker held no other task."""
     gpu_mtbf: float = 1000
     """Hours of one GPU between deaths of its worker."""
-    hang_mtbf: float = 0
-    """Hours of one GPU between hangs of its worker, which nobody but the deadline notices."""
-    look_seconds: float = 5
-    """Between two looks of the driver at the deadline."""
     node_mtbf: float = 250
     """Hours of one node between losses of all its GPUs."""
     repair: float = 0.5
@@ -85,9 +81,7 @@ class Fleet(StrictModel):
 
     def calm(self) -> Fleet:
         """The same cluster without faults and stragglers."""
-        nothing = dict.fromkeys(
-            ("slow_nodes", "gpu_mtbf", "hang_mtbf", "node_mtbf", "preempt_mtbf", "raising", "killing"), 0.0
-        )
+        nothing = dict.fromkeys(("slow_nodes", "gpu_mtbf", "node_mtbf", "preempt_mtbf", "raising", "killing"), 0.0)
         return self.model_copy(update={**nothing, "broken": 0, "spread": 0.0})
 
 
@@ -178,9 +172,6 @@ class Simulation:
             self._load(seat)
         nodes = seats / fleet.gpus_per_node
         self._trouble("worker deaths", fleet.gpu_mtbf, seats, self._kill_one)
-        self._trouble("hangs", fleet.hang_mtbf, seats, self._hang_one)
-        if fleet.hang_mtbf:
-            self._at(self._now, self._look)
         self._trouble("node losses", fleet.node_mtbf, nodes, self._lose_node, fleet.repair * 3600, True)
         self._trouble("preemptions", fleet.preempt_mtbf, nodes, self._lose_node, fleet.preempted * 3600, False)
         while not self._rules.finished and self._queue:
@@ -262,14 +253,6 @@ class Simulation:
     def _lost(self, seat: int, life: int, reason: str, charge: bool) -> None:
         if self._believed.get(seat) == life:
             self._act(self._rules.lost(seat, reason, charge=charge), seat)
-
-    def _look(self) -> None:
-        """The driver ends the workers that hang."""
-        for hang in self._rules.overdue(self._now):
-            self._events["taken for hung"] += 1
-            self._act(self._rules.hung(hang, "hung"), hang.seat)
-        self._at(self._now + self._fleet.look_seconds, self._handle, lambda: None, ())
-        self._at(self._now + self._fleet.look_seconds, self._look)
 
     def _act(self, verdict: Verdict, seat: int) -> None:
         worker = self._workers[seat]
@@ -360,15 +343,6 @@ class Simulation:
     def _kill_one(self) -> None:
         seat = self._rng.randrange(len(self._workers))
         self._die(seat, self._workers[seat].life, "died")
-
-    def _hang_one(self) -> None:
-        """A worker at work does nothing more, and nobody is told."""
-        worker = self._workers[self._rng.randrange(len(self._workers))]
-        if worker.state == "work":
-            self._events["hung at work"] += 1
-            self._turn(worker, "detect", "lost")
-            worker.held.clear()
-            worker.life += 1
 
     def _lose_node(self, seconds: float, charge: bool) -> None:
         size = self._fleet.gpus_per_node

@@ -28,8 +28,6 @@ class Config(StrictModel):
     """Numbers of scenes to plan from columns."""
     objects: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
     """Numbers of scenes to plan from `SceneRef` objects."""
-    tasks: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    """Numbers of scenes to make the tasks of (`Run.todo`)."""
     records: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     """Numbers of scenes to write the commit records of, list, and index."""
     close: tuple[int, ...] = (10_000, 100_000)
@@ -49,7 +47,6 @@ def run(config: Config) -> None:
         measured: dict[str, dict[int, Measured]] = {
             "plan": {n: apart("plan", scenes=n, counts=str(counts)) for n in sorted(config.plan)},
             "objects": {n: apart("objects", scenes=n) for n in config.objects},
-            "tasks": {n: apart("tasks", scenes=n, root=str(root / f"tasks{n}")) for n in config.tasks},
             "resume": {},
             "index": {},
             "close": {},

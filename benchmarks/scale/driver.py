@@ -86,15 +86,6 @@ def measure_objects(scenes: int) -> Measured:
     return result
 
 
-def measure_tasks(scenes: int, root: str) -> Measured:
-    """`begin` of a new dataset, and all tasks at once as `Run.todo` makes them."""
-    run, seconds = _timed(lambda: runs.begin(ListSource(scenes), root, manifests(), plan_config=PlanConfig()))
-    before = status("VmRSS")
-    tasks, todo = _timed(run.todo)
-    assert len(tasks) == run.plan.shards
-    return {"begin_s": seconds, "todo_s": todo, "tasks_mb": status("VmRSS") - before}
-
-
 def measure_write(scenes: int, root: str) -> Measured:
     """Not a measurement: a dataset of commit records, and empty files in the place of the tars."""
     run = runs.begin(ListSource(scenes), root, manifests(), plan_config=PlanConfig())
@@ -233,7 +224,6 @@ def measure_rates(scenes: int) -> Measured:
 MEASURES: dict[str, Callable[..., Measured]] = {
     "plan": measure_plan,
     "objects": measure_objects,
-    "tasks": measure_tasks,
     "write": measure_write,
     "resume": measure_resume,
     "index": measure_index,
@@ -250,7 +240,6 @@ def print_tables(found: dict[str, dict[int, Measured]]) -> None:
     for what, keys in (
         ("plan", ("shards", "plan_s", "write_s", "read_s", "parquet_mb", "refs_mb")),
         ("objects", ("refs_mb", "plan_s")),
-        ("tasks", ("begin_s", "todo_s", "tasks_mb")),
         ("resume", ("files", "list_s", "begin_s")),
         ("index", ("records", "read_s", "build_s", "index_mb")),
         ("close", ("close_s",)),

@@ -18,11 +18,10 @@ SMALL = Fleet(gpus=40, raising=0.005, killing=0.002, gpu_mtbf=5, node_mtbf=5, sl
     hours=st.sampled_from([0.0, 0.5, 5.0]),
     preempt=st.sampled_from([0.0, 1.0]),
     broken=st.integers(0, 3),
-    hang=st.sampled_from([0.0, 2.0]),
 )
 @settings(max_examples=15, deadline=None)
 def test_every_gpu_second_and_every_task_is_in_one_account(
-    seed: int, in_flight: int, hours: float, preempt: float, broken: int, hang: float
+    seed: int, in_flight: int, hours: float, preempt: float, broken: int
 ) -> None:
     fleet = SMALL.model_copy(
         update={
@@ -32,7 +31,6 @@ def test_every_gpu_second_and_every_task_is_in_one_account(
             "node_mtbf": hours,
             "preempt_mtbf": preempt,
             "broken": broken,
-            "hang_mtbf": hang,
         }
     )
     outcome = Simulation(SCENES, fleet).run()
@@ -62,16 +60,6 @@ def test_faults_fail_only_the_tasks_that_are_at_fault() -> None:
         assert outcome.wrongly_failed == 0
         assert outcome.undone == 0
         assert outcome.events["seats closed"] >= 1  # the broken ones
-
-
-def test_workers_that_hang_cost_their_time_and_no_task() -> None:
-    fleet = SMALL.model_copy(update={"hang_mtbf": 3.0, "raising": 0.0, "killing": 0.0})
-    outcome = Simulation(SCENES, fleet).run()
-    assert outcome.events["hung at work"] >= 5
-    assert outcome.done == len(SCENES)
-    assert 0 < outcome.events["taken for hung"] <= outcome.events["hung at work"]  # nobody else, slow as it may be
-    calm = Simulation(SCENES, fleet.model_copy(update={"hang_mtbf": 0.0})).run()
-    assert "taken for hung" not in calm.events
 
 
 def test_a_slow_driver_shows_as_waiting_for_it() -> None:
