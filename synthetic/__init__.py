@@ -12,8 +12,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +95,26 @@ def _make(config: SyntheticConfig, root: Path, progress: Callable[[str], None]) 
         progress("maps of four towns")
     specs = log_specs(config)
     todo = [s for s in specs if not _whole(config, s, root)]
-    processes = min(config.processes, len(todo))
-    if processes <= 1:
-        for spec in todo:
-            _write(config, spec, root, staging)
-            progress(_line(spec))
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            jobs = {pool.submit(_write, config, spec, root, staging): spec for spec in todo}
-            for job in as_completed(jobs):
-                job.result()
-                progress(_line(jobs[job]))
+    for spec in each(todo, partial(_write, config, root=root, staging=staging), config.processes):
+        progress(f"{spec.split}/{spec.name}: {spec.manoeuvre}, {spec.location}")
     if config.second_stage:
         write_filters(config, [spec for spec in specs if _has_second_stage(config, spec)], root)
     _finish(config, specs, root, staging)
+
+
+def each(specs: Sequence[LogSpec], make: Callable[[LogSpec], None], processes: int) -> Iterator[LogSpec]:
+    """Make logs, in so many processes at most; each is given when it is there."""
+    if min(processes, len(specs)) <= 1:
+        for spec in specs:
+            make(spec)
+            yield spec
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(specs)), mp_context=context) as pool:
+        jobs = {pool.submit(make, spec): spec for spec in specs}
+        for job in as_completed(jobs):
+            job.result()
+            yield jobs[job]
 
 
 def _whole(config: SyntheticConfig, spec: LogSpec, root: Path) -> bool:
@@ -128,10 +134,6 @@ def _write(config: SyntheticConfig, spec: LogSpec, root: Path, staging: Path) ->
     write_log(config, spec, root, staging)
     if _has_second_stage(config, spec):
         write_second_stage(config, spec, root, staging)
-
-
-def _line(spec: LogSpec) -> str:
-    return f"{spec.split}/{spec.name}: {spec.manoeuvre}, {spec.location}"
 
 
 def _identity(path: Path) -> Any:

@@ -9,11 +9,10 @@ A `NuplanSource` whose `sensor_root` is ``<root>/sensor_blobs/<split>`` names th
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from pipeline.stores.disk import write_json
@@ -22,7 +21,7 @@ from pipeline.stores.volume import Volume
 from shards_schema.errors import ConfigError, MismatchError
 from shards_schema.inputs import documents
 from shards_schema.records import CHANNELS
-from synthetic import MARKER, NOTICE, SyntheticConfig, generate, log_specs
+from synthetic import MARKER, NOTICE, SyntheticConfig, each, generate, log_specs
 from synthetic.logs import LogSpec
 from synthetic.nuplan_logs import write_nuplan_log
 
@@ -78,18 +77,8 @@ def _generate_nuplan(
         return nuplan
     nuplan.mkdir(exist_ok=True)
     write_json(note, {"config": identity})
-    todo = log_specs(config)
-    processes = min(config.processes, len(todo))
-    if processes <= 1:
-        for spec in todo:
-            _make(config, spec, root, between)
-            progress(_line(spec))
-    else:
-        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-            jobs = {pool.submit(_make, config, spec, root, between): spec for spec in todo}
-            for job in as_completed(jobs):
-                job.result()
-                progress(_line(jobs[job]))
+    for spec in each(log_specs(config), partial(_make, config, root=root, between=between), config.processes):
+        progress(f"{FOLDER}/{spec.split}/{spec.name}.db")
     write_json(nuplan / MARKER, {"synthetic": True, "notice": NOTICE, "config": identity})
     note.unlink()
     return nuplan
@@ -102,7 +91,3 @@ def _make(config: SyntheticConfig, spec: LogSpec, root: Path, between: Sequence[
         link.symlink_to(Path("..", "..", "sensor_blobs", spec.split, spec.name), target_is_directory=True)
     blobs = root / "sensor_blobs" / spec.split
     write_nuplan_log(config, spec, blobs, root / FOLDER / "splits" / spec.split / f"{spec.name}.db", between)
-
-
-def _line(spec: LogSpec) -> str:
-    return f"{FOLDER}/{spec.split}/{spec.name}.db"
