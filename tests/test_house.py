@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "last_shards": {"shards_schema", "scoring", "teachers", "pipeline", "trainer"},
     "jobs": {"shards_schema", *_PRODUCT} - {"jobs"},
     "navsim_agent": {"shards_schema", "pipeline", "trainer"},
-    "benchmarks": {"shards_schema", "maps", *_PRODUCT},
+    "benchmarks": {"shards_schema", *_PRODUCT},
     "examples": {"last_shards", "trainer.reward_functions"},
     "tests/chaos": {"shards_schema", "pickles", "maps", *_PRODUCT},
 }
