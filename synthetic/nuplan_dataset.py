@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -55,39 +54,24 @@ def generate_nuplan(
     if unknown := [channel for channel in between if channel not in CHANNELS]:
         raise ConfigError(f"images at 10 Hz: no cameras {', '.join(unknown)}; there are {', '.join(CHANNELS)}")
     generate(config, root, progress)
-    made = (root / FOLDER / MARKER).exists()  # and then perhaps on a disk that nobody writes to
-    with nullcontext() if made else hold(Volume(str(root))):
-        return _generate_nuplan(config, root, between, progress)
-
-
-def _generate_nuplan(
-    config: SyntheticConfig, root: Path, between: Sequence[str], progress: Callable[[str], None]
-) -> Path:
     nuplan = root / FOLDER
     identity = {**config.identity(), "nuplan": REVISION, "between": sorted(between)}
-    note = nuplan / ".generating.json"
-    for path in (nuplan / MARKER, note):
-        if path.exists() and (found := documents.parse_json(path.read_bytes())["config"]) != identity:
-            if path == note:  # a run that did not end: nothing of it was promised
-                shutil.rmtree(nuplan)
-                break
+    if (nuplan / MARKER).exists():  # and perhaps on a disk that nobody writes to
+        if (found := documents.parse_json((nuplan / MARKER).read_bytes())["config"]) != identity:
             raise MismatchError(f"{nuplan} holds nuPlan logs of another config: {found}. Remove that folder yourself.")
-    if (nuplan / MARKER).exists():
         progress(f"{nuplan}: complete, nothing to do")
         return nuplan
-    nuplan.mkdir(exist_ok=True)
-    write_json(note, {"config": identity})
-    for spec in each(log_specs(config), partial(_make, config, root=root, between=between), config.processes):
-        progress(f"{FOLDER}/{spec.split}/{spec.name}.db")
-    write_json(nuplan / MARKER, {"synthetic": True, "notice": NOTICE, "config": identity})
-    note.unlink()
+    with hold(Volume(str(root))):
+        shutil.rmtree(nuplan, ignore_errors=True)  # of a run that did not end
+        for spec in each(log_specs(config), partial(_make, config, root=root, between=between), config.processes):
+            progress(f"{FOLDER}/{spec.split}/{spec.name}.db")
+        write_json(nuplan / MARKER, {"synthetic": True, "notice": NOTICE, "config": identity})
     return nuplan
 
 
 def _make(config: SyntheticConfig, spec: LogSpec, root: Path, between: Sequence[str]) -> None:
     link = root / FOLDER / "sensor_blobs" / spec.name
     link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
-        link.symlink_to(Path("..", "..", "sensor_blobs", spec.split, spec.name), target_is_directory=True)
+    link.symlink_to(Path("..", "..", "sensor_blobs", spec.split, spec.name), target_is_directory=True)
     blobs = root / "sensor_blobs" / spec.split
     write_nuplan_log(config, spec, blobs, root / FOLDER / "splits" / spec.split / f"{spec.name}.db", between)

@@ -2,15 +2,13 @@
 
 Every tenth sweep is a frame of the log's pickle: its token, its microsecond, its images and its point cloud, which lie
 in the NAVSIM tree already and are not made again. Between them come sweeps of their own and, for the cameras asked for,
-images at 10 Hz, each rendered at its own exposure, a few milliseconds before or after the sweep. The ``.db`` is written
-under another name and renamed last: a log is there when, and only when, its ``.db`` is.
+images at 10 Hz, each rendered at its own exposure, a few milliseconds before or after the sweep.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 import pickle
 import sqlite3
 from collections import defaultdict
@@ -60,7 +58,7 @@ class _Moment:
 def write_nuplan_log(
     config: SyntheticConfig, spec: LogSpec, blobs: Path, target: Path, between: Sequence[str] = CHANNELS
 ) -> None:
-    """Make ``target`` (a ``.db``), unless it is there, and in `blobs` the images and sweeps that the pickle lacks.
+    """Make ``target`` (a ``.db``), and in `blobs` the images and sweeps that the pickle lacks, unless they are there.
 
     Args:
         config: of the dataset, whose NAVSIM files are there already.
@@ -69,22 +67,17 @@ def write_nuplan_log(
         target: the file to write.
         between: the cameras that have images at 10 Hz; the others have them with the frames only.
     """
-    if target.exists():
-        return
     drive = drive_of(config, spec)
     frames = frame_records(config, spec, drive)
     writer = _Writer(config, spec, drive, frames, between)
     writer.sensors(blobs)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.draft")
-    draft.unlink(missing_ok=True)
-    with closing(sqlite3.connect(draft)) as db:
+    with closing(sqlite3.connect(target)) as db:
         rows = writer.rows()
         for name in TABLES:
             db.execute(create_table(name))
             db.executemany(insert(name), rows[name])
         db.commit()
-    os.replace(draft, target)
 
 
 class _Writer:
