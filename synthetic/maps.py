@@ -64,11 +64,11 @@ def write_maps(seed: int, folder: FilePath) -> None:
 def write_map(made: Town, path: FilePath) -> None:
     """Write one town to a new file."""
     epsg = LOCATIONS[made.location][1]
-    back = Transformer.from_crs(epsg, 4326, always_xy=True)
+    back, layers = Transformer.from_crs(epsg, 4326, always_xy=True), _layers(made)
     before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": _WHEN})
     try:
-        for name, layer in _layers(made).items():
+        for name, layer in layers.items():
             _write_layer(path, name, layer, made.origin, back)
         pairs = {"projectedCoordSystem": f"EPSG:{epsg}", "name": made.location, "synthetic": "true"}
         columns: list[NDArray[Any]] = [np.array(list(pairs), object), np.array(list(pairs.values()), object)]
@@ -76,7 +76,7 @@ def write_map(made: Town, path: FilePath) -> None:
     finally:
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": before})
     with sqlite3.connect(path) as db:
-        for name, layer in _layers(made).items():
+        for name, layer in layers.items():
             # Through negative numbers, so that no new id meets an old one on the way.
             db.executemany(f'UPDATE "{name}" SET fid = ? WHERE fid = ?', [(-i, n) for n, i in enumerate(layer.ids, 1)])
             db.execute(f'UPDATE "{name}" SET fid = -fid')
