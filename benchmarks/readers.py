@@ -122,7 +122,7 @@ def write_dataset(out: Path, samples: Bytes, shard_size: int) -> None:
     refs = [SceneRef(log="log", timestamp=i, token=token, start=i) for i, token in enumerate(samples.tokens)]
     columns: list[tuple[ColumnManifest, Members]] = [
         (column(layout.SAMPLES), lambda ref: {"json": json_of(ref.start), IMAGE: samples.images[ref.start]}),
-        (column("latents", (SPEC,)), lambda ref: {"latents.npy": npy_bytes(samples.latents[ref.start])}),
+        (column("latents", (SPEC,)), lambda ref: {SPEC.name: samples.latents[ref.start]}),
     ]
     shards.write_dataset(out, refs, shard_size, columns)
 

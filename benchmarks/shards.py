@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.volume import Volume
@@ -14,8 +15,8 @@ from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.plan import PlanConfig, SceneRef
 from shards_schema.specs import TargetSpec
 
-Members = Callable[[SceneRef], dict[str, bytes]]
-"""The tar members of a scene, by extension."""
+Members = Callable[[SceneRef], Mapping[str, Any]]
+"""What a scene has in a column: the arrays of its targets, by name; else tar members, bytes by extension."""
 
 
 def column(name: str, targets: tuple[TargetSpec, ...] = (), **provenance: object) -> ColumnManifest:
@@ -47,5 +48,8 @@ def write_dataset(
                 volume, described, dataset=seal, shard=shard, shard_size=shard_size, zarr=False
             ) as writer:
                 for scene in scenes:
-                    writer.add(scene.ref.token, scene.row, members(scene.ref), {})
+                    if described.targets:
+                        writer.add_targets(scene.ref.token, scene.row, members(scene.ref))
+                    else:
+                        writer.add(scene.ref.token, scene.row, members(scene.ref), {})
                 writer.commit([scene.ref.token for scene in scenes])

@@ -25,7 +25,6 @@ from jobs import sft
 from pipeline.stores.decode import encode_jpeg
 from reports.tables import table
 from shards_schema import layout
-from shards_schema.codecs import npy_bytes
 from shards_schema.inputs.models import StrictModel
 from shards_schema.plan import SceneRef
 from shards_schema.records import COMMANDS
@@ -96,7 +95,7 @@ def write_samples(out: Path, config: Config) -> None:
     rng = np.random.default_rng(0)
     width, height = config.image
     images = [encode_jpeg(rng.integers(0, 255, (height, width, 3), dtype=np.uint8), 90) for _ in range(16)]
-    targets = [npy_bytes(rng.standard_normal(SPEC.fixed_shape).astype(np.float16)) for _ in range(64)]
+    targets = [rng.standard_normal(SPEC.fixed_shape).astype(np.float16) for _ in range(64)]
     speed = rng.uniform(0, 15, config.samples)
     turn = rng.normal(0, 0.1, config.samples)
 
@@ -105,8 +104,8 @@ def write_samples(out: Path, config: Config) -> None:
         document = _document(ref, speed[pick % config.samples], turn[pick % config.samples])
         return {"json": json.dumps(document).encode(), "cam_f0.jpg": images[pick % 16]}
 
-    def noise(ref: SceneRef) -> dict[str, bytes]:
-        return {f"{SPEC.name}.npy": targets[int(ref.token, 16) % 64]}
+    def noise(ref: SceneRef) -> dict[str, Any]:
+        return {SPEC.name: targets[int(ref.token, 16) % 64]}
 
     described = column(layout.SAMPLES, num_history=HISTORY, num_future=FUTURE)
     columns: Sequence[tuple[Any, Members]] = ((described, samples), (column("noise", (SPEC,)), noise))
