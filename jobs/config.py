@@ -93,7 +93,7 @@ def load_around(around: type[Model], inner: type[BaseModel], arguments: list[str
     recipe = load(inner, [a for a in arguments if a not in own], beside=fields)
     values = documents.expanded(dict(_given(around, own)))
     try:
-        return around(recipe=recipe, **values)
+        return around.model_validate({"recipe": recipe, **values})
     except ValidationError as error:
         raise ConfigError(describe(error, "command line", around)) from error
 

@@ -58,7 +58,11 @@ class TargetSpec:
             raise ConfigError(f"target {self.name}: {len(self.dims)} dims {self.dims} for shape {self.shape}")
         if len(set(self.dims)) != len(self.dims):
             raise ConfigError(f"target {self.name}: dims must differ from each other, got {self.dims}")
-        if np.dtype(self.dtype).hasobject or np.dtype(self.dtype).byteorder == ">":
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError:
+            raise ConfigError(f"target {self.name}: dtype must be one of numpy's, got {self.dtype!r}") from None
+        if dtype.hasobject or dtype.byteorder == ">":
             raise ConfigError(f"target {self.name}: dtype must be plain and little-endian, got {self.dtype}")
 
     @property

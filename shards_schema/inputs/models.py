@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,9 +16,24 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class StrictModel(BaseModel):
-    """Frozen; an unknown key is refused; a field is described by the docstring below it, which ``--help`` prints."""
+    """Frozen; an unknown key is refused; a field is described by the docstring below it, which ``--help`` prints.
+
+    Raises:
+        ConfigError: made of fields that cannot be. `model_validate` raises pydantic's own error.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    if not TYPE_CHECKING:  # which go by the fields
+
+        def __init__(self, /, **given: Any) -> None:
+            try:
+                super().__init__(**given)
+            except ValidationError as error:
+                raise _refusal(error, type(self), f"{type(self).__name__}: ") from None
+
+        # Or pydantic would call it for a model within another, whose own refusal names the whole key.
+        __init__.__pydantic_base_init__ = True
 
 
 def validated(
@@ -38,8 +53,11 @@ def validated(
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        found = problems(error.errors(include_url=False), model, under=under, beside=beside, shown=shown)
-        raise ConfigError(where + "; ".join(found)) from error
+        raise _refusal(error, model, where, under=under, beside=beside, shown=shown) from error
+
+
+def _refusal(error: ValidationError, model: type[BaseModel], where: str, **how: Any) -> ConfigError:
+    return ConfigError(where + "; ".join(problems(error.errors(include_url=False), model, **how)))
 
 
 def read_yaml(path: Path, name: str, absent: Callable[[], str] = str) -> dict[str, Any]:
