@@ -15,6 +15,7 @@ Legend: S scenes, C candidates, T = 8 poses of 0.5 s.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Reward:
     """See the module. Safe to share between threads; picklable with a dataset given by its URL or not.
 
     Args:
-        dataset: where the column is; opened with it alone if a URL is given.
+        dataset: where the column is; opened with it alone if a path or URL is given.
         version: ``v1``: PDMS, ``v2``: EPDMS (without extended comfort, which needs the frame before).
         column: of the teacher `pdm`.
         reactive: v2: traffic answers to the trajectory, as in NAVSIM's two-stage run; of a column with those arrays.
@@ -60,7 +61,7 @@ class Reward:
 
     def __init__(
         self,
-        dataset: Dataset | str,
+        dataset: Dataset | str | os.PathLike[str],
         *,
         version: Version = "v1",
         column: str = "pdm",
@@ -189,7 +190,7 @@ class Reward:
             )
 
 
-def _opened(url: str, column: str) -> Dataset:
+def _opened(url: str | os.PathLike[str], column: str) -> Dataset:
     try:
         return Dataset(url, columns=[column])
     except MissingFileError as error:

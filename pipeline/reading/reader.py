@@ -15,6 +15,7 @@ out, so that a bit that changed after the commit is an error as well.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -49,7 +50,7 @@ class Dataset:
             each member that is read. See `pipeline.stores.cache`.
 
     Attributes:
-        url, cache: as they were given.
+        url, cache: as they were given, a path as text.
         manifest: `dataset.json`.
         digest: its seal.
 
@@ -60,7 +61,7 @@ class Dataset:
 
     def __init__(
         self,
-        url: str,
+        url: str | os.PathLike[str],
         *,
         columns: Iterable[str] | None = None,
         check_digests: bool = False,
@@ -75,7 +76,7 @@ class Dataset:
             "max_open": max_open,
             "cache": cache,
         }
-        self.url, self.cache = url, cache
+        self.url, self.cache = os.fspath(url), cache
         self._opened = Opened(self.url, **self._config)
         self.manifest, self.digest = self._opened.manifest, self._opened.digest
         self._statistics: dict[str, statistics.Statistics] = {}

@@ -13,6 +13,7 @@ file that no document accounts for is a fault.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Report:
     unfinished: tuple[str, ...]
 
 
-def verify(url: str, *, threads: int = 2) -> Report:
+def verify(url: str | os.PathLike[str], *, threads: int = 2) -> Report:
     """Check the dataset at `url` completely; reads every byte of it.
 
     Raises:
@@ -66,7 +67,7 @@ def verify(url: str, *, threads: int = 2) -> Report:
             nothing else can be judged.
         StoreError: one of the two cannot be read.
     """
-    return _Verifier(Volume(url), threads).run()
+    return _Verifier(Volume(os.fspath(url)), threads).run()
 
 
 class _Verifier:

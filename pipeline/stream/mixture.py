@@ -81,7 +81,7 @@ class Mixture(Stream):
         world_size: see `Stream`.
 
     Raises:
-        ConfigError: no streams, or a weight that is not positive.
+        ConfigError: no streams, one without a weight, or a weight that is not positive.
     """
 
     def __init__(
@@ -93,6 +93,8 @@ class Mixture(Stream):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
+        if any(isinstance(given, Stream) for given in streams):
+            raise ConfigError("a mixture takes pairs of a stream and its weight: [(a, 2.0), (b, 1.0)]")
         if not streams or not all(weight > 0 for _, weight in streams):
             raise ConfigError(f"a mixture needs streams with positive weights, got {[w for _, w in streams]}")
         self.streams = tuple(stream for stream, _ in streams)

@@ -103,7 +103,7 @@ class SampleTable(MapDataset[Any]):
 class ShardStream(Stream):
     """The samples of a dataset as an endless supply of epochs, dealt to ranks and workers, resumable anywhere.
 
-    The first five arguments and the errors are those of `SampleTable`; `rank` and `world_size` those of `Stream`.
+    Arguments and errors are those of `SampleTable`; `config`, `rank` and `world_size` those of `Stream`.
     """
 
     def __init__(

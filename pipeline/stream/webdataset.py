@@ -11,6 +11,7 @@ shard is an error and not a shorter epoch. For an order that resumes in the midd
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ class _Pipeline(wds.DataPipeline, wds.compat.FluidInterface):  # type: ignore[mi
 
 
 def webdataset(
-    url: str,
+    url: str | os.PathLike[str],
     columns: Iterable[str] | None = None,
     targets: Mapping[str, Sequence[str] | None] | None = None,
     *,
@@ -63,7 +64,7 @@ def webdataset(
     table = SampleTable(dataset, wanted, allow_incomplete=allow_incomplete)
     base = next(iter(wanted))
     shards = [
-        {"url": f"{url.rstrip('/')}/{layout.tar(base, int(shard))}", "first": int(first), "last": int(last)}
+        {"url": f"{dataset.url.rstrip('/')}/{layout.tar(base, int(shard))}", "first": int(first), "last": int(last)}
         for shard, first, last in zip(*_bounds(table.shards), strict=True)
     ]
 

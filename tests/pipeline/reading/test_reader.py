@@ -20,6 +20,7 @@ import webdataset
 import zarr
 from fsspec.implementations.memory import MemoryFileSystem
 
+import last_shards as ls
 from pipeline.reading.reader import Dataset, opened
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream
@@ -211,6 +212,16 @@ def test_records_of_another_run_are_refused(out: Path, tmp_path: Path) -> None:
     flip(out / layout.record("toy", 1), 40)
     with pytest.raises(DatasetError, match=r"000001\.json"):
         Dataset(str(out))
+
+
+def test_a_path_is_a_place_too(made: Path) -> None:
+    dataset = Dataset(made)
+    token = dataset.tokens("toy")[0]
+    assert dataset.url == str(made)
+    for twin in (dataset, pickle.loads(pickle.dumps(dataset))):
+        assert twin.read(token, {"samples": ["json"]})["samples"]["json"]["token"] == token
+    assert next(iter(ls.webdataset(made, ["toy"])))["__url__"] == f"{made}/{layout.tar('toy', 0)}"
+    assert not ls.verify(made).faults
 
 
 def test_no_dataset(tmp_path: Path) -> None:

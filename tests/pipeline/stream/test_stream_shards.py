@@ -467,6 +467,8 @@ def test_mixtures_make_batches_with_workers(mixture: tuple[ShardStream, ShardStr
     wanted = [(b["token"], b["dataset"].tolist()) for b in made.batches()]
     loader = DataLoader(made.batches(), batch_size=None, num_workers=2)
     assert [(b["token"], b["dataset"].tolist()) for b in loader] == wanted
+    with pytest.raises(ConfigError, match="pairs of a stream and its weight"):
+        Mixture(list(mixture))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="positive weights"):
         Mixture([(mixture[0], 0)])
 
