@@ -114,11 +114,11 @@ lint: $(READY) ## ruff and mypy --strict
 docs: $(READY) ## build the site of the pages into out/site; a dead link ends it
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
-bench: $(READY) ## measure job, writer, memory, reading, scoring, scale against their ceilings
+bench: $(READY) ## measure job, writer, memory, reading, scoring, parity, scale against their ceilings
 	$(PY) -m benchmarks $(SET)
 
-bench-gpu: $(READY) ## the networks against the matrix rate of the device at hand, and hours for navtrain (CPU: small ones)
-	$(PY) -m benchmarks light $(SET)
+bench-gpu: $(READY) ## a GPU's first ten minutes: parity, gpu tests, FLOP/s, hours for navtrain (SET="device=cpu": the script alone)
+	$(PY) -m benchmarks.gpu $(SET)
 
 chaos: $(READY) ## kill, freeze, starve and corrupt real runs, and report what was lost (CHAOS=50: longer)
 	$(PY) -m tests.chaos $(SET)

@@ -172,6 +172,8 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
         vggt(most, ", depth head in TF32", {"depth_precision": "tf32"})
     if plan.compile:
         vggt(most, ", compiled", {"compile": True})
+        if device.cuda:
+            vggt(most, ", compiled, depth head in TF32", {"compile": True, "depth_precision": "tf32"})
         vggt(most, ", compiled, tokens only", {"compile": True, "heads": []})
     vggt(1, ", Meta's own", {"implementation": "upstream"}, "upstream")
     vggt(1, ", Meta's own, tokens only", {"implementation": "upstream", "heads": []}, "upstream")

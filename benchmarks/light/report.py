@@ -26,7 +26,22 @@ PUBLISHED = (
 )
 """The rows that are the point of it, for where they cannot be measured."""
 
-HEAD = ("", "scenes/s", "frames/s", "TFLOP/scene", "TFLOP/s", "/ matmul", "busy", "memory GB")
+PREDICTED = {
+    "VGGT 1b, batch 4": (27, 20, 34),
+    "VGGT 1b, batch 8": (27, 20, 34),
+    "VGGT 1b, batch 16": (27, 20, 34),
+    "VGGT 1b, batch 16, tokens only": (45, 38, 52),
+    "VGGT 1b, batch 16, depth head in TF32": (38, 32, 45),
+    "VGGT 1b, batch 16, compiled": (37, 27, 46),
+    "VGGT 1b, batch 16, compiled, depth head in TF32": (61, 50, 70),
+    "VGGT 1b, batch 16, compiled, tokens only": (78, 65, 88),
+    "VGGT 1b, batch 1, Meta's own": (29, 25, 33),
+    "VGGT 1b, batch 1, Meta's own, tokens only": (35, 32, 38),
+    "CV8x8x8 full, 9 frames, batch 16": (235, 150, 290),
+}
+"""Scenes/s of an H200 by counted FLOPs, bytes and kernels, with their range (docs/results/benchmarks.md, "Light")."""
+
+HEAD = ("", "scenes/s", "H200, predicted", "frames/s", "TFLOP/scene", "TFLOP/s", "/ matmul", "busy", "memory GB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +89,7 @@ def _rows(result: Result) -> list[list[str]]:
             [
                 row.name,
                 spread(scenes, _digits(median(scenes))),
+                _predicted(row.name),
                 f"{median(scenes) * row.frames:.3g}",
                 f"{row.flops / row.scenes / 1e12:.3g}",
                 f"{median(reading.flop_rates()) / 1e12:.3g}",
@@ -85,6 +101,10 @@ def _rows(result: Result) -> list[list[str]]:
     if not (result.device.cuda and result.plan.full):
         out += [[name, "not measured", *["-"] * (len(HEAD) - 2)] for name in PUBLISHED]
     return out
+
+
+def _predicted(name: str) -> str:
+    return "{} ({} to {})".format(*PREDICTED[name]) if name in PREDICTED else "-"
 
 
 def _lines(result: Result) -> list[str]:

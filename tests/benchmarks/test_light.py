@@ -8,7 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -184,3 +184,14 @@ def test_a_module_of_ours_that_is_gone_is_a_fault_and_no_reason() -> None:
     assert absent(ModuleNotFoundError("No module named 'zarr.codecs'", name="zarr.codecs")) == "zarr is not installed"
     with pytest.raises(ModuleNotFoundError, match="pipeline"):
         absent(ModuleNotFoundError("No module named 'pipeline.gone'", name="pipeline.gone"))
+
+
+def test_what_is_predicted_is_named_as_its_row_is() -> None:
+    """On CUDA, where the rows are built: a prediction that no row can have would never be held against anything."""
+    plan: Any = SimpleNamespace(
+        network="1b", full=True, batches=(4, 8, 16), compile=True, width=518, config=Config(predict=False)
+    )
+    rows = networks._makers(plan, cast(Any, SimpleNamespace(cuda=True)), Path("nowhere"))
+    assert set(report.PREDICTED) <= set(rows)
+    for middle, low, high in report.PREDICTED.values():
+        assert low < middle < high
