@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
@@ -22,14 +23,20 @@ from pydantic import Field
 from zarr.storage import LocalStore
 
 from benchmarks.measure import interleaved, spread, temporary
+from benchmarks.shards import column
+from pipeline.stores import view
+from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.disk import fsync
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import FileWriter, Volume
 from pipeline.stores.zarr import ZarrShardWriter, create_array
+from pipeline.writing.plan import make_plan
 from reports.tables import table
 from shards_schema import layout
 from shards_schema.codecs import npy_bytes
 from shards_schema.inputs.models import StrictModel
+from shards_schema.manifests import ZarrMode
+from shards_schema.plan import Plan, PlanConfig, SceneRef
 from shards_schema.specs import TargetSpec
 
 SPEC = TargetSpec(
@@ -75,6 +82,10 @@ def run(config: Config) -> None:
             f"\n\nZarr: {config.samples} arrays, {size / 1e6:.0f} MB in {shards} shards, one inner chunk each, crc32c\n"
         )
         _compare(_zarr_writers(samples, config, root), "zarr-python, whole shards", size, config, root)
+        print(
+            f"\n\nA column, committed shard by shard, durable: {size / 1e6:.0f} MB of targets; {config.repeats} runs\n"
+        )
+        _columns(samples, config, root)
 
 
 Write = Callable[[bool], None]
@@ -127,6 +138,48 @@ def _zarr_writers(samples: Bytes, config: Config, root: Path) -> dict[str, Write
         "zarr-python, whole shards": lambda durable: _zarr_python(samples, config, root, durable),
         "ours, with sha256": lambda durable: _our_zarr(samples, config, root, durable),
     }
+
+
+MODES: dict[str, ZarrMode] = {"tars": False, "tars and targets.zarr": True, "tars and a view": "view"}
+
+
+def _columns(samples: Bytes, config: Config, root: Path) -> None:
+    """A whole column each way: the rate, the bytes on the disk, and what of the time is the view's own."""
+    refs = [SceneRef(log="log", timestamp=i, token=token, start=i) for i, token in enumerate(samples.tokens)]
+    plan = make_plan(refs, PlanConfig(shard_size=config.shard_size))
+    sizes: dict[str, int] = {}
+    viewing: list[float] = []
+
+    def timed(name: str) -> float:
+        shutil.rmtree(root / "files", ignore_errors=True)
+        os.sync()
+        began = perf_counter()
+        _column(samples, plan, root / "files", MODES[name])
+        if MODES[name] == "view":
+            before = perf_counter()
+            view.write(Volume(str(root / "files")), plan)
+            viewing.append(perf_counter() - before)
+        seconds = perf_counter() - began
+        sizes[name] = sum(path.stat().st_size for path in (root / "files").rglob("*") if path.is_file())
+        return samples.arrays.nbytes / seconds / 1e6
+
+    rates = interleaved({name: partial(timed, name) for name in MODES}, config.repeats)
+    rows = [[name, spread(rates[name]), f"{sizes[name] / samples.arrays.nbytes:.2f}"] for name in MODES]
+    print(table(["", "MB/s of targets", "bytes on the disk / targets"], rows))
+    print(f"\nof it the view itself: {spread([1e3 * s for s in viewing])} ms")
+
+
+def _column(samples: Bytes, plan: Plan, folder: Path, mode: ZarrMode) -> None:
+    volume, described = Volume(str(folder)), column("latents", (SPEC,))
+    volume.put(layout.column_json("latents"), described.to_bytes())
+    for shard in range(plan.shards):
+        scenes = plan.shard(shard).scenes
+        with ColumnShardWriter(
+            volume, described, dataset="", shard=shard, shard_size=plan.config.shard_size, zarr=mode
+        ) as writer:
+            for scene in scenes:
+                writer.add_targets(scene.ref.token, scene.row, {SPEC.name: samples.arrays[scene.ref.start]})
+            writer.commit([scene.ref.token for scene in scenes])
 
 
 def _raw(buffers: Sequence[bytes | memoryview], root: Path, durable: bool) -> None:

@@ -1,6 +1,7 @@
-"""`python -m jobs.export out=DIR to=FILE [format=ms-swift|trl-sft|trl-grpo|llama-factory|verl] [columns=[vggt]]`.
+"""`python -m jobs.export out=DIR to=FILE [format=ms-swift|trl-sft|trl-grpo|llama-factory|verl|zarr] [columns=[vggt]]`.
 
 A dataset as a file of another trainer's: JSON lines, or Parquet for verl (`jobs.export_rows` shows a row of each).
+With ``format=zarr`` the arrays of a dataset that was made with ``zarr: view``, as `targets.zarr` in the folder `to`.
 Images lie beside it as files, byte for byte those of the tars. Latents are not copied: a collate function fetches them
 by `token` (`pipeline.stream.LatentCollator`), so a row is written only for samples that every column of `columns` has.
 
@@ -18,13 +19,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from math import hypot
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from jobs import config as job_config
 from jobs.export_rows import Format, Row, row, write
 from jobs.progress import bar
+from pipeline.reading.materialise import materialise
 from pipeline.reading.reader import Dataset
 from pipeline.stores.places import OutPath, Place
 from pipeline.stream import SampleTable
@@ -52,8 +54,9 @@ class ExportConfig(StrictModel):
     """The dataset: a path or an fsspec URL."""
     to: OutPath
     """The file: JSON lines, or Parquet for verl."""
-    format: Format = "ms-swift"
-    """Whose file: ms-swift, trl-sft, trl-grpo, llama-factory or verl."""
+    format: Format | Literal["zarr"] = "ms-swift"
+    """Whose file: ms-swift, trl-sft, trl-grpo, llama-factory or verl. `zarr`: `targets.zarr` of a dataset that was made
+    with ``zarr: view``, written out into the folder `to`; no other key says anything of it."""
     images: OutPath | None = None
     """Folder for the images; None is the file's name with ``_images``."""
     views: tuple[str, ...] | None = None
@@ -98,7 +101,7 @@ class ExportConfig(StrictModel):
 
 
 def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
-    """Write the file and the images.
+    """Write the file and the images, or `targets.zarr`.
 
     Returns:
         Lines written; tokens that were left out -> why.
@@ -108,6 +111,9 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
         DatasetError: it is damaged.
         ConfigError: it has no such view or column, or a sample has fewer future poses than `steps`.
     """
+    if config.format == "zarr":
+        return materialise(Dataset(config.out), str(config.to)), {}
+    kind = config.format
     dataset = Dataset(config.out, columns=[layout.SAMPLES, *config.columns])
     refuse_other_rate(dataset)
     for notice in dataset.manifest.notices:
@@ -132,9 +138,9 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
                     f"NOTE the reward does not read such an answer: {said[-1]['content']}. It reads {POSES} poses as "
                     "(x,y,heading); see steps=, point= and separator="
                 )
-            yield row(config.format, said, names, token, index)
+            yield row(kind, said, names, token, index)
 
-    write(config.format, config.to, rows())
+    write(kind, config.to, rows())
     return len(table), table.left_out
 
 
@@ -185,7 +191,8 @@ def main(arguments: list[str]) -> int:
     """Export; returns the exit code."""
     config = job_config.load(ExportConfig, arguments)
     written, left_out = export(config)
-    print(f"{config.to}: {written} samples, {len(left_out)} left out; images in {config.image_folder}")
+    images = "" if config.format == "zarr" else f"; images in {config.image_folder}"
+    print(f"{config.to}: {written} samples, {len(left_out)} left out{images}")
     for token, reason in list(left_out.items())[:5]:
         print(f"  left out {token}: {reason}")
     return 0

@@ -81,7 +81,7 @@ def _columns_text(found: Forecast) -> str:
                 "not known" if column.covered is None else f"{column.covered} of {column.scenes}",
                 "not known" if column.tar is None else bytes_text(column.tar),
                 "not known" if whole is None else bytes_text(whole),
-                bytes_text(zarr) if zarr and found.recipe.zarr else "-",
+                bytes_text(zarr) if zarr and found.recipe.zarr is True else "-",
                 "made" if column.made else "-" if column.name == layout.SAMPLES else _hours_text(column),
             ]
         )

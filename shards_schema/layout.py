@@ -5,6 +5,7 @@ plan.1.json  plan.1.parquet  ...      (of a dataset that grew: a generation of t
 <column>/column.json  <column>/000000.tar  <column>/000000.json  <column>/000000.stats.parquet
 <column>/statistics.parquet
 targets.zarr/zarr.json  targets.zarr/<column>/zarr.json  targets.zarr/<column>/<target>/{zarr.json, c/0/0/...}
+targets.view/.zmetadata  targets.view/<column>/<target>/{refs.0.parq, fill}      (where the recipe says zarr: view)
 logs/...   (timings, witnesses of the images that were read: the only files that two equal runs do not write alike)
 .tmp/...   (files under way; swept when a run starts)
 .lock      (who is writing, while it is written)
@@ -20,6 +21,7 @@ PLAN = "plan.parquet"
 INDEX = "index.parquet"
 QUARANTINE = "quarantine.parquet"
 ZARR = "targets.zarr"
+VIEW = "targets.view"
 LOGS = "logs"
 BATCH_SIZES = f"{LOGS}/batch_sizes.json"
 """What `jobs.probe` measured; the one file that may be there before `dataset.json` is."""
@@ -98,3 +100,17 @@ def zarr_array(column: str, target: str) -> str:
 def zarr_chunk(column: str, target: str, shard: int, ndim: int) -> str:
     """The one file of a Zarr array that holds plan shard `shard`; `ndim` counts the sample axis."""
     return "/".join([zarr_array(column, target), "c", str(shard), *["0"] * (ndim - 1)])
+
+
+VIEW_METADATA = f"{VIEW}/.zmetadata"
+"""The metadata of all arrays of a view."""
+
+
+def view_table(column: str, target: str, number: int) -> str:
+    """References to some chunks of a target."""
+    return f"{VIEW}/{column}/{target}/refs.{number}.parq"
+
+
+def view_fill(column: str, target: str) -> str:
+    """What rows of a target that were not written refer to."""
+    return f"{VIEW}/{column}/{target}/fill"

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from shards_schema.codecs import digest_of, seal, unseal
 from shards_schema.commit import check_version
 from shards_schema.errors import DatasetError, MismatchError
 from shards_schema.layout import SCHEMA_VERSION
 from shards_schema.specs import NAME, TargetSpec
+
+ZarrMode = bool | Literal["view"]
+"""Whether a dataset has its targets as Zarr too: in `targets.zarr`, or by references to the tars (`targets.view`)."""
 
 ABSENT = "absent"
 """In the place of a value that one of two documents lacks."""
@@ -29,7 +32,7 @@ class DatasetManifest:
     Attributes:
         source: what the source says of itself (kind, root, split, filter), without credentials.
         plan: digest, samples, shards, shard_size, seed, unreadable_logs {log: reason}, not_found [token].
-        zarr: whether targets stand in `targets.zarr` as well as in the tars.
+        zarr: whether targets stand in `targets.zarr` as well as in the tars, or are referred to there.
         synthetic: whether the frames are generated.
         notices: sentences that every report repeats, e.g. that targets come from random weights.
         code_version: of last-shards.
@@ -37,7 +40,7 @@ class DatasetManifest:
 
     source: Mapping[str, Any]
     plan: Mapping[str, Any]
-    zarr: bool
+    zarr: ZarrMode
     synthetic: bool
     notices: tuple[str, ...]
     code_version: str

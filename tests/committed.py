@@ -9,6 +9,7 @@ from pipeline.sources.base import Source
 from pipeline.writing import run as runs
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.worker import ShardWorker, WorkerConfig
+from shards_schema.manifests import ZarrMode
 from shards_schema.plan import PlanConfig
 from teachers.base import Teacher, column_manifest
 
@@ -20,7 +21,7 @@ def begin(
     *,
     shard_size: int = 6,
     size: tuple[int, int] | None = None,
-    zarr: bool = True,
+    zarr: ZarrMode = True,
     storage: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[runs.Run, ShardWorker]:
     """A run at `out` that is begun, and a loaded worker for it.
@@ -52,7 +53,7 @@ def commit(
     *,
     shard_size: int = 6,
     size: tuple[int, int] | None = None,
-    zarr: bool = True,
+    zarr: ZarrMode = True,
     storage: Mapping[str, Mapping[str, str]] | None = None,
     shards: int | None = None,
 ) -> runs.Run:

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline.reading.verify_shard import Fault as Fault  # part of what `verify` gives
 from pipeline.reading.verify_shard import ShardCheck
-from pipeline.stores import generations, index, statistics
+from pipeline.stores import generations, index, statistics, view
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.records import committed, read_manifest
 from pipeline.stores.volume import Volume
@@ -132,7 +132,9 @@ class _Verifier:
             unfinished.append("no column is begun")
         if not unfinished and not self._unread:
             unfinished += self._closing(records)
-        self._unaccounted(set() if not unfinished else {layout.ZARR})
+        if not unfinished and manifest.zarr == "view":
+            self._view([*columns.values()], records)
+        self._unaccounted(set() if not unfinished else {layout.ZARR, layout.VIEW})
         return Report(
             columns=columns,
             planned=plan.samples,
@@ -184,7 +186,7 @@ class _Verifier:
         """The records of a column, and how many shards have none."""
         column = manifest.column
         if self._dataset[0].zarr:
-            specs = zarr_specs(manifest)
+            specs = zarr_specs(manifest, self._dataset[0].zarr)
             self._expect(array_documents(column, specs, self._plan.shards, self._plan.config.shard_size))
         records = []
         total: statistics.Statistics | None = {} if measured(manifest.targets) else None
@@ -251,6 +253,24 @@ class _Verifier:
         older = [r for r in records if not r.members or not r.tokens or (r.column, r.shard) in pairs]
         return older if len(older) < len(records) and found.equals(index.index_table(older)) else None
 
+    def _view(self, columns: list[ColumnManifest], records: list[CommitRecord]) -> None:
+        """References that follow from the records, and every row that zarr-python reads through them."""
+        shards, size, before = self._plan.shards, self._plan.config.shard_size, len(self._faults)
+        self._expect({layout.VIEW_METADATA: view.metadata(columns, shards, size)})
+        for manifest in columns:
+            own = [record for record in records if record.column == manifest.column]
+            for path, fill in view.fills(manifest).items():
+                self._known.add(path)
+                if self._absent(path) or self._volume.read(path) != fill:
+                    self._fault(path, "is not a chunk of fill; run the job again to rebuild it")
+            for path, table in view.tables(manifest, shards, size, own):
+                self._table(path, table)
+        if len(self._faults) == before:
+            group = view.opened(self._volume.path("").rstrip("/"))
+            for record in records:
+                manifest = next(m for m in columns if m.column == record.column)
+                self._faults += self._shards.view_faults(group, record, manifest)
+
     def _table(self, path: str, expected: pa.Table) -> None:
         """A table that follows from the records and their files."""
         self._known.add(path)
@@ -273,5 +293,5 @@ class _Verifier:
             top = path.split("/", 1)[0]
             if path in self._known or top in (layout.LOGS, layout.TEMP, layout.LOCK):
                 continue
-            if not (top in underway and path.endswith("/zarr.json")):
+            if not (top in underway and (top == layout.VIEW or path.endswith("/zarr.json"))):
                 self._fault(path, "no document accounts for this file")

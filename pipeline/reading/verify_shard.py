@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr import Group
 
 from pipeline.stores import statistics
 from pipeline.stores.checksum import crc32c
@@ -21,11 +22,12 @@ from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.disk import wrap_read_errors
 from pipeline.stores.records import read_record
 from pipeline.stores.volume import Volume
+from pipeline.stores.zarr import fill_row
 from shards_schema import layout
 from shards_schema.codecs import TAR_END, load_npy
 from shards_schema.commit import CommitRecord, Member
 from shards_schema.errors import SampleError, ShardsError, SpecError
-from shards_schema.manifests import ColumnManifest
+from shards_schema.manifests import ColumnManifest, ZarrMode
 from shards_schema.plan import Plan, ShardPlan
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import measured
@@ -53,13 +55,13 @@ class ShardCheck:
     volume: Volume
     plan: Plan
     dataset: str
-    zarr: bool
+    zarr: ZarrMode
 
     def names(self, manifest: ColumnManifest, shard: int) -> set[str]:
         """The data files of a shard, by the layout."""
         names = {layout.tar(manifest.column, shard)}
-        if self.zarr:
-            names |= {layout.zarr_chunk(manifest.column, s.name, shard, 1 + len(s.shape)) for s in zarr_specs(manifest)}
+        specs = zarr_specs(manifest, self.zarr)
+        names |= {layout.zarr_chunk(manifest.column, spec.name, shard, 1 + len(spec.shape)) for spec in specs}
         if measured(manifest.targets):
             names.add(layout.shard_statistics(manifest.column, shard))
         return names
@@ -162,7 +164,7 @@ class ShardCheck:
         first = shard * self.plan.config.shard_size
         end = first + self._slots(shard)
         rows: dict[str, NDArray[Any]] = {}
-        for spec in zarr_specs(manifest):
+        for spec in zarr_specs(manifest, self.zarr):
             path = layout.zarr_array(manifest.column, spec.name)
             try:
                 array = zarr.open_array(self.volume.path(path), mode="r")
@@ -218,6 +220,32 @@ class ShardCheck:
                     )
         return faults
 
+    def view_faults(self, group: Group, record: CommitRecord, manifest: ColumnManifest) -> list[Fault]:
+        """Every row of a shard through the view, against the tar's, fill, or (small arrays) those of `targets.zarr`."""
+        first = record.shard * self.plan.config.shard_size
+        end = first + self._slots(record.shard)
+        small = {spec.name for spec in zarr_specs(manifest, self.zarr)}
+        faults: list[Fault] = []
+        tar = memoryview(self.volume.read(layout.tar(record.column, record.shard)))
+        for spec in zarr_specs(manifest, True):
+            path = f"{layout.VIEW}/{record.column}/{spec.name}"
+            try:
+                found = np.asarray(group[f"{record.column}/{spec.name}"][first:end])  # type: ignore[index]
+                if spec.name in small:
+                    array = zarr.open_array(self.volume.path(layout.zarr_array(record.column, spec.name)), mode="r")
+                    expected = np.asarray(array[first:end])
+                else:
+                    fill = np.frombuffer(fill_row(spec), spec.dtype).reshape(spec.fixed_shape)
+                    expected = np.broadcast_to(fill, (end - first, *spec.fixed_shape)).copy()
+                    for row, place in zip(record.rows, record.members[f"{spec.name}.npy"], strict=True):
+                        expected[row - first] = load_npy(tar[place.offset : place.offset + place.size], path)
+            except Exception as error:  # whatever a damaged view makes zarr-python raise is this fault
+                faults.append(Fault(path, f"shard {record.shard}: cannot be read ({type(error).__name__}: {error})"))
+                continue
+            if not _same(found, expected):
+                faults.append(Fault(path, f"shard {record.shard}: the view has other values"))
+        return faults
+
     def _slots(self, shard: int) -> int:
         """Rows of a shard up to the last one that the plan uses."""
         rows = [planned.row for planned in self.plan.shard(shard).scenes]
@@ -236,7 +264,7 @@ def _member_fault(
         if spec is not None:
             array = load_npy(data, name)
             spec.check(array)
-            if arrays is not None and not spec.ragged and not _same(arrays[spec.name][slot], array):
+            if arrays is not None and spec.name in arrays and not _same(arrays[spec.name][slot], array):
                 return "Zarr has other values"
         elif name.endswith(".json"):
             json.loads(bytes(data))

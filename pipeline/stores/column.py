@@ -22,12 +22,12 @@ from pipeline.stores.fidelity import Int8Gate
 from pipeline.stores.tar import TarWriter
 from pipeline.stores.volume import Buffer, FileWriter, Volume
 from pipeline.stores.withdrawn import withdraw
-from pipeline.stores.zarr import ZarrShardWriter
+from pipeline.stores.zarr import ZarrShardWriter, is_sharded
 from shards_schema import layout
 from shards_schema.codecs import npy_bytes
 from shards_schema.commit import CommitRecord, Quarantined
 from shards_schema.errors import DatasetError, SampleError
-from shards_schema.manifests import ColumnManifest
+from shards_schema.manifests import ColumnManifest, ZarrMode
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import measured
 from shards_schema.storage import computed_specs, decode, encode
@@ -37,9 +37,13 @@ VALID_SPEC = TargetSpec(
 )
 
 
-def zarr_specs(manifest: ColumnManifest) -> tuple[TargetSpec, ...]:
-    """The arrays that a column has in Zarr: its targets that are not ragged, and `valid`."""
-    return (*(spec for spec in manifest.targets if not spec.ragged), VALID_SPEC)
+def zarr_specs(manifest: ColumnManifest, mode: ZarrMode) -> tuple[TargetSpec, ...]:
+    """The arrays that a column has in `targets.zarr`: its targets that are not ragged, and `valid`.
+
+    With `view` only those of which many samples share a chunk; without Zarr none.
+    """
+    every = (*(spec for spec in manifest.targets if not spec.ragged), VALID_SPEC)
+    return tuple(spec for spec in every if mode is True or (mode == "view" and not is_sharded(spec)))
 
 
 class ColumnShardWriter:
@@ -51,7 +55,7 @@ class ColumnShardWriter:
         dataset: seal of `dataset.json`.
         shard: number in the plan.
         shard_size: rows a shard has in Zarr.
-        zarr: whether to write the Zarr arrays as well.
+        zarr: whether to write the Zarr arrays as well, and which.
         again: whether the shard has a record, which `commit` withdraws right before it puts other files in place.
     """
 
@@ -63,7 +67,7 @@ class ColumnShardWriter:
         dataset: str,
         shard: int,
         shard_size: int,
-        zarr: bool,
+        zarr: ZarrMode,
         again: bool = False,
     ) -> None:
         self._again = again
@@ -78,7 +82,7 @@ class ColumnShardWriter:
         self._stack = ExitStack()
         self._tar = TarWriter(self._open(layout.tar(manifest.column, shard)))
         self._zarr: dict[str, ZarrShardWriter] = {}
-        for spec in zarr_specs(manifest) if zarr else ():
+        for spec in zarr_specs(manifest, zarr):
             path = layout.zarr_chunk(manifest.column, spec.name, shard, 1 + len(spec.shape))
             self._zarr[spec.name] = ZarrShardWriter(self._open(path), spec, shard_size)
         self._statistics = statistics.Collector(manifest)

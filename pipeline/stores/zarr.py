@@ -44,6 +44,9 @@ ROW_CHUNK_BYTES = 4096
 CHUNK_BYTES = 1 << 30
 """Of a chunk of many rows, at most."""
 
+CHECKSUM = 4
+"""Bytes of the CRC-32C at the end of a chunk."""
+
 _ENTRY = struct.Struct("<QQ")
 _NO_ENTRY = b"\xff" * _ENTRY.size
 _BLOCK = 1 << 20
@@ -88,22 +91,34 @@ def refuse_chunks(column: str, specs: tuple[TargetSpec, ...], shard_size: int) -
         )
 
 
-def create_array(group: zarr.Group, spec: TargetSpec, shards: int, shard_size: int) -> zarr.Array[Any]:
-    """The array of a target in an open group: the one place that says how targets lie in Zarr."""
+def create_array(
+    group: zarr.Group, spec: TargetSpec, shards: int, shard_size: int, *, view: bool = False
+) -> zarr.Array[Any]:
+    """The array of a target in an open group: the one place that says how targets lie in Zarr.
+
+    Args:
+        group: open; of Zarr v2 for a view.
+        spec: of the target.
+        shards: of the plan.
+        shard_size: rows of a shard.
+        view: chunks as `pipeline.stores.view` refers to them: the bare values of a sample or of a shard.
+    """
     shape = spec.fixed_shape
     sharded = is_sharded(spec)
     attributes: dict[str, Any] = {"units": spec.unit, "long_name": spec.meaning}
     if (how := rule(spec)) is not None:
         attributes["encoding"] = how
+    if view:
+        attributes["_ARRAY_DIMENSIONS"] = ["sample", *spec.dims]  # where xarray looks for them in Zarr v2
     return group.create_array(
         spec.name,
         shape=(shards * shard_size, *shape),
         chunks=(1 if sharded else shard_size, *shape),
-        shards=(shard_size, *shape) if sharded else None,
+        shards=(shard_size, *shape) if sharded and not view else None,
         dtype=str if spec.dtype == TEXT else spec.dtype,
         fill_value=_fill(spec),
-        compressors=[Crc32cCodec()],
-        dimension_names=["sample", *spec.dims],
+        compressors=None if view else [Crc32cCodec()],
+        dimension_names=None if view else ["sample", *spec.dims],
         attributes=attributes,
     )
 
@@ -148,7 +163,7 @@ class ZarrShardWriter:
         self._file.write(struct.pack("<I", checksum))
 
     def _pieces(self) -> Iterator[bytes]:
-        fill = _NO_ENTRY if self._sharded else _row(self._spec, _fill(self._spec))
+        fill = _NO_ENTRY if self._sharded else fill_row(self._spec)
         most = max(1, _BLOCK // len(fill))
         if self._spec.dtype == TEXT:
             yield struct.pack("<I", self._shard_size)  # as VLenUTF8 begins
@@ -161,6 +176,11 @@ class ZarrShardWriter:
             if slot in self._cells:
                 yield self._cells[slot]
                 end = slot + 1
+
+
+def fill_row(spec: TargetSpec) -> bytes:
+    """A row that was not written, as it stands in a chunk of many."""
+    return _row(spec, _fill(spec))
 
 
 def _row(spec: TargetSpec, value: Any) -> bytes:

@@ -131,9 +131,9 @@ class Forecast:
 
         Args:
             scenes: of every column; None is what this run has to do.
-            zarr: with `targets.zarr` or without; None is as the recipe has it.
+            zarr: with `targets.zarr` or without; None is as the recipe has it (a view is next to nothing).
         """
-        both = self.recipe.zarr if zarr is None else zarr
+        both = self.recipe.zarr is True if zarr is None else zarr
         return sum(
             (self.scenes if scenes is None else scenes) * ((column.tar or 0) + (column.zarr if both else 0))
             for column in self.columns

@@ -24,7 +24,7 @@ from pipeline.stores.volume import Volume
 from pipeline.writing.plan import compared, extended
 from shards_schema import layout
 from shards_schema.errors import MismatchError
-from shards_schema.manifests import ABSENT, ColumnManifest, DatasetManifest, GenerationManifest, differing
+from shards_schema.manifests import ABSENT, ColumnManifest, DatasetManifest, GenerationManifest, ZarrMode, differing
 from shards_schema.plan import Plan, joined
 
 _WHERE = ("root", "sensor_root", "split", "synthetic", "filter.data_split")
@@ -94,7 +94,7 @@ def go_on(volume: Volume, known: Generations, here: DatasetManifest, planned: Pl
     return joined([plan, part])
 
 
-def reshape(volume: Volume, plan: Plan) -> None:
+def reshape(volume: Volume, plan: Plan, mode: ZarrMode) -> None:
     """Give the Zarr arrays of every begun column the rows of a plan that grew; no chunk is touched.
 
     Raises:
@@ -103,7 +103,7 @@ def reshape(volume: Volume, plan: Plan) -> None:
     for column in columns_of(volume):
         name = layout.column_json(column)
         manifest = ColumnManifest.from_bytes(volume.read(name), volume.path(name))
-        documents = zarr.array_documents(column, zarr_specs(manifest), plan.shards, plan.config.shard_size)
+        documents = zarr.array_documents(column, zarr_specs(manifest, mode), plan.shards, plan.config.shard_size)
         for path, document in documents.items():
             if not volume.exists(path) or volume.read(path) != document:
                 volume.put(path, document)

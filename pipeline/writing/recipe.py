@@ -12,6 +12,7 @@ from pipeline.writing.samples import SamplesConfig
 from pipeline.writing.worker import WorkerConfig
 from shards_schema.inputs import documents
 from shards_schema.inputs.models import StrictModel, validated
+from shards_schema.manifests import ZarrMode
 from shards_schema.plan import PlanConfig
 from teachers.base import ColumnConfig
 
@@ -29,8 +30,9 @@ class Recipe(StrictModel):
     """How scenes become shards."""
     samples: SamplesConfig = SamplesConfig()
     """What the `samples` column carries."""
-    zarr: bool = True
-    """Whether targets also stand in `targets.zarr`, beside the tars."""
+    zarr: ZarrMode = True
+    """Whether targets also stand in `targets.zarr`, beside the tars. `view`: they do not, and `targets.view` has
+    references to them, which zarr and xarray read as the same arrays."""
     worker: WorkerConfig = WorkerConfig()
     """Threads and device."""
     cluster: Any = None

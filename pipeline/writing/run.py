@@ -22,7 +22,7 @@ from typing import Any, overload
 import pyarrow as pa
 
 from pipeline.sources.base import Scan, Source
-from pipeline.stores import generations, index, statistics, zarr
+from pipeline.stores import generations, index, statistics, view, zarr
 from pipeline.stores.column import zarr_specs
 from pipeline.stores.records import columns_of, committed, read_manifest, read_records
 from pipeline.stores.volume import Volume
@@ -35,7 +35,7 @@ from shards_schema import layout
 from shards_schema.codecs import seal_of
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import DatasetError, IncompleteError, MismatchError
-from shards_schema.manifests import ColumnManifest, DatasetManifest
+from shards_schema.manifests import ColumnManifest, DatasetManifest, ZarrMode
 from shards_schema.plan import Plan, PlanConfig
 from shards_schema.specs import refuse_reserved
 from shards_schema.statistics import measured
@@ -141,7 +141,7 @@ def begin(
     columns: Sequence[ColumnManifest],
     *,
     plan_config: PlanConfig,
-    with_zarr: bool = True,
+    with_zarr: ZarrMode = True,
     processes: int = 1,
     scan: Scan | None = None,
     retry: Sequence[str] | None = None,
@@ -153,7 +153,7 @@ def begin(
         url: of the dataset.
         columns: to make.
         plan_config: how scenes become shards.
-        with_zarr: whether targets stand in `targets.zarr` too.
+        with_zarr: whether targets stand in `targets.zarr` too, or are referred to by `targets.view`.
         processes: that read logs.
         scan: of the source, where it has been made already.
         retry: codes of quarantined samples that are made again, see `pipeline.writing.again.choose`.
@@ -167,7 +167,9 @@ def begin(
         DatasetError: a document there is damaged.
     """
     for column in columns if with_zarr else ():
-        zarr.refuse_chunks(column.column, zarr_specs(column), plan_config.shard_size)
+        zarr.refuse_chunks(column.column, zarr_specs(column, with_zarr), plan_config.shard_size)
+        if with_zarr == "view":
+            view.refuse(column)
     volume = Volume(url)
     ground.refuse_unaccounted(volume)
     for column in columns:
@@ -202,7 +204,7 @@ def begin(
         manifest, dataset = known.manifest, known.seal
         grown = plan.samples - known.now.plan["samples"]
         if plan.shards > manifest.plan["shards"] and manifest.zarr:
-            growth.reshape(volume, plan)
+            growth.reshape(volume, plan, manifest.zarr)
     else:
         dataset, grown = _write(volume, manifest, plan), 0
     volume.sweep()
@@ -248,6 +250,8 @@ def close(run: Run) -> list[ColumnTotal]:
     for column, manifest in run.columns.items():
         if measured(manifest.targets):
             statistics.write(run.volume, column, range(run.plan.shards))
+    if run.manifest.zarr == "view":
+        view.write(run.volume, run.plan)
     settle(run.volume)
     run.volume.sweep()  # a worker that outlived its driver may have left a file under way
     return [totals[column] for column in run.columns]
@@ -329,7 +333,9 @@ def _write(volume: Volume, manifest: DatasetManifest, plan: Plan) -> str:
     return seal_of(data)
 
 
-def _begin_column(volume: Volume, dataset: str, column: ColumnManifest, plan: Plan, with_zarr: bool) -> ColumnManifest:
+def _begin_column(
+    volume: Volume, dataset: str, column: ColumnManifest, plan: Plan, with_zarr: ZarrMode
+) -> ColumnManifest:
     """The manifest that stands on disk: this one, or what an earlier run has written of the same column."""
     path = layout.column_json(column.column)
     there = volume.exists(path)
@@ -364,7 +370,7 @@ def _renew(volume: Volume, manifest: DatasetManifest, dataset: str, plan: Plan) 
         ground.renew(volume, zarr.root_document(attributes | {"notices": list(manifest.notices)}))
 
 
-def _zarr_column(column: ColumnManifest, plan: Plan, with_zarr: bool) -> dict[str, bytes]:
+def _zarr_column(column: ColumnManifest, plan: Plan, with_zarr: ZarrMode) -> dict[str, bytes]:
     if not with_zarr:
         return {}
-    return zarr.array_documents(column.column, zarr_specs(column), plan.shards, plan.config.shard_size)
+    return zarr.array_documents(column.column, zarr_specs(column, with_zarr), plan.shards, plan.config.shard_size)

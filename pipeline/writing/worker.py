@@ -47,7 +47,7 @@ from shards_schema import layout
 from shards_schema.commit import CommitRecord
 from shards_schema.errors import MismatchError, SampleError
 from shards_schema.inputs.models import StrictModel
-from shards_schema.manifests import ColumnManifest
+from shards_schema.manifests import ColumnManifest, ZarrMode
 from shards_schema.plan import PlannedScene
 from shards_schema.records import Scene
 from shards_schema.storage import storage_of
@@ -95,7 +95,7 @@ class ShardWorker:
         manifests: Mapping[str, ColumnManifest],
         dataset: str,
         shard_size: int,
-        zarr: bool,
+        zarr: ZarrMode,
         config: WorkerConfig,
     ) -> None:
         self._source, self._volume = source, volume

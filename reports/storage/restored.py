@@ -50,8 +50,8 @@ def restore(dataset: Dataset, to: str, storage: Mapping[str, Mapping[str, str]])
 
 def _column(dataset: Dataset, source: Volume, out: Volume, manifest: ColumnManifest) -> None:
     column, plan = manifest.column, dataset.plan
-    if dataset.manifest.zarr:
-        documents = array_documents(column, zarr_specs(manifest), plan.shards, plan.config.shard_size)
+    if specs := zarr_specs(manifest, dataset.manifest.zarr):
+        documents = array_documents(column, specs, plan.shards, plan.config.shard_size)
         for path, document in documents.items():
             out.put(path, document)
     out.put(layout.column_json(column), manifest.to_bytes())
