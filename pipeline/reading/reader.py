@@ -89,8 +89,7 @@ class Dataset:
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Dataset, self.url, **self._config), ()
 
-    def __copy__(self) -> Dataset:
-        """For a forked process: see `Opened.forked`."""
+    def __copy__(self) -> Dataset:  # for a forked process
         child = object.__new__(Dataset)
         child.__dict__ |= self.__dict__ | {"_opened": self._opened.forked()}
         return child

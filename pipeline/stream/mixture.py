@@ -77,8 +77,8 @@ class Mixture(Stream):
             if batches are to be made of them.
         config: split, batches, threads, and the seed of the interleave; each stream keeps its own order.
         epoch_size: positions of an epoch; None is the number of samples of all streams.
-        rank: see `Stream`.
-        world_size: see `Stream`.
+        rank: see `ShardStream`.
+        world_size: likewise.
 
     Raises:
         ConfigError: no streams, one without a weight, or a weight that is not positive.

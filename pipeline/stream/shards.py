@@ -103,7 +103,12 @@ class SampleTable(MapDataset[Any]):
 class ShardStream(Stream):
     """The samples of a dataset as an endless supply of epochs, dealt to ranks and workers, resumable anywhere.
 
-    Arguments and errors are those of `SampleTable`; `config`, `rank` and `world_size` those of `Stream`.
+    Arguments and errors are those of `SampleTable`, and:
+
+    Args:
+        config: order, split, batches, threads.
+        rank: of this process; None asks torch.distributed, then the environment (torchrun's RANK), then it is 0.
+        world_size: likewise.
     """
 
     def __init__(
