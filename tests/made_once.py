@@ -16,6 +16,8 @@ import yaml
 
 from jobs import teachers as teachers_job
 from pipeline.sources import registry as sources
+from synthetic import SyntheticConfig
+from synthetic.nuplan_dataset import generate_nuplan
 from tests.chaos import small
 from tests.inline_job import run_inline
 
@@ -32,6 +34,17 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             done.touch()
     return folder
+
+
+NUPLAN = SyntheticConfig(
+    logs=1, frames=8, width=32, height=18, lidar_points=0, traffic=0.2, manoeuvres=("follow",), cameras=(), processes=1
+)
+"""Of `nuplan`."""
+
+
+def nuplan(factory: pytest.TempPathFactory) -> Path:
+    """A NAVSIM tree with its nuPlan log: 8 frames with grey images, none of them between the frames."""
+    return made_once(factory, "nuplan", lambda folder: generate_nuplan(NUPLAN, folder, ()))
 
 
 def drive(factory: pytest.TempPathFactory) -> Path:

@@ -21,30 +21,16 @@ from pipeline.sources.nuplan import NuplanConfig, NuplanSource
 from shards_schema.errors import ConfigError, MismatchError, SampleError
 from shards_schema.plan import SceneRef
 from shards_schema.records import CHANNELS, Scene
-from synthetic import SyntheticConfig
 from synthetic.nuplan_dataset import generate_nuplan
+from tests import made_once
 
-MADE = SyntheticConfig(
-    logs=1,
-    frames=8,
-    width=32,
-    height=18,
-    lidar_points=0,
-    traffic=0.2,
-    manoeuvres=("follow",),
-    cameras=(),
-    processes=1,
-)
 EVERY: dict[str, Any] = {"num_history_frames": 2, "num_future_frames": 1, "frame_interval": 1}
 """Windows of 3 frames: 6 of the log's 8."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log of 8 frames with grey images, none of them between the frames."""
-    root = tmp_path_factory.mktemp("made") / "data"
-    generate_nuplan(MADE, root, ())
-    return root
+    return made_once.nuplan(tmp_path_factory)
 
 
 @pytest.fixture
@@ -414,6 +400,6 @@ def test_a_url_with_credentials_is_refused(key: str) -> None:
 
 def test_another_config_in_the_same_folder_is_refused(root: Path) -> None:
     with pytest.raises(MismatchError, match="another config"):
-        generate_nuplan(MADE, root, ("CAM_F0",))
+        generate_nuplan(made_once.NUPLAN, root, ("CAM_F0",))
     with pytest.raises(ConfigError, match="CAM_X"):
-        generate_nuplan(MADE, root, ("CAM_X",))
+        generate_nuplan(made_once.NUPLAN, root, ("CAM_X",))

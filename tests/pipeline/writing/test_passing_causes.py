@@ -28,8 +28,7 @@ from pipeline.writing.images import read_image
 from scoring.devkit.metric_cache import find_caches, read_cache
 from shards_schema.errors import MissingFileError, SampleError, StoreError
 from shards_schema.records import Scene
-from synthetic import SyntheticConfig
-from synthetic.nuplan_dataset import generate_nuplan
+from tests import made_once
 from tests.committed import begin
 from tests.toys import ToySource, ToyTeacher, write_images
 
@@ -226,13 +225,7 @@ class ToySourceKnowing:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("nuplan") / "data"
-    making = SyntheticConfig(
-        logs=1, frames=8, width=32, height=18, lidar_points=0, traffic=0.2, manoeuvres=("follow",), cameras=(),
-        processes=1,
-    )  # fmt: skip
-    generate_nuplan(making, root, ())
-    return root
+    return made_once.nuplan(tmp_path_factory)
 
 
 EVERY = {"num_history_frames": 2, "num_future_frames": 1, "frame_interval": 1}
