@@ -91,18 +91,15 @@ class Outcome:
 
     Attributes:
         makespan: seconds from the first worker's start to the end.
-        ideal: makespan of the useful work, spread evenly over all GPUs from the first second.
         seconds: GPU seconds by kind, `USEFUL` and `LOSSES`.
         tail: seconds from when no fresh task was left to the end.
         done, failed, undone: tasks.
         wrongly_failed: of `failed` and `undone`, those that nothing was wrong with.
         events: deaths, node losses, preemptions, ... that happened.
-        messages: handled by the driver.
         driver_busy: share of the makespan in which it was at work.
     """
 
     makespan: float
-    ideal: float
     seconds: Mapping[str, float]
     tail: float
     done: int
@@ -110,7 +107,6 @@ class Outcome:
     undone: int
     wrongly_failed: int
     events: Mapping[str, int]
-    messages: int
     driver_busy: float
 
     @property
@@ -157,7 +153,6 @@ class Simulation:
         self._events: Counter[str] = Counter()
         self._free_at = 0.0
         self._busy = 0.0
-        self._messages = 0
         self._given = 0
         self._fresh_ended: float | None = None
         self._unjudged = 0.0
@@ -183,7 +178,6 @@ class Simulation:
         left = set(self._rules.failed_tasks) | set(self._rules.undone)
         return Outcome(
             makespan=self._now,
-            ideal=self._seconds[USEFUL] / seats,
             seconds={kind: self._seconds[kind] for kind in (USEFUL, *LOSSES)},
             tail=self._now - (self._now if self._fresh_ended is None else self._fresh_ended),
             done=self._rules.done,
@@ -191,7 +185,6 @@ class Simulation:
             undone=len(self._rules.undone),
             wrongly_failed=len(left - self._raising - self._killing),
             events=dict(self._events),
-            messages=self._messages,
             driver_busy=self._busy / max(self._now, 1e-9),
         )
 
@@ -223,7 +216,6 @@ class Simulation:
         cost = self._fleet.driver_ms / 1e3
         self._free_at = max(self._free_at, self._now) + cost
         self._busy += cost
-        self._messages += 1
         self._at(self._free_at, self._handle, handle, arguments)
 
     def _handle(self, handle: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -37,7 +37,6 @@ def test_every_gpu_second_and_every_task_is_in_one_account(
     assert sum(outcome.seconds.values()) == pytest.approx(40 * outcome.makespan)
     assert all(seconds >= -1e-6 for seconds in outcome.seconds.values())
     assert outcome.done + outcome.failed + outcome.undone == len(SCENES)
-    assert outcome.seconds[USEFUL] == pytest.approx(40 * outcome.ideal)
     assert Simulation(SCENES, fleet).run() == outcome  # by seed
 
 
