@@ -15,10 +15,8 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import numpy as np
-import pyogrio
 import shapely
 from numpy.typing import NDArray
-from pyproj import Transformer
 
 from shards_schema.poses import Float64
 from synthetic.geometry import Path, strip
@@ -63,13 +61,16 @@ def write_maps(seed: int, folder: FilePath) -> None:
 
 def write_map(made: Town, path: FilePath) -> None:
     """Write one town to a new file."""
+    import pyogrio  # with pandas: half a second, which who reads a town that is there need not wait
+    from pyproj import Transformer
+
     epsg = LOCATIONS[made.location][1]
     back, layers = Transformer.from_crs(epsg, 4326, always_xy=True), _layers(made)
     before = pyogrio.get_gdal_config_option("OGR_CURRENT_DATE")
     pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": _WHEN})
     try:
         for name, layer in layers.items():
-            _write_layer(path, name, layer, made.origin, back)
+            _write_layer(pyogrio.raw, path, name, layer, made.origin, back)
         pairs = {"projectedCoordSystem": f"EPSG:{epsg}", "name": made.location, "synthetic": "true"}
         columns: list[NDArray[Any]] = [np.array(list(pairs), object), np.array(list(pairs.values()), object)]
         pyogrio.raw.write(str(path), None, columns, ["key", "value"], layer="meta", driver="GPKG", geometry_type=None)
@@ -84,14 +85,14 @@ def write_map(made: Town, path: FilePath) -> None:
     db.close()
 
 
-def _write_layer(path: FilePath, name: str, layer: _Layer, origin: Float64, back: Transformer) -> None:
+def _write_layer(raw: Any, path: FilePath, name: str, layer: _Layer, origin: Float64, back: Any) -> None:
     shapes: list[Any] = []
     for shape in layer.shapes:
         lon, lat = back.transform(*(shape + origin).T)
         points = np.stack((lon, lat), axis=-1)
         shapes.append(shapely.LineString(points) if layer.lines else shapely.Polygon(points))
     data = [np.array(values, dtype=object if isinstance(values[0], str) else None) for values in layer.columns.values()]
-    pyogrio.raw.write(
+    raw.write(
         str(path),
         np.array([shapely.to_wkb(shape) for shape in shapes], dtype=object),
         data,
