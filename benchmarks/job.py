@@ -111,7 +111,9 @@ def _run_load(config: Config, load: Load) -> None:
             "worker in threads": lambda: _plain(config, load, source, root / "out"),
         }
         for actors in config.actors:
-            variants[f"worker in {actors} Ray actors"] = partial(_ray, config, load, source, root / "out", actors)
+            variants[f"worker in {actors} Ray actor{'s' * (actors > 1)}"] = partial(
+                _ray, config, load, source, root / "out", actors
+            )
         outcomes: dict[str, list[Outcome]] = {name: [] for name in variants}
         for _ in range(config.repeats):
             for name, variant in variants.items():
