@@ -1,1 +1,1 @@
-"""One file a command: parse the config, call, print, exit code."""
+"""One file a command: parse the config, call, print, exit code; `config`, `recipe` and `usage` serve them all."""

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import field_validator
 
 from jobs import config as job_config
-from jobs.progress import lines
 from pipeline.stores.places import OutText
+from reports.progress import lines
 from synthetic import MARKER, SyntheticConfig, generate
 from synthetic.nuplan_dataset import FOLDER, generate_nuplan
 

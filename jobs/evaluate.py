@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 from jobs import config as job_config
-from jobs.progress import bar
 from pipeline.reading.reader import Dataset
 from pipeline.stores.volume import Volume
 from reports.evaluation import accounting, remarks, run
 from reports.evaluation.config import EvaluateConfig
 from reports.evaluation.drivers import POSES, make_drivers
+from reports.progress import bar
 from shards_schema import layout
 from shards_schema.errors import AbsentError, ConfigError
 from trainer.build import Policy, load_policy

@@ -24,10 +24,10 @@ from typing import Any
 from pydantic import Field
 
 from jobs import config as job_config
-from jobs.progress import bar
-from jobs.sft import baseline_rows
 from pipeline.stores.disk import write_text
 from reports import controls
+from reports.progress import bar
+from reports.sft import baseline_rows
 from shards_schema.inputs.models import StrictModel
 from trainer import distributed
 from trainer.config import SFTConfig

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from jobs import config as job_config
-from jobs.journal import Journal, follow, log
 from reports.grpo import AFTER, BEFORE, CONSTANT, HUMAN, HUMAN_AT_LEAST, NAMES, Outcome, rows_table, write
+from reports.journal import Journal, follow, log
 from trainer import baselines, distributed
 from trainer.grpo import GRPO, POLICY
 from trainer.grpo_config import GRPOConfig

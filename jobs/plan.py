@@ -11,14 +11,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from jobs import config as job_config
-from jobs import forecast
-from jobs.progress import lines
 from jobs.recipe import TeachersConfig
 from pipeline.sources import registry as sources
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes
 from pipeline.writing.plan import make_plan
 from pipeline.writing.samples import SamplesColumn
+from reports import forecast
+from reports.progress import lines
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 from teachers.base import ColumnConfig
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     """Run the job.
 
     Raises:
-        ConfigError, IncompleteError: see `jobs.forecast.prepare`.
+        ConfigError, IncompleteError: see `reports.forecast.prepare`.
     """
     asked: PlanJobConfig = job_config.load_around(PlanJobConfig, TeachersConfig, arguments)
     config = asked.recipe

@@ -20,8 +20,6 @@ from typing import Any, Literal
 
 from jobs import config as job_config
 from jobs import usage
-from jobs.questions_export import ExportConfig, export
-from jobs.questions_made import MakeConfig, make
 from pipeline.stores.decode import Side
 from pipeline.stores.disk import write_text
 from pipeline.stores.places import LocalPath, OutPath
@@ -32,6 +30,8 @@ from questions.scoring import UnitScore
 from questions.surds import Split, make_units, read_images, with_official
 from questions.units import read_units, units_of, units_text
 from reports import questions as tables
+from reports.export.questions import ExportConfig, export
+from reports.export.units import MakeConfig, make
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 

@@ -21,8 +21,6 @@ from cluster.preemption import Preemption
 from cluster.session import joining, refuse_silent, session, worker_count
 from cluster.timings import Timings
 from jobs import config as job_config
-from jobs import forecast
-from jobs.progress import bar, lines
 from jobs.recipe import TeachersConfig
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
@@ -33,28 +31,12 @@ from pipeline.writing import run as runs
 from pipeline.writing.device import refuse_absent
 from pipeline.writing.samples import SamplesColumn
 from pipeline.writing.task import ShardReceipt
+from reports import forecast
 from reports import run as told
+from reports.progress import lines
 from shards_schema.manifests import ColumnManifest
 from teachers.base import Teacher, column_manifest
 from teachers.registry import build_teacher
-
-
-class Progress(told.Work):
-    """The bar while the job runs."""
-
-    def __init__(self, shards: int, done: int, workers: int) -> None:
-        super().__init__(workers)
-        self._bar = bar(total=shards, done=done, unit="shard", needed=shards != done)
-
-    def receipt(self, receipt: ShardReceipt) -> None:
-        """A shard is committed."""
-        self.add(receipt)
-        self._bar.set_postfix_str(self.text)
-        self._bar.update()
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
 
 
 def main(arguments: list[str]) -> None:
@@ -125,7 +107,7 @@ def _run(
         )
         with session(config.cluster):
             workers = min(worker_count(config.cluster), len(todo))
-            progress = Progress(run.plan.shards, run.plan.shards - len(todo), workers)
+            progress = told.Progress(run.plan.shards, run.plan.shards - len(todo), workers)
             hopeless = Hopeless(run.plan.samples, config.max_quarantined)
             try:
                 with Timings(run.volume) as timings, sigterm.heed():
@@ -157,7 +139,9 @@ def _asked(lease: Lease, sigterm: Preemption) -> bool:
     return sigterm.asked
 
 
-def _received(timings: Timings, progress: Progress, lease: Lease, hopeless: Hopeless, receipt: ShardReceipt) -> None:
+def _received(
+    timings: Timings, progress: told.Progress, lease: Lease, hopeless: Hopeless, receipt: ShardReceipt
+) -> None:
     """Count a receipt, and keep its timings beside the dataset: the only files that differ between equal runs."""
     lease.check()
     progress.receipt(receipt)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pipeline.writing import run as runs
 from pipeline.writing.recipe import Recipe
 from pipeline.writing.task import ShardReceipt
+from reports.progress import bar
 from reports.tables import bytes_text, table
 from reports.throughput import Throughput
 from shards_schema import layout
@@ -55,6 +56,24 @@ class Work:
             + self.throughput.device_busy(self.seconds, self.workers)
             + (f", quarantined {self.quarantined.total()}" if self.quarantined else "")
         )
+
+
+class Progress(Work):
+    """The bar while the job runs."""
+
+    def __init__(self, shards: int, done: int, workers: int) -> None:
+        super().__init__(workers)
+        self._bar = bar(total=shards, done=done, unit="shard", needed=shards != done)
+
+    def receipt(self, receipt: ShardReceipt) -> None:
+        """A shard is committed."""
+        self.add(receipt)
+        self._bar.set_postfix_str(self.text)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
 
 
 def print_plan(run: runs.Run, recipe: Recipe, todo: int) -> None:

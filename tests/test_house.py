@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "synthetic": {"shards_schema", "pipeline.stores", "pipeline.sources"},
     "trainer": {"shards_schema", "scoring", "pipeline.stores", "pipeline.reading", "pipeline.stream"},
     "cluster": {"shards_schema", "pipeline.stores", "pipeline.sources", "pipeline.writing"},
-    "reports": {"shards_schema", "scoring", "questions", "teachers", "pipeline", "trainer"},
+    "reports": {"shards_schema", "scoring", "questions", "teachers", "pipeline", "synthetic", "trainer"},
     "last_shards": {"shards_schema", "scoring", "teachers", "pipeline", "trainer"},
     "jobs": {"shards_schema", *_PRODUCT} - {"jobs"},
     "navsim_agent": {"shards_schema", "pipeline", "trainer"},

@@ -14,7 +14,6 @@ import yaml
 
 from jobs import probe
 from jobs import teachers as teachers_job
-from jobs.probe import Figure, chosen, search
 from pipeline.reading.verify import verify
 from pipeline.stores.volume import Volume
 from pipeline.writing import batch_sizes
@@ -22,7 +21,9 @@ from pipeline.writing.run import begin
 from shards_schema.errors import ConfigError
 from shards_schema.manifests import ColumnManifest
 from shards_schema.plan import PlanConfig
+from teachers import probing
 from teachers.base import ColumnConfig, column_manifest
+from teachers.probing import Figure, chosen, search
 from teachers.registry import parse_config
 from teachers.vggt.config import VGGTConfig
 from teachers.vggt.teacher import VGGTTeacher
@@ -176,14 +177,14 @@ def test_what_does_not_fit_is_refused(recipe: Path, tmp_path: Path, monkeypatch:
     def full(*_: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(probe, "_busy", full)
+    monkeypatch.setattr(probing, "_busy", full)
     with pytest.raises(ConfigError, match="not one scene fits"):
         probe.main([str(recipe)])
     assert not (tmp_path / "out" / batch_sizes.RECORD).exists()
 
 
 def test_a_teacher_without_phases_is_timed_too() -> None:
-    assert probe._busy(ToyTeacher(sleep=0.02), []) >= 0.02
+    assert probing._busy(ToyTeacher(sleep=0.02), []) >= 0.02
 
 
 @pytest.mark.gpu
@@ -193,14 +194,14 @@ def test_on_a_gpu_memory_is_looked_at() -> None:
         teacher.load("cuda")
         return teacher
 
-    small, large = (probe._measured(make, size, "cuda", 0.05) for size in (1, 64))
+    small, large = (probing.measured(make, size, "cuda", 0.05) for size in (1, 64))
     assert small.rate is not None
     assert large.rate is not None
     assert large.rate > small.rate > 0
     assert small.peak is not None
     assert large.peak is not None
     assert large.peak > small.peak > 0
-    assert large.peak < probe._room("cuda") < torch.cuda.get_device_properties(0).total_memory + 1
+    assert large.peak < probing.room("cuda") < torch.cuda.get_device_properties(0).total_memory + 1
 
     class Greedy(VGGTTeacher):
         def forward(self, inputs: Any) -> Any:
@@ -211,4 +212,4 @@ def test_on_a_gpu_memory_is_looked_at() -> None:
         teacher.load("cuda")
         return teacher
 
-    assert probe._measured(greedy, 2, "cuda", 0.05) == Figure(2, None, None)
+    assert probing.measured(greedy, 2, "cuda", 0.05) == Figure(2, None, None)

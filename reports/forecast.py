@@ -10,11 +10,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.recipe import TeachersConfig
 from pipeline.sources.base import Scan, Source
 from pipeline.stores.volume import Volume
 from pipeline.writing import coverage, forecast
 from pipeline.writing.forecast import Forecast
+from pipeline.writing.recipe import Recipe
 from pipeline.writing.samples import SamplesColumn
 from reports.tables import bytes_text, table
 from shards_schema import layout
@@ -22,7 +22,7 @@ from teachers.base import Needs, Teacher
 
 
 def prepare(
-    config: TeachersConfig, source: Source, volume: Volume, samples: SamplesColumn, teachers: Sequence[Teacher]
+    config: Recipe, source: Source, volume: Volume, samples: SamplesColumn, teachers: Sequence[Teacher]
 ) -> Forecast:
     """Look, tell, refuse; the scan of what is left is to be planned.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.progress import bar
+from reports.progress import bar
 from trainer import distributed
 from trainer.grpo import GRPO
 from trainer.sft import SFT

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.progress import bar
 from pipeline.reading.reader import Dataset
 from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.disk import write_text
@@ -21,6 +20,7 @@ from questions.making.rules import Rules
 from questions.making.seeing import see
 from questions.units import Prompt, units_text
 from reports import questions as tables
+from reports.progress import bar
 from shards_schema import layout
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel

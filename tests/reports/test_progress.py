@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jobs import progress
+from reports import progress
 
 
 class Terminal(io.StringIO):
