@@ -15,29 +15,12 @@ import torch
 
 from jobs import config as job_config
 from reports.grpo import AFTER, BEFORE, CONSTANT, HUMAN, HUMAN_AT_LEAST, NAMES, Outcome, rows_table, write
-from reports.journal import Journal, follow, log
+from reports.journal import follow, log
 from trainer import baselines, distributed
 from trainer.grpo import GRPO, POLICY
 from trainer.grpo_config import GRPOConfig
 from trainer.scored import given_scores
 from trainer.splits import logs_of
-
-
-class GRPOJournal(Journal):
-    """`Journal` with the line and the bar of this loop."""
-
-    def line(self, numbers: Mapping[str, float]) -> str | None:
-        """Of held-out scenes."""
-        if "held/score" not in numbers:
-            return None
-        return f"held out, score {numbers['held/score']:.4f}, sampled {numbers['held/sampled']:.4f}"
-
-    def postfix(self, numbers: Mapping[str, float]) -> str | None:
-        """Of training."""
-        if "train/reward/score" not in numbers:
-            return None
-        kl, dropped = numbers.get("train/kl", 0.0), numbers["train/dropped"]
-        return f"reward {numbers['train/reward/score']:.3f}, KL {kl:.3f}, {dropped:.0%} groups dropped"
 
 
 def main(arguments: list[str]) -> Outcome | None:
@@ -52,7 +35,7 @@ def train(config: GRPOConfig, device: torch.device, tell: Callable[[str], None])
     run = GRPO(config, device, log=tell)
     _print_opening(run, tell)
     held = run.held_batches()
-    trained = follow(run, GRPOJournal)
+    trained = follow(run, _of_held, _of_training)
     after, before = run.evaluate(held), run.evaluate(held, run.before())
     if distributed.rank() > 0:
         return None
@@ -82,6 +65,19 @@ def _print_opening(run: GRPO, tell: Callable[[str], None]) -> None:
         tell("CONTROL: advantages are dealt by chance")
     for notice in run.notices:
         tell(f"WARNING: {notice}")
+
+
+def _of_held(numbers: Mapping[str, float]) -> str | None:
+    if "held/score" not in numbers:
+        return None
+    return f"held out, score {numbers['held/score']:.4f}, sampled {numbers['held/sampled']:.4f}"
+
+
+def _of_training(numbers: Mapping[str, float]) -> str | None:
+    if "train/reward/score" not in numbers:
+        return None
+    kl, dropped = numbers.get("train/kl", 0.0), numbers["train/dropped"]
+    return f"reward {numbers['train/reward/score']:.3f}, KL {kl:.3f}, {dropped:.0%} groups dropped"
 
 
 def _print_closing(run: GRPO, outcome: Outcome, seconds: float, tell: Callable[[str], None]) -> None:

@@ -12,25 +12,12 @@ from collections.abc import Mapping
 import torch
 
 from jobs import config as job_config
-from reports.journal import Journal, follow, log
+from reports.journal import follow, log
 from reports.sft import baseline_rows, print_closing, read_earlier
 from trainer import distributed
 from trainer.config import SFTConfig
 from trainer.evaluate import summary
 from trainer.sft import SFT
-
-
-class SFTJournal(Journal):
-    """`Journal` with the line and the bar of this loop."""
-
-    def line(self, numbers: Mapping[str, float]) -> str | None:
-        """Of held-out samples."""
-        held = {k.removeprefix("held/"): v for k, v in numbers.items() if k.startswith("held/")}
-        return f"held out {summary(held)}" if held else None
-
-    def postfix(self, numbers: Mapping[str, float]) -> str | None:
-        """Of training."""
-        return f"loss {numbers['train/loss']:.3f}, {numbers['train/samples_per_s']:.0f} samples/s"
 
 
 def main(arguments: list[str]) -> dict[str, dict[str, float]]:
@@ -55,7 +42,7 @@ def _run(config: SFTConfig, device: torch.device) -> dict[str, dict[str, float]]
     def ended() -> None:
         results[f"stage {run.stage.stage}"] = run.evaluate(held)
 
-    trained = follow(run, SFTJournal, ended)
+    trained = follow(run, _of_held, _of_training, ended)
     read_earlier(run, results, held)
     if distributed.rank() > 0:
         return {}
@@ -76,6 +63,15 @@ def _print_opening(run: SFT) -> None:
     )
     for notice in run.notices:
         log(f"WARNING: {notice}")
+
+
+def _of_held(numbers: Mapping[str, float]) -> str | None:
+    held = {k.removeprefix("held/"): v for k, v in numbers.items() if k.startswith("held/")}
+    return f"held out {summary(held)}" if held else None
+
+
+def _of_training(numbers: Mapping[str, float]) -> str:
+    return f"loss {numbers['train/loss']:.3f}, {numbers['train/samples_per_s']:.0f} samples/s"
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

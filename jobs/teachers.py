@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 import time
+from contextlib import closing
 
 from tqdm import tqdm
 
@@ -90,7 +91,7 @@ def _run(
     )
     todo = run.todo()
     told.print_plan(run, config, len(todo))
-    progress = None
+    work = None
     if todo:
         make = functools.partial(
             preflight.worker,
@@ -106,30 +107,26 @@ def _run(
             config=config.worker,
         )
         with session(config.cluster):
-            workers = min(worker_count(config.cluster), len(todo))
-            progress = told.Progress(run.plan.shards, run.plan.shards - len(todo), workers)
+            work = told.Work(run.plan.shards, run.plan.shards - len(todo), min(worker_count(config.cluster), len(todo)))
             hopeless = Hopeless(run.plan.samples, config.max_quarantined)
             try:
-                with Timings(run.volume) as timings, sigterm.heed():
+                with closing(work), Timings(run.volume) as timings, sigterm.heed():
                     drive(
                         todo,
                         make,
                         config=config.cluster,
                         in_flight=config.worker.shards_in_flight,
-                        on_start=progress.started,
-                        on_receipt=functools.partial(_received, timings, progress, lease, hopeless),
+                        on_start=work.started,
+                        on_receipt=functools.partial(_received, timings, work, lease, hopeless),
                         stop=functools.partial(_asked, lease, sigterm),
                         tell=functools.partial(tqdm.write, file=sys.stderr),
                     )
             except StoppedError as stopped:
-                progress.close()
                 print(f"\n{stopped}; what was committed stays; run the same command again to go on", file=sys.stderr)
                 raise SystemExit(preemption.EXIT) from None
-            finally:
-                progress.close()
     lease.check()
     totals = runs.close(run)
-    told.print_closing(config, run, columns, totals, progress, time.perf_counter() - began)
+    told.print_closing(config, run, columns, totals, work, time.perf_counter() - began)
     told.refuse_left_out(config, run, totals)
 
 
@@ -139,12 +136,10 @@ def _asked(lease: Lease, sigterm: Preemption) -> bool:
     return sigterm.asked
 
 
-def _received(
-    timings: Timings, progress: told.Progress, lease: Lease, hopeless: Hopeless, receipt: ShardReceipt
-) -> None:
+def _received(timings: Timings, work: told.Work, lease: Lease, hopeless: Hopeless, receipt: ShardReceipt) -> None:
     """Count a receipt, and keep its timings beside the dataset: the only files that differ between equal runs."""
     lease.check()
-    progress.receipt(receipt)
+    work.add(receipt)
     timings.put(receipt)
     hopeless.add(receipt)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,29 +16,27 @@ from trainer import distributed
 from trainer.grpo import GRPO
 from trainer.sft import SFT
 
+Say = Callable[[Mapping[str, float]], str | None]
+"""Numbers of a step -> what is said of them; None: they are not worth a word."""
 
-class Journal(ABC):
-    """See the module; a job says which numbers are told.
+
+class Journal:
+    """See the module.
 
     Args:
         out: folder of the run.
         total: steps.
         done: of them, before this process.
+        line: that is printed above the bar.
+        postfix: of the bar, for numbers that get no line; None leaves it as it is.
     """
 
-    def __init__(self, out: str, total: int, done: int) -> None:
+    def __init__(self, out: str, total: int, done: int, line: Say, postfix: Say) -> None:
+        self._line, self._postfix = line, postfix
         Path(out).mkdir(parents=True, exist_ok=True)
         self._file = open(Path(out) / "log.jsonl", "a")  # noqa: SIM115 (open as long as the run)
         self._bar = bar(total=total, done=done, unit="step")
         self._board = _summary_writer(out)
-
-    @abstractmethod
-    def line(self, numbers: Mapping[str, float]) -> str | None:
-        """What a line says of numbers, or None: they are not worth one."""
-
-    @abstractmethod
-    def postfix(self, numbers: Mapping[str, float]) -> str | None:
-        """What the bar says of numbers that got no line, or None: it stays as it is."""
 
     def step(self, step: int) -> None:
         """A step is done."""
@@ -52,10 +49,10 @@ class Journal(ABC):
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, step)
-        line = self.line(numbers)
+        line = self._line(numbers)
         if line is not None:
             self._bar.write(f"step {step}: {line}")
-        elif (postfix := self.postfix(numbers)) is not None:
+        elif (postfix := self._postfix(numbers)) is not None:
             self._bar.set_postfix_str(postfix)
 
     def close(self) -> None:
@@ -66,13 +63,13 @@ class Journal(ABC):
             self._board.close()
 
 
-def follow(run: SFT | GRPO, journal: type[Journal], on_policy: Callable[[], None] | None = None) -> float:
-    """Train to the end, journal included; every rank calls. Gives the seconds that it took."""
+def follow(run: SFT | GRPO, line: Say, postfix: Say, on_policy: Callable[[], None] | None = None) -> float:
+    """Train to the end, `Journal` included; every rank calls. Gives the seconds that it took."""
     began = time.perf_counter()
     if distributed.rank() > 0:
         run.fit(on_policy=on_policy)
         return time.perf_counter() - began
-    book = journal(run.config.out, run.total, run.step)
+    book = Journal(run.config.out, run.total, run.step, line, postfix)
     try:
         run.fit(on_step=book.step, on_numbers=book.numbers, on_policy=on_policy)
     finally:

@@ -19,10 +19,17 @@ from teachers.base import Teacher
 
 
 class Work:
-    """What the workers have done, in sums: for the bar while they are at it, and for the closing table."""
+    """What the workers have done, in sums: for the bar while they are at it, and for the closing table.
 
-    def __init__(self, workers: int) -> None:
+    Args:
+        shards: of the plan.
+        done: of them, before this process.
+        workers: that are at it.
+    """
+
+    def __init__(self, shards: int, done: int, workers: int) -> None:
         self.workers = workers
+        self._bar = bar(total=shards, done=done, unit="shard", needed=shards != done)
         self._first = 0.0
         self.scenes = 0
         self.decodes = 0
@@ -42,6 +49,12 @@ class Work:
         self.throughput.add(receipt)
         for column in receipt.columns:
             self.quarantined.update(column.quarantined)
+        self._bar.set_postfix_str(self.text)
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
 
     @property
     def seconds(self) -> float:
@@ -56,24 +69,6 @@ class Work:
             + self.throughput.device_busy(self.seconds, self.workers)
             + (f", quarantined {self.quarantined.total()}" if self.quarantined else "")
         )
-
-
-class Progress(Work):
-    """The bar while the job runs."""
-
-    def __init__(self, shards: int, done: int, workers: int) -> None:
-        super().__init__(workers)
-        self._bar = bar(total=shards, done=done, unit="shard", needed=shards != done)
-
-    def receipt(self, receipt: ShardReceipt) -> None:
-        """A shard is committed."""
-        self.add(receipt)
-        self._bar.set_postfix_str(self.text)
-        self._bar.update()
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
 
 
 def print_plan(run: runs.Run, recipe: Recipe, todo: int) -> None:

@@ -58,23 +58,14 @@ def baseline_rows(run: SFT, held: Sequence[Batch]) -> dict[str, dict[str, float]
 def print_closing(run: SFT, rows: Mapping[str, Mapping[str, float]], seconds: float) -> None:
     """The rows as a table, what is to be known of them, and where the policy is."""
     horizons = [s for s in SECONDS if any(f"ade_{s}" in row for row in rows.values())]
-    head = [
-        "held out",
-        *(f"ADE {s} s" for s in horizons),
-        *(f"FDE {s} s" for s in horizons[-1:]),
-        "cos wm",
-        "cos geo",
-        "CE",
-        "no parse",
-    ]
-    last = [f"fde_{s}" for s in horizons[-1:]]
-    keys = [*(f"ade_{s}" for s in horizons), *last, "cosine_wm", "cosine_geo", "answer"]
+    shown = {f"ade_{s}": f"ADE {s} s" for s in horizons} | {f"fde_{s}": f"FDE {s} s" for s in horizons[-1:]}
+    shown |= {"cosine_wm": "cos wm", "cosine_geo": "cos geo", "answer": "CE"}
     body = []
     for name, metrics in rows.items():
-        cells = [f"{metrics[k]:.3f}" if k in metrics else "-" for k in keys]
+        cells = [f"{metrics[k]:.3f}" if k in metrics else "-" for k in shown]
         body.append([name, *cells, f"{metrics['unparsed']:.1%}" if "unparsed" in metrics else "-"])
     log("")
-    log(table(head, body))
+    log(table(["held out", *shown.values(), "no parse"], body))
     log(f"\nmetres, means over {len(run.held_tokens)} scenes of held-out logs; {seconds:.0f} s of training")
     for notice in run.notices:
         log(f"WARNING: {notice}")

@@ -129,6 +129,14 @@ def test_every_folder_of_code_is_a_room() -> None:
     assert [p.name for p in (ROOT / "pipeline").glob("*.py")] == ["__init__.py"]
 
 
+def test_jobs_has_one_short_file_a_command() -> None:
+    """What knows no command line has another room, but for three files that serve every command."""
+    files = [path for path in (ROOT / "jobs").glob("[a-z]*.py") if path.stem not in ("config", "recipe", "usage")]
+    texts = {path.name: path.read_text() for path in files}
+    assert not [name for name, text in texts.items() if 'if __name__ == "__main__":\n    job_config.run(' not in text]
+    assert not {name: lines for name, text in texts.items() if (lines := text.count("\n")) > 150}
+
+
 def test_no_module_imports_itself_through_others() -> None:
     """No circle of modules, also not where one arrow is for types alone or stands within a function."""
     modules = {}

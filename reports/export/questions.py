@@ -49,7 +49,6 @@ def export(config: ExportConfig) -> int:
         refuse_training(prompts, str(config.units))
     if (config.data is None) == (config.surds is None):
         raise ConfigError("give one of data=DATASET and surds=DIR: where the images of the units are")
-    config.to.parent.mkdir(parents=True, exist_ok=True)
     write(config.format, config.to, _rows(config, prompts))
     print(f"{config.to.resolve()}: {len(prompts)} prompts for {config.format}, to {config.use}")
     return 0

@@ -55,7 +55,7 @@ def write(kind: Format, path: Path, rows: Iterable[Row]) -> None:
 
     Args:
         kind: of the rows.
-        path: of the file; its folder is there.
+        path: of the file; its folder is made.
         rows: of `row`.
 
     Raises:

@@ -109,7 +109,6 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
     table = SampleTable(dataset, {layout.SAMPLES: ["json"], **{column: [] for column in config.columns}})
     folder = config.image_folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    config.to.parent.mkdir(parents=True, exist_ok=True)
 
     def rows() -> Iterator[Row]:
         for index, token in enumerate(bar(table.tokens, unit="sample")):
