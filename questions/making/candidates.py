@@ -14,8 +14,9 @@ from questions import options
 from questions.making import describing
 from questions.making.describing import How, Look
 from questions.making.rules import Rules
-from questions.making.seeing import Lens, Seen, see
+from questions.making.seeing import Seen, see
 from questions.options import Answers
+from shards_schema.lens import Lens
 
 FAIR_WIDTH, FAIR_GAP = 6, 1
 """Metres of a range, and between two."""

@@ -18,8 +18,9 @@ from questions.making.candidates import Candidate, Refused, candidates, fair_ran
 from questions.making.choosing import choose, prompts
 from questions.making.describing import Look
 from questions.making.rules import Rules
-from questions.making.seeing import Lens, Seen, see
+from questions.making.seeing import Seen, see
 from questions.units import units_of
+from shards_schema.lens import Lens
 
 AHEAD = [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 """A camera that looks along the ego's x."""
