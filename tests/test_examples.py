@@ -17,7 +17,7 @@ import yaml
 
 import last_shards as ls
 from jobs import teachers as teachers_job
-from reports.inspection.projection import Pinhole
+from shards_schema.lens import Lens
 from tests.blocks import block
 from tests.chaos import small
 from tests.inline_job import run_inline
@@ -119,7 +119,8 @@ def test_a_point_ahead_is_seen_where_the_page_of_the_format_says(out: str) -> No
     (ahead, left), size = np.stack([names["u"] / names["w"], names["v"] / names["w"]], axis=1), names["camera"]["size"]
     assert 0 < left[0] < ahead[0] < size[0]
     assert size[1] / 2 < ahead[1] < size[1]
-    assert np.allclose(Pinhole.of(names["camera"]).project(names["points"])[0], [ahead, left])
+    eye = Lens(names["camera"])
+    assert np.allclose(eye.project(eye.to_camera(names["points"]))[0], [ahead, left])
 
 
 def test_what_is_printed_of_an_object_is_a_line(out: str) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from reports.above import View, box, car, dot, line, text
-from reports.inspection.projection import Ground, Pinhole, beside, dense_path
+from reports.inspection.projection import Ground, beside, dense_path, polyline
 from reports.pages import tag
+from shards_schema.lens import Lens
 from shards_schema.poses import EGO_WIDTH, Float64
 
 CLASSES = {
@@ -42,26 +43,29 @@ def camera_svg(image_uri: str, camera: Mapping[str, Any], poses: Float64, ground
         ground: the plane that they lie on.
         label: told to screen readers.
     """
-    eye = Pinhole.of(camera)
-    parts = [tag("image", href=image_uri, width=eye.width, height=eye.height), *_on_the_road(eye, poses, ground)]
-    size = f"0 0 {eye.width} {eye.height}"
-    return tag("svg", parts, class_="frame", viewBox=size, role="img", aria_label=label)
+    eye = Lens(camera)
+    width, height = eye.size
+    parts = [tag("image", href=image_uri, width=width, height=height), *_on_the_road(eye, poses, ground)]
+    return tag("svg", parts, class_="frame", viewBox=f"0 0 {width} {height}", role="img", aria_label=label)
 
 
-def _on_the_road(eye: Pinhole, poses: Float64, ground: Ground) -> Iterator[Markup]:
+def _on_the_road(eye: Lens, poses: Float64, ground: Ground) -> Iterator[Markup]:
     if len(poses) < 2:
         return
-    unit, path = eye.width / 640, dense_path(poses)
-    lines = (eye.polyline(ground.lift(beside(path, side * EGO_WIDTH / 2))) for side in (1.0, -1.0))
+    (width, height), path = eye.size, dense_path(poses)
+    unit = width / 640
+    lines = (polyline(eye, ground.lift(beside(path, side * EGO_WIDTH / 2))) for side in (1.0, -1.0))
     edges = [max(pieces, key=len, default=np.zeros((0, 2))) for pieces in lines]  # the longest that the camera sees
     if all(len(edge) > 1 for edge in edges):
         yield tag("polygon", class_="lane", points=_pixels(np.concatenate([edges[0], edges[1][::-1]])))
-    for piece in eye.polyline(ground.lift(path[:, :2])):
+    for piece in polyline(eye, ground.lift(path[:, :2])):
         yield tag("polyline", class_="path", points=_pixels(piece), stroke_width=f"{2 * unit:.2f}")
-    pixels, depth = eye.project(ground.lift(poses[1:, :2]))
-    for i, ((u, v), z) in enumerate(zip(pixels, depth, strict=True), start=1):
-        if z > 1 and 0 <= u <= eye.width and 0 <= v <= eye.height:
-            radius = unit * float(np.clip(34 / z, 1.8, 6))
+    for i, point in enumerate(eye.to_camera(ground.lift(poses[1:, :2])), start=1):
+        if point[2] <= 1:
+            continue
+        (u, v), known = eye.project(point)
+        if known and 0 <= u <= width and 0 <= v <= height:
+            radius = unit * float(np.clip(34 / point[2], 1.8, 6))
             where = {"cx": f"{u:.1f}", "cy": f"{v:.1f}", "r": f"{radius:.1f}"}
             yield tag("circle", tag("title", f"+{i / 2:g} s"), class_="dot", **where)
 

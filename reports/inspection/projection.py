@@ -3,8 +3,8 @@
 Trajectories are planar; the ground under them is not z = 0. The ego frame's origin is the rear axle, a wheel radius
 above the road in nuPlan's logs and on it in others, and the frame pitches with the car. So the ground is a plane
 z = h + a x + b y, fitted to what stands on it: the undersides of the annotated road users near the car, with a prior
-on the axle height and the slopes, and little trust in outliers. Cameras are the undistorted pinhole of the records:
-p_cam = R^T (p - t), uv = K p_cam / z; distortion is left aside, as the devkit does.
+on the axle height and the slopes, and little trust in outliers. The lens is that of the records, with its distortion,
+since the stored images have it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from shards_schema.lens import Lens
 from shards_schema.poses import Float64
 
 AXLE_HEIGHT, AXLE_SIGMA = 0.18, 0.25
@@ -70,48 +71,21 @@ def fit_ground(annotations: Mapping[str, Any] | None) -> Ground:
     return Ground(*(float(v) for v in plane))
 
 
-@dataclass(frozen=True, slots=True)
-class Pinhole:
-    """A camera of ``<token>.json``: intrinsics at the stored size, extrinsics camera to ego."""
-
-    width: int
-    height: int
-    intrinsics: Float64
-    rotation: Float64
-    translation: Float64
-
-    @classmethod
-    def of(cls, camera: Mapping[str, Any]) -> Pinhole:
-        """The camera of an entry of ``cameras``."""
-        return cls(
-            int(camera["size"][0]),
-            int(camera["size"][1]),
-            np.asarray(camera["intrinsics"], np.float64),
-            np.asarray(camera["sensor2ego_rotation"], np.float64),
-            np.asarray(camera["sensor2ego_translation"], np.float64),
-        )
-
-    def project(self, points: Float64) -> tuple[Float64, Float64]:
-        """Ego points [N, 3] to pixels [N, 2] and depths [N] (m, along the optical axis; behind is negative)."""
-        camera = (points - self.translation) @ self.rotation  # each row: R^T (p - t)
-        depth = camera[:, 2]
-        safe = np.where(np.abs(depth) < 1e-9, 1e-9, depth)
-        pixels = camera @ self.intrinsics.T / safe[:, None]
-        return pixels[:, :2], depth
-
-    def polyline(self, points: Float64) -> list[Float64]:
-        """An ego polyline [N, 3] as the pieces of it that lie before the camera, pixels [M, 2], cut at `NEAR`."""
-        depth = ((points - self.translation) @ self.rotation)[:, 2] - NEAR
-        pieces: list[list[Float64]] = [[]]
-        for i, here in enumerate(points):
-            if i and (depth[i - 1] > 0) != (depth[i] > 0):
-                share = depth[i - 1] / (depth[i - 1] - depth[i])
-                pieces[-1].append(points[i - 1] + share * (here - points[i - 1]))
-                if depth[i] <= 0:
-                    pieces.append([])
-            if depth[i] > 0:
-                pieces[-1].append(here)
-        return [self.project(np.stack(piece))[0] for piece in pieces if len(piece) > 1]
+def polyline(eye: Lens, points: Float64) -> list[Float64]:
+    """An ego polyline [N, 3] as the pieces of it that lie before the camera, pixels [M, 2], cut at `NEAR`."""
+    camera = eye.to_camera(points)
+    depth = camera[:, 2] - NEAR
+    pieces: list[list[Float64]] = [[]]
+    for i, here in enumerate(camera):
+        if i and (depth[i - 1] > 0) != (depth[i] > 0):
+            share = depth[i - 1] / (depth[i - 1] - depth[i])
+            pieces[-1].append(camera[i - 1] + share * (here - camera[i - 1]))
+            if depth[i] <= 0:
+                pieces.append([])
+        if depth[i] > 0:
+            pieces[-1].append(here)
+    seen = (eye.project(np.stack(piece)) for piece in pieces if piece)
+    return [line for pixels, known in seen if len(line := pixels[known]) > 1]
 
 
 def dense_path(poses: Float64, step: float = STEP) -> Float64:

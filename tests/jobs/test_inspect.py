@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from reports.inspection.facts import gather, weights_line
 from reports.inspection.text import WIDTH, report
 from reports.tables import bytes_text
 from shards_schema.errors import ConfigError, MissingFileError
+from shards_schema.lens import Lens
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Annotations, Frame
 from shards_schema.specs import TargetSpec
@@ -191,35 +193,44 @@ def test_where_the_page_may_lie(made: Path, tmp_path: Path, capsys: pytest.Captu
     assert job.page_path(job.InspectConfig(out="memory://runs/one/")) == Path("one-inspect.html")
 
 
-EYE = projection.Pinhole(
-    480, 270, np.array([[400.0, 0, 240], [0, 400, 135], [0, 0, 1]]), FORWARD, np.array([2.0, 0, 1.5])
-)
+CAMERA = {
+    "size": [480, 270],
+    "intrinsics": [[400.0, 0, 240], [0, 400, 135], [0, 0, 1]],
+    "sensor2ego_rotation": FORWARD.tolist(),
+    "sensor2ego_translation": [2.0, 0.0, 1.5],
+    "distortion": [0.0] * 5,
+}
+EYE = Lens(CAMERA)
 
 
 def test_projection_by_hand() -> None:
     points = np.array([[12.0, 0, 0], [12, 2, 0], [22, -5, 0.5], [-8, 1, 0]])
-    pixels, depth = EYE.project(points)
-    assert depth.tolist() == [10, 10, 20, -10]
+    camera = EYE.to_camera(points)
+    assert camera[:, 2].tolist() == [10, 10, 20, -10]
     # 10 m ahead, 1.5 m below: v = 135 + 400 * 1.5 / 10; 2 m to the left: u = 240 - 400 * 2 / 10
-    assert np.allclose(pixels[:3], [[240, 195], [160, 195], [340, 155]])
+    pixels, known = EYE.project(camera[:3])
+    assert np.allclose(pixels, [[240, 195], [160, 195], [340, 155]])
+    assert known.all()
 
 
 def test_projection_of_a_turned_camera() -> None:
     turn = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # ego yaw +90 degrees: the camera looks to the left
-    eye = dataclasses.replace(EYE, rotation=turn @ FORWARD, translation=np.array([0.0, 1.0, 1.5]))
-    pixels, depth = eye.project(np.array([[0.0, 11, 0], [1.0, 11, 0]]))
-    assert np.allclose(depth, 10)
-    assert np.allclose(pixels, [[240, 195], [280, 195]])  # ahead of the car is to the right of that camera
+    eye = Lens(CAMERA | {"sensor2ego_rotation": turn @ FORWARD, "sensor2ego_translation": [0.0, 1.0, 1.5]})
+    camera = eye.to_camera(np.array([[0.0, 11, 0], [1.0, 11, 0]]))
+    assert np.allclose(camera[:, 2], 10)
+    assert np.allclose(
+        eye.project(camera)[0], [[240, 195], [280, 195]]
+    )  # ahead of the car is to the right of that camera
 
 
 def test_a_line_is_cut_before_the_camera() -> None:
     line = np.array([[0.0, 0, 0], [4, 0, 0], [12, 0, 0]])
-    (piece,) = EYE.polyline(line)
+    (piece,) = projection.polyline(EYE, line)
     assert np.allclose(piece[0], [240, 135 + 400 * 1.5 / projection.NEAR])
     assert np.allclose(piece[-1], [240, 195])
     assert len(piece) == 3
-    assert EYE.polyline(line - [20, 0, 0]) == []
-    assert len(EYE.polyline(np.array([[12.0, 0, 0], [0, 0, 0], [0, 1, 0], [12, 1, 0]]))) == 2
+    assert projection.polyline(EYE, line - [20, 0, 0]) == []
+    assert len(projection.polyline(EYE, np.array([[12.0, 0, 0], [0, 0, 0], [0, 1, 0], [12, 1, 0]]))) == 2
 
 
 def test_the_dense_path_goes_through_the_poses_along_their_headings() -> None:
@@ -254,17 +265,16 @@ def test_ground_from_undersides() -> None:
 
 
 def test_the_drawn_path_is_the_projected_one() -> None:
-    camera = {
-        "size": [480, 270],
-        "intrinsics": EYE.intrinsics.tolist(),
-        "sensor2ego_rotation": FORWARD.tolist(),
-        "sensor2ego_translation": [2.0, 0.0, 1.5],
-    }
-    poses = np.array([[0.0, 0, 0], [12, 0, 0], [22, 0, 0]])
-    svg = drive.camera_svg("data:image/png;base64,", camera, poses, projection.Ground(0.0, 0.0, 0.0), HOSTILE)
-    dots = re.findall(r'<circle class="dot" cx="([\d.]+)" cy="([\d.]+)"', svg)
-    assert dots == [("240.0", "195.0"), ("240.0", "165.0")]
-    assert "<script" not in svg
+    poses, ground = np.array([[0.0, 0, 0], [12, 0, 0], [22, 0, 0]]), projection.Ground(0.0, 0.0, 0.0)
+
+    def dots(camera: Mapping[str, Any]) -> list[tuple[str, str]]:
+        svg = drive.camera_svg("data:image/png;base64,", camera, poses, ground, HOSTILE)
+        assert "<script" not in svg
+        return re.findall(r'<circle class="dot" cx="([\d.]+)" cy="([\d.]+)"', svg)
+
+    assert dots(CAMERA) == [("240.0", "195.0"), ("240.0", "165.0")]
+    # the stored image is bent, and so is what is drawn on it: 60 px below the middle are 0.15, whose square is 0.0225
+    assert dots(CAMERA | {"distortion": [-0.4, 0, 0, 0, 0]})[0] == ("240.0", f"{135 + 60 * (1 - 0.4 * 0.0225):.1f}")
 
 
 def test_the_view_from_above_has_left_to_the_left() -> None:
