@@ -69,15 +69,21 @@ def load(model: type[Model], arguments: Sequence[str], *, beside: Iterable[str] 
     if usage.asks_help(arguments):
         raise HelpAskedError(model, chosen=_chosen(model, arguments))
     values, files = _values(model, arguments)
+    values, where = documents.expanded(values), files[0] if files else "command line"
+    refused: Callable[[Mapping[str, Any]], list[str]] = getattr(model, "refused", lambda values: [])
+    of_kinds = refused(values)
     try:
-        return model.model_validate(documents.expanded(values))
+        config = model.model_validate(values)
     except ValidationError as error:
-        told = describe(error, files[0] if files else "command line", model, beside=beside)
+        told = describe(error, where, model, beside=beside, more=of_kinds)
         missing = [str(e["loc"][0]) for e in error.errors() if e["type"] == "missing" and len(e["loc"]) == 1]
         recipe = usage.recipe_of(model) if missing and not files else None
         if not arguments and len(missing) == error.error_count():
             raise NothingGivenError(missing, recipe) from None
         raise ConfigError(told + (f"\na recipe has them, e.g. {recipe}" if recipe else "")) from error
+    if of_kinds:
+        raise ConfigError(_cannot_be(where, of_kinds))
+    return config
 
 
 def load_around(around: type[Model], inner: type[BaseModel], arguments: list[str]) -> Model:
@@ -98,9 +104,20 @@ def load_around(around: type[Model], inner: type[BaseModel], arguments: list[str
         raise ConfigError(describe(error, "command line", around)) from error
 
 
-def describe(error: ValidationError, where: str, model: type[BaseModel], *, beside: Iterable[str] = ()) -> str:
-    """A validation error of a `model` as one line a field: key, what is wrong, what was found."""
+def describe(
+    error: ValidationError,
+    where: str,
+    model: type[BaseModel],
+    *,
+    beside: Iterable[str] = (),
+    more: Iterable[str] = (),
+) -> str:
+    """A validation error of a `model` as one line a field: key, what is wrong, what was found; then `more` lines."""
     lines = problems(error.errors(), model, beside=beside, shown=lambda value: without_credentials(repr(value)))
+    return _cannot_be(where, [*lines, *more])
+
+
+def _cannot_be(where: str, lines: Sequence[str]) -> str:
     return f"{where}: {len(lines)} value{'s' * (len(lines) != 1)} cannot be:\n  " + "\n  ".join(lines)
 
 

@@ -30,3 +30,10 @@ class TeachersConfig(Recipe):
             kind = told.get("kind") or column if isinstance(told, Mapping) else column
             found[f"teachers.{column}"] = teachers.config_models(kind)
         return found
+
+    @classmethod
+    def refused(cls, values: Mapping[str, Any]) -> list[str]:
+        """What the kinds of the teachers have against what is given, a line each."""
+        columns = values.get("teachers")
+        given = columns.items() if isinstance(columns, Mapping) else ()
+        return [line for column, told in given if isinstance(told, Mapping) for line in teachers.refused(column, told)]

@@ -48,6 +48,20 @@ def config_models(kind: Any) -> list[type[BaseModel]]:
     return [ColumnConfig, resolve_name(CONFIGS[kind])] if kind in CONFIGS else []
 
 
+def refused(column: str, given: Mapping[str, Any]) -> list[str]:
+    """What a built-in kind has against its keys in a recipe's column, by line; another's says it when it is built."""
+    kind = given.get("kind") or column
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        return []
+    model: type[BaseModel] = kinds.imported(f"teacher {kind!r}", CONFIGS[kind])
+    try:
+        model.model_validate({key: value for key, value in given.items() if key not in ColumnConfig.model_fields})
+    except ValidationError as error:
+        beside = ColumnConfig.model_fields.keys() - model.model_fields.keys()
+        return problems(error.errors(include_url=False), model, under=["teachers", column], beside=sorted(beside))
+    return []
+
+
 def build(kind: str, config: Mapping[str, Any], *, column: str | None = None) -> Teacher:
     """A teacher, not yet loaded.
 

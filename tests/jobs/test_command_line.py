@@ -270,8 +270,11 @@ def test_where_a_key_leads() -> None:
         (["device=cpu"], "device: unknown key; did you mean worker.device?"),
         (["source.rooot=x"], "source.rooot: unknown key; did you mean source.root?"),
         (["source.filter.frame_intervall=1"], "frame_intervall: unknown key; did you mean frame_interval?"),
-        (["teachers.vggt.batchsize=1"], "teacher vggt: batchsize: unknown key; did you mean batch_size?"),
-        (["teachers.vggt.weights.randm=1"], "weights.randm: unknown key; did you mean weights.random?"),
+        (["teachers.vggt.batchsize=1"], "teachers.vggt.batchsize: unknown key; did you mean teachers.vggt.batch_size?"),
+        (
+            ["teachers.vggt.weights.randm=1"],
+            "vggt.weights.randm: unknown key; did you mean teachers.vggt.weights.random?",
+        ),
         (["teachers.vgtt.batch_size=1"], "no teacher 'vgtt'"),
         (["teachers.cosmos.storage.latennt=int8"], "storage: there is no target 'latennt'"),
         (["source.kind=navsin"], "source.kind must be one of navsim"),
@@ -287,6 +290,29 @@ def test_a_misspelt_key_is_refused_before_anything_is_made(
     assert said in str(error.value)
     assert "Extra inputs" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_teachers_refuse_is_told_with_all_that_a_recipe_has_wrong(run: Run) -> None:
+    """Before an unmeasured batch size is, and before a kind of another package is asked for."""
+    wrong = [
+        "teachers.vggt.netwrok=tiny",
+        "teachers.vggt.batch_size=auto",
+        "teachers.late={kind: cosmos, weights: {random: 0}, size: [100, 50]}",
+        "teachers.pdm.storag={}",
+        "teachers.radar={range: 80}",
+    ]
+    for job in ("teachers", "plan", "probe"):
+        code, _, err = run(main_of(job), DEMO, *wrong, "zar=false")
+        assert code == 2
+        assert [line.strip() for line in err.splitlines() if line.strip()] == [
+            f"ConfigError: {DEMO}: 4 values cannot be:",
+            "zar: unknown key; did you mean zarr?",
+            "teachers.vggt.netwrok: unknown key; did you mean teachers.vggt.network?",
+            "teachers.pdm.storag: unknown key; did you mean teachers.pdm.storage?",
+            "teachers.late: size: width and height must be multiples of 16 [px], got [100, 50]",
+        ]
+    code, _, err = run(main_of("plan"), DEMO, *wrong[:1])
+    assert (code, err.count("\n  ")) == (2, 1)
 
 
 def test_the_recipe_around_a_recipe(run: Run) -> None:
