@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data plan teachers probe verify inspect signal sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint docs bench bench-gpu chaos clean
+.PHONY: help setup data plan teachers probe verify inspect signal pretrain sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint docs bench bench-gpu chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -53,6 +53,10 @@ inspect: $(READY) ## print what is in OUT and write a page of pictures
 
 signal: $(READY) ## probe the columns of OUT: do they know more of a scene than ego status does?
 	$(PY) -m jobs.signal "data=$(OUT)" $(SET)
+
+pretrain: OUT = runs/pretrain
+pretrain: $(READY) ## train the small networks that ship with the project, into OUT; what they know of other drives
+	$(PY) -m jobs.pretrain "out=$(OUT)" $(SET)
 
 # the trainer's targets learn from DATA; the world that they take by default is made when it is not there
 sft experiments: CONFIG = configs/sft_demo.yaml

@@ -12,6 +12,7 @@ ROOMS = [
     "teachers",
     "pipeline",
     "synthetic",
+    "pretraining",
     "trainer",
     "cluster",
     "reports",

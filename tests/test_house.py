@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-_PRODUCT = {"scoring", "questions", "teachers", "pipeline", "synthetic", "trainer", "cluster", "reports", "jobs"}
+_PRODUCT = {
+    "scoring",
+    "questions",
+    "teachers",
+    "pipeline",
+    "synthetic",
+    "pretraining",
+    "trainer",
+    "cluster",
+    "reports",
+    "jobs",
+}
 ROOMS: dict[str, set[str]] = {
     "shards_schema": set(),
     "pickles": {"shards_schema"},
@@ -23,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline.reading": {"shards_schema", "pipeline.stores"},
     "pipeline.stream": {"shards_schema", "pipeline.stores", "pipeline.reading"},
     "synthetic": {"shards_schema", "pipeline.stores", "pipeline.sources"},
+    "pretraining": {"shards_schema", "teachers", "synthetic", "pipeline.stores"},
     "trainer": {"shards_schema", "scoring", "pipeline.stores", "pipeline.reading", "pipeline.stream"},
     "cluster": {"shards_schema", "pipeline.stores", "pipeline.sources", "pipeline.writing"},
     "reports": {"shards_schema", "scoring", "questions", "teachers", "pipeline", "synthetic", "trainer"},
@@ -49,6 +61,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "pipeline.reading": {"ray", "argparse", "torch", "torchvision", "diffusers"},
     "pipeline.stream": {"ray", "argparse", "torchvision", "diffusers", "zarr"},
     "synthetic": {"ray", "argparse", "torch", "diffusers"},
+    "pretraining": {"ray", "argparse", "webdataset", "zarr", "torchvision"},
     "trainer": {"ray"},
     "cluster": {"torchvision"},
     "reports": {"ray", "torchvision"},

@@ -1,4 +1,4 @@
-"""The geometry of a VGGT network as frozen config, and the three presets. No torch here.
+"""The geometry of a VGGT network as frozen config, and the presets. No torch here.
 
 `1b` is the published network. Every size can be set, so that the same code runs scaled down on two cores; what is
 fixed is what the published weights fix: patches of 14 pixels, 4 register tokens, MLPs of 4 times the width, two-axis
@@ -112,5 +112,14 @@ PRESETS: dict[str, VGGTNetworkConfig] = {
         camera=CameraHeadConfig(depth=1, heads=4),
         depth_head=DepthHeadConfig(layers=(0, 1, 2, 3), out_channels=(16, 32, 32, 32), features=16),
     ),
+    "town": VGGTNetworkConfig(
+        embed_dim=96,
+        depth=4,
+        heads=4,
+        patch_encoder="conv",
+        camera=CameraHeadConfig(depth=1, heads=4),
+        depth_head=DepthHeadConfig(layers=(0, 1, 2, 3), out_channels=(32, 32, 48, 48), features=32),
+    ),
 }
-"""`1b`: the published network. `small`: 53 M parameters, every part present. `tiny`: 0.8 M, for a CPU."""
+"""`1b`: the published network. `small`: 53 M parameters, every part present. `tiny`: 0.8 M, for a CPU. `town`: 1.9 M,
+whose weights come with the project (`teachers.town`)."""

@@ -1,8 +1,9 @@
-"""The VGGT network, inference only: images in, aggregator tokens, pose encodings and depth out.
+"""The VGGT network: images in, aggregator tokens, pose encodings and depth out.
 
 An independent implementation of Wang et al., "VGGT: Visual Geometry Grounded Transformer" (CVPR 2025), with the
 parameter names of the published checkpoint; `python -m teachers.vggt.check` holds it against recorded outputs of the
-published code. Left out on purpose: the point head and the track head, which no target needs, and training.
+published code. Left out on purpose: the point head and the track head, which no target needs. It is run frozen (a
+teacher, under `torch.inference_mode`); what trains one is `pretraining`.
 
 The heads run in float32 whatever surrounds them; the aggregator runs under autocast when asked to.
 
@@ -75,12 +76,11 @@ class VGGTNetwork(nn.Module):
         check_images(images_BS3HW)
         wanted = check_layers(layers, self.config.depth)
         kind = images_BS3HW.device.type
-        with torch.inference_mode():
-            with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
-                tokens = self.aggregator(images_BS3HW.float(), wanted | self._read_by_heads())
-            with torch.autocast(kind, enabled=False):
-                pose_enc = self._pose(tokens)
-                depth, depth_conf = self._depth(tokens, images_BS3HW.shape)
+        with torch.autocast(kind, dtype=autocast, enabled=autocast is not None):
+            tokens = self.aggregator(images_BS3HW.float(), wanted | self._read_by_heads())
+        with torch.autocast(kind, enabled=False):
+            pose_enc = self._pose(tokens)
+            depth, depth_conf = self._depth(tokens, images_BS3HW.shape)
         return VGGTOutput({i: tokens[i] for i in sorted(wanted)}, PATCH_START, pose_enc, depth, depth_conf)
 
     def blocks(self) -> list[nn.Module]:
