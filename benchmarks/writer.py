@@ -148,24 +148,30 @@ def _columns(samples: Bytes, config: Config, root: Path) -> None:
     refs = [SceneRef(log="log", timestamp=i, token=token, start=i) for i, token in enumerate(samples.tokens)]
     plan = make_plan(refs, PlanConfig(shard_size=config.shard_size))
     sizes: dict[str, int] = {}
+    spent: dict[str, list[float]] = {name: [] for name in MODES}
     viewing: list[float] = []
 
     def timed(name: str) -> float:
         shutil.rmtree(root / "files", ignore_errors=True)
         os.sync()
-        began = perf_counter()
+        began, cpu = perf_counter(), process_time()
         _column(samples, plan, root / "files", MODES[name])
         if MODES[name] == "view":
             before = perf_counter()
             view.write(Volume(str(root / "files")), plan)
             viewing.append(perf_counter() - before)
         seconds = perf_counter() - began
+        spent[name].append(process_time() - cpu)
         sizes[name] = sum(path.stat().st_size for path in (root / "files").rglob("*") if path.is_file())
         return samples.arrays.nbytes / seconds / 1e6
 
     rates = interleaved({name: partial(timed, name) for name in MODES}, config.repeats)
-    rows = [[name, spread(rates[name]), f"{sizes[name] / samples.arrays.nbytes:.2f}"] for name in MODES]
-    print(table(["", "MB/s of targets", "bytes on the disk / targets"], rows))
+    size = samples.arrays.nbytes
+    rows = [
+        [name, spread(rates[name]), f"{median(spent[name]) / size * 1e9:.2f}", f"{sizes[name] / size:.2f}"]
+        for name in MODES
+    ]
+    print(table(["", "MB/s of targets", "CPU s/GB", "bytes on the disk / targets"], rows))
     print(f"\nof it the view itself: {spread([1e3 * s for s in viewing])} ms")
 
 

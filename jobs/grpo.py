@@ -16,7 +16,9 @@ import torch
 from jobs import config as job_config
 from reports.grpo import AFTER, BEFORE, CONSTANT, HUMAN, HUMAN_AT_LEAST, NAMES, Outcome, rows_table, write
 from reports.journal import follow, log
-from trainer import baselines, distributed
+from trainer import baselines, checkpoint, distributed
+from trainer.config import SFTConfig
+from trainer.dry_run import grpo_needs, report
 from trainer.grpo import GRPO, POLICY
 from trainer.grpo_config import GRPOConfig
 from trainer.scored import given_scores
@@ -26,6 +28,9 @@ from trainer.splits import logs_of
 def main(arguments: list[str]) -> Outcome | None:
     """Run the job; gives what the closing table shows (rank 0; None on others)."""
     config = job_config.load(GRPOConfig, arguments)
+    if config.dry_run:
+        log(report(grpo_needs(config, _recipe(config.policy)), config.machine))
+        return None
     with distributed.session(config.device) as device:
         return train(config, device, log)
 
@@ -52,6 +57,13 @@ def train(config: GRPOConfig, device: torch.device, tell: Callable[[str], None])
     write(config, outcome)
     _print_closing(run, outcome, trained, tell)
     return outcome
+
+
+def _recipe(policy: str) -> SFTConfig:
+    """Of a policy file, or the file itself, where a dry run has nothing else yet."""
+    if policy.endswith((".yaml", ".yml")):
+        return job_config.load(SFTConfig, [policy])
+    return SFTConfig.model_validate_json(checkpoint.load(Path(policy))["config"])
 
 
 def _print_opening(run: GRPO, tell: Callable[[str], None]) -> None:

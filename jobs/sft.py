@@ -16,6 +16,7 @@ from reports.journal import follow, log
 from reports.sft import baseline_rows, print_closing, read_earlier
 from trainer import distributed
 from trainer.config import SFTConfig
+from trainer.dry_run import report, sft_needs
 from trainer.evaluate import summary
 from trainer.sft import SFT
 
@@ -23,6 +24,9 @@ from trainer.sft import SFT
 def main(arguments: list[str]) -> dict[str, dict[str, float]]:
     """Run the job; gives the closing table's numbers, row -> metric -> value (rank 0; empty on others)."""
     config = job_config.load(SFTConfig, arguments)
+    if config.dry_run:
+        log(report(sft_needs(config), config.machine))
+        return {}
     with distributed.session(config.device) as device:
         return _run(config, device)
 

@@ -75,6 +75,19 @@ class OptimiserConfig(StrictModel):
     """Batches a step."""
 
 
+class MachineConfig(StrictModel):
+    """What a dry run counts on; a run takes what is there."""
+
+    gpus: int = Field(default=8, ge=1)
+    """Ranks."""
+    memory: float = Field(default=80.0, gt=0)
+    """GB of a GPU."""
+    tflops: float = Field(default=989.0, gt=0)
+    """Of a GPU, dense, in bfloat16 (H100)."""
+    share: float = Field(default=0.4, gt=0, le=1)
+    """Of it that is reached: a guess."""
+
+
 class ControlsConfig(StrictModel):
     """Switches of the experiments; all off in an honest run."""
 
@@ -132,6 +145,9 @@ class SFTConfig(StrictModel):
     """Checkpoints kept."""
     baselines: bool = True
     """Whether the closing table has the learned baselines."""
+    dry_run: bool = False
+    """Count memory, tokens and FLOPs on the meta device, print them and end; what cannot fit is refused."""
+    machine: MachineConfig = MachineConfig()
     check_mask: bool = True
     """Whether the mask is checked by gradients on a first batch."""
 

@@ -10,7 +10,7 @@ from pipeline.stores.places import LocalText, OutText, Place
 from pipeline.stream import StreamConfig
 from scoring import Version
 from shards_schema.inputs.models import StrictModel
-from trainer.config import OptimiserConfig
+from trainer.config import MachineConfig, OptimiserConfig
 from trainer.distributed import ParallelConfig
 from trainer.policy_loss import LossKind
 
@@ -115,6 +115,9 @@ class GRPOConfig(StrictModel):
     """Sampled answers a held-out scene, beside the policy's one answer."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
+    dry_run: bool = False
+    """As in SFT's recipe; `policy` may then be that recipe, a YAML file, where there is no policy yet."""
+    machine: MachineConfig = MachineConfig()
 
     @model_validator(mode="after")
     def _one_batch_a_step(self) -> GRPOConfig:

@@ -20,6 +20,7 @@ Config = TypeVar("Config", SFTConfig, GRPOConfig)
 
 FREE = frozenset(
     {"data", "out", "device", "parallel", "evaluate_every", "save_every", "log_every", "evaluate_limit", "keep"}
+    | {"dry_run", "machine"}
     | {"stream.threads", "stream.prefetch"}
 )
 """What may differ when a run goes on: where things lie, ranks, speed, how often is logged, evaluated and saved."""

@@ -127,7 +127,7 @@ class HFStudent(Student):
         self._header: list[int] = tokenizer(_ASSISTANT, add_special_tokens=False).input_ids
         table: Any = vlm.get_input_embeddings()  # type: ignore[operator]
         width = table.weight.shape[1]
-        scale = float(table.weight.detach().float().std())
+        scale = 0.02 if table.weight.is_meta else float(table.weight.detach().float().std())
         super().__init__(answers, LatentInputs(counts, width, scale), prefix=len(self._header))
         self.width, self.vlm = width, vlm
         self._image_id = int(settings.image_token_id)
@@ -372,6 +372,21 @@ def load_tokenizer(config: HFConfig) -> Any:
 
     with _fetching(config) as options:
         return AutoTokenizer.from_pretrained(config.model, **options)
+
+
+def outline(config: HFConfig, answers: Answers, counts: Mapping[str, int]) -> HFStudent:
+    """The student without its weights, on the meta device: to be counted, and to prepare batches."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
+
+    with _fetching(config) as options:
+        settings = AutoConfig.from_pretrained(config.model, **options)
+        images: Any = AutoImageProcessor
+        models: Any = AutoModelForImageTextToText
+        processor = images.from_pretrained(config.model, **options)
+    tokenizer = load_tokenizer(config)
+    with torch.device("meta"):
+        model = models.from_config(settings, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
+        return HFStudent(model, tokenizer, processor, config, answers, counts)
 
 
 def load(config: HFConfig, answers: Answers, counts: Mapping[str, int]) -> HFStudent:
