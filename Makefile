@@ -118,7 +118,7 @@ lint: $(READY) ## ruff and mypy --strict
 docs: $(READY) ## build the site of the pages into out/site; a dead link ends it
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
-bench: $(READY) ## measure job, writer, memory, reading, scoring, parity, scale against their ceilings
+bench: $(READY) ## measure job, writer, memory, reading, scoring, parity, scale, start against their ceilings
 	$(PY) -m benchmarks $(SET)
 
 bench-gpu: $(READY) ## a GPU's first ten minutes: parity, gpu tests, FLOP/s, hours for navtrain (SET="device=cpu": the script alone)
