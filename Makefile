@@ -5,6 +5,7 @@ CONFIG ?= configs/demo.yaml
 OUT    ?= out/$(basename $(notdir $(CONFIG)))
 DATA   ?= data/synthetic
 POLICY ?= runs/sft/stage_2.pt
+UNITS  ?= questions/evaluation.jsonl
 SET    ?=
 
 VENV   := .venv
@@ -13,16 +14,16 @@ READY  := $(VENV)/.ready
 WORLD  := out/world
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data plan teachers probe verify inspect signal pretrain sft experiments grpo evaluate fidelity test test-slow test-machines test-trainers lint docs bench bench-gpu chaos clean
+.PHONY: help setup data plan teachers probe verify inspect signal pretrain sft experiments grpo evaluate ask fidelity test test-slow test-machines test-trainers lint docs bench bench-gpu chaos clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 	@echo
 	@echo "  All from data to fidelity, bench, bench-gpu and chaos take SET=\"key=value ...\"; some have words of their own:"
 	@echo "    CONFIG  plan, teachers, probe: $(CONFIG); sft, experiments: configs/sft_demo.yaml; grpo: configs/grpo_demo.yaml"
-	@echo "    OUT     plan, teachers, probe, verify, inspect, signal, fidelity: $(OUT); sft, experiments, grpo: runs/NAME; evaluate: runs/evaluation"
-	@echo "    DATA    data: $(DATA); sft, experiments, grpo, evaluate: $(WORLD)"
-	@echo "    POLICY  grpo, evaluate: $(POLICY)"
+	@echo "    OUT     plan, teachers, probe, verify, inspect, signal, fidelity: $(OUT); sft, experiments, grpo: runs/NAME; evaluate: runs/evaluation; ask: runs/asked"
+	@echo "    DATA    data: $(DATA); sft, experiments, grpo, evaluate, ask: $(WORLD)"
+	@echo "    POLICY  grpo, evaluate, ask: $(POLICY); UNITS  ask: $(UNITS)"
 	@echo "  plan, teachers and probe read the logs that CONFIG names: SET=\"source.root=DIR\" names others."
 	@echo "  What a job's keys are: $(PY) -m jobs.NAME --help"
 
@@ -61,11 +62,12 @@ pretrain: $(READY) ## train the small networks that ship with the project, into 
 # the trainer's targets learn from DATA; the world that they take by default is made when it is not there
 sft experiments: CONFIG = configs/sft_demo.yaml
 grpo: CONFIG = configs/grpo_demo.yaml
-sft experiments grpo evaluate: DATA = $(WORLD)
+sft experiments grpo evaluate ask: DATA = $(WORLD)
 sft: OUT = runs/sft
 experiments: OUT = runs/experiments
 grpo: OUT = runs/grpo
 evaluate: OUT = runs/evaluation
+ask: OUT = runs/asked
 made = @test -e "$(DATA)/index.parquet" || test "$(DATA)" != $(WORLD) || $(PY) -m jobs.teachers configs/world.yaml "out=$(WORLD)"
 
 sft: $(READY) ## train a student on the shards in DATA, stage 1 then stage 2, into OUT (again = resume)
@@ -83,6 +85,10 @@ grpo: $(READY) ## refine POLICY by NAVSIM's score, into OUT (again = resume)
 evaluate: $(READY) ## score POLICY beside baselines on held-out logs; tables and a page of the worst scenes in OUT
 	$(made)
 	$(PY) -m jobs.evaluate "policy=$(POLICY)" "data=$(DATA)" "out=$(OUT)" $(SET)
+
+ask: $(READY) ## ask POLICY the questions in UNITS under both masks, without latents, without pictures; tables and a page in OUT
+	$(made)
+	$(PY) -m jobs.reason "policy=$(POLICY)" "units=$(UNITS)" "data=$(DATA)" "out=$(OUT)" $(SET)
 
 fidelity: $(READY) ## what each way to store the targets of OUT costs and loses
 	$(PY) -m jobs.fidelity "data=$(OUT)" $(SET)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from questions import controls, scoring
-from questions.answers import Rules
+from questions.answers import Rules, extract
+from questions.outputs import NO_OUTPUT, Key, Output
 from questions.scoring import Accounts, CategoryScore, UnitScore
 from questions.units import KINDS, Prompt, units_of
 from reports import pages
@@ -35,6 +36,30 @@ def scores(units: Sequence[UnitScore], rules: Rules, blind: Sequence[UnitScore] 
     whole += [_interval(*scoring.influence(categories)), *([_number(scoring.overall(unseen)[0])] if blind else [])]
     parts = [table(head, [*rows, whole]), *_depth(units, rules), *_notes(units), _cameras(units, rules)]
     return "\n\n".join(part for part in parts if part)
+
+
+def ways(found: Mapping[str, Sequence[UnitScore]], rules: Rules) -> str:
+    """The same units, answered in several ways: each category's score in each, with its interval, beside chance."""
+    categories = {way: scoring.by_category(units, rules) for way, units in found.items()}
+    first = next(iter(categories.values()))
+
+    def cell(value: float | None, values: Sequence[float], groups: Sequence[str]) -> str:
+        return "" if value is None else f"{value:.3f} ({_interval(values, groups)})"
+
+    rows = [
+        [
+            name,
+            str(c.units),
+            _number(c.chance),
+            *(cell(w[name].score, w[name].values, w[name].groups) for w in categories.values()),
+        ]
+        for name, c in first.items()
+    ]
+    whole = ["overall", str(sum(c.units for c in first.values())), _number(scoring.overall(first)[1])]
+    whole += [cell(scoring.overall(w)[0], *scoring.influence(w)) for w in categories.values()]
+    valid = [sum(c.valid for c in w.values()) / max(sum(c.units for c in w.values()), 1) for w in categories.values()]
+    shares = ["valid", "", "", *(f"{share:.3f}" for share in valid)]
+    return table(("score (95 %)", "units", "chance", *found), [*rows, whole, shares])
 
 
 def _row(name: str, category: CategoryScore) -> list[str]:
@@ -190,7 +215,11 @@ _WIDTH = 960
 
 
 def examples(
-    prompts: Sequence[Prompt], a_kind: int, image: Callable[[Prompt], bytes], notices: Sequence[str] = ()
+    prompts: Sequence[Prompt],
+    a_kind: int,
+    image: Callable[[Prompt], bytes],
+    notices: Sequence[str] = (),
+    said: Mapping[str, Mapping[Key, Output]] | None = None,
 ) -> str:
     """A page with a few units of each kind, spread evenly over them: picture, boxes, question, options, answer.
 
@@ -199,6 +228,7 @@ def examples(
         a_kind: units of each kind.
         image: the JPEG that a prompt is about.
         notices: that stand above.
+        said: way of asking -> what was answered, which is drawn too.
     """
     units: dict[str, list[tuple[Prompt, ...]]] = {}
     for sides in units_of(prompts).values():
@@ -209,7 +239,9 @@ def examples(
         notices=notices,
         kinds={
             f"{name} ({len(units[name])} units)": [
-                _drawn(units[name][i * len(units[name]) // a_kind], image) for i in range(min(a_kind, len(units[name])))
+                _drawn(sides, image, said or {})
+                for i in range(min(a_kind, len(units[name])))
+                for sides in [units[name][i * len(units[name]) // min(a_kind, len(units[name]))]]
             ]
             for name in KINDS
             if name in units
@@ -217,7 +249,9 @@ def examples(
     )
 
 
-def _drawn(sides: tuple[Prompt, ...], image: Callable[[Prompt], bytes]) -> dict[str, Any]:
+def _drawn(
+    sides: tuple[Prompt, ...], image: Callable[[Prompt], bytes], said: Mapping[str, Mapping[Key, Output]]
+) -> dict[str, Any]:
     first = sides[0]
     boxes = []
     for target, colour in zip(first.objects, _COLOURS, strict=False):
@@ -228,6 +262,13 @@ def _drawn(sides: tuple[Prompt, ...], image: Callable[[Prompt], bytes]) -> dict[
         "size": first.size,
         "image": jpeg_uri(image(first), _WIDTH),
         "boxes": boxes,
-        "prompts": sides,
+        "prompts": [(p, {way: _told(outputs.get((p.unit, p.side))) for way, outputs in said.items()}) for p in sides],
         "options": " / ".join(first.options) + ("" if first.value is None else f" (truth: {first.value:.1f} m)"),
     }
+
+
+def _told(output: Output | None) -> str:
+    """What was answered: the answer alone where there is a tag."""
+    if output is None or output.text is None:
+        return f"({NO_OUTPUT if output is None else output.reason})"
+    return extract(output.text) or output.text

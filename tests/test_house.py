@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "pipeline.stream": {"shards_schema", "pipeline.stores", "pipeline.reading"},
     "synthetic": {"shards_schema", "pipeline.stores", "pipeline.sources"},
     "pretraining": {"shards_schema", "teachers", "synthetic", "pipeline.stores"},
-    "trainer": {"shards_schema", "scoring", "pipeline.stores", "pipeline.reading", "pipeline.stream"},
+    "trainer": {"shards_schema", "scoring", "questions", "pipeline.stores", "pipeline.reading", "pipeline.stream"},
     "cluster": {"shards_schema", "pipeline.stores", "pipeline.sources", "pipeline.writing"},
     "reports": {"shards_schema", "scoring", "questions", "teachers", "pipeline", "synthetic", "trainer"},
     "last_shards": {"shards_schema", "scoring", "teachers", "pipeline", "trainer"},

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from questions.units import Prompt as Question
 from shards_schema.records import COMMANDS
 
 
@@ -28,7 +29,9 @@ class Example:
         status: float32 [H, 7]: x, y, heading, velocity x, y, acceleration x, y (m, rad, s; ego axes at step 0).
         command: index into `COMMANDS`, at step 0.
         future: float32 [S, 3]: x, y (m), heading (rad) of the rear axle at 0.5 s, 1 s ..., in its frame at step 0.
-        targets: latent kind -> float32 [N, C], as the teacher gave it (not standardised).
+        targets: latent kind -> float32 [N, C], as the teacher gave it (not standardised); NaN where a question's
+            scene has none.
+        question: what is asked about it, instead of how to drive on; then the student is told no status and no command.
     """
 
     token: str
@@ -37,6 +40,7 @@ class Example:
     command: int
     future: NDArray[np.float32]
     targets: Mapping[str, NDArray[np.float32]]
+    question: Question | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +56,7 @@ class Batch:
         targets: latent kind -> float32 [B, N, C].
         prepared: what was made of it ahead, on the CPU: name -> [B, ...]; a student's own, see `Student.prepare`.
         lengths: of the B prompts, where a student prepared them; known here, so that no device is asked.
+        asked: the B questions; none in a batch of drives. No batch has both.
     """
 
     tokens: tuple[str, ...]
@@ -62,6 +67,7 @@ class Batch:
     targets: Mapping[str, Tensor]
     prepared: Mapping[str, Tensor] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
+    asked: tuple[Question, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -91,19 +97,20 @@ class Batch:
         changed: dict[str, Any] = {name: do(getattr(self, name)) for name in _TENSORS}
         changed |= {name: {k: do(v) for k, v in getattr(self, name).items()} for name in ("targets", "prepared")}
         if places is not None:
-            changed["tokens"] = tuple(self.tokens[i] for i in places)
-            changed["lengths"] = tuple(self.lengths[i] for i in places) if self.lengths else ()
+            for name in ("tokens", "lengths", "asked"):
+                told = getattr(self, name)
+                changed[name] = tuple(told[i] for i in places) if told else ()
         return replace(self, **changed)
 
 
 _TENSORS = ("images", "status", "command", "future")
 
 ANSWERS = "answers"
-"""In `Batch.prepared`: the drives as answers, int64 [B, A]."""
+"""In `Batch.prepared`: the drives, or what is to be said to the questions, as answers, int64 [B, A]."""
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Stack examples, at least one, of equal shapes and the same kinds of targets."""
+    """Stack examples, at least one, of equal shapes and the same kinds of targets: all drives, or all questions."""
     first = examples[0]
     return Batch(
         tokens=tuple(e.token for e in examples),
@@ -112,6 +119,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         command=torch.tensor([e.command for e in examples]),
         future=torch.from_numpy(np.stack([e.future for e in examples])),
         targets={k: torch.from_numpy(np.stack([e.targets[k] for e in examples])) for k in first.targets},
+        asked=tuple(e.question for e in examples if e.question is not None),
     )
 
 

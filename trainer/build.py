@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from questions.controls import said
+from questions.units import Prompt as Question
 from trainer import checkpoint
 from trainer.answers.base import Answers
 from trainer.answers.motion import MotionAnswers, MotionConfig
 from trainer.answers.text import TextAnswers
+from trainer.answers.words import Words
 from trainer.config import AnswerConfig, SFTConfig, StudentConfig
 from trainer.latents import Statistics
 from trainer.students.base import Student
 from trainer.students.hf import HFConfig, load, load_tokenizer
-from trainer.students.tiny import TinyStudent
+from trainer.students.tiny import TinyStudent, told
 
 
 def make_answers(
@@ -58,12 +61,33 @@ def _text(steps: int, digits: int, student: StudentConfig) -> TextAnswers:
 
 
 def make_student(
-    config: StudentConfig, answers: Answers, counts: Mapping[str, int], *, views: int, history: int
+    config: StudentConfig,
+    answers: Answers,
+    counts: Mapping[str, int],
+    *,
+    views: int,
+    history: int,
+    words: Words | None = None,
 ) -> Student:
-    """A student with the weights that it begins with (torch's global seed decides the random ones)."""
+    """A student with the weights that it begins with (torch's global seed decides the random ones).
+
+    `words` are a tiny student's, if it is asked questions; a large one has its tokenizer's.
+    """
     if isinstance(config, HFConfig):
         return load(config, answers, counts)
-    return TinyStudent(config, answers, counts, views=views, history=history)
+    return TinyStudent(config, answers, counts, views=views, history=history, words=words)
+
+
+def make_words(config: StudentConfig, questions: Sequence[Question]) -> Words | None:
+    """What a tiny student reads and says: the pieces of all questions that it is trained on, and of their answers."""
+    if isinstance(config, HFConfig) or not questions:
+        return None
+    return Words.fit(text for question in questions for text in (told(question), said(question.answer)))
+
+
+def restore_words(state: Mapping[str, Any] | None) -> Words | None:
+    """The inverse of `Words.state`, of a policy that was trained on questions, or of one that was not."""
+    return Words.of_pieces(state["pieces"]) if state and state["pieces"] else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +129,12 @@ def policy_of(content: Mapping[str, Any]) -> Policy:
     config = SFTConfig.model_validate_json(content["config"])
     answers = restore_answers(content["answers"], config.student)
     student = make_student(
-        config.student, answers, config.counts, views=len(config.samples.views), history=content["history"]
+        config.student,
+        answers,
+        config.counts,
+        views=len(config.samples.views),
+        history=content["history"],
+        words=restore_words(content.get("words")),
     )
     checkpoint.load_weights(student, content["student"])
     return Policy(

@@ -16,6 +16,7 @@ from trainer.data import DataConfig
 from trainer.distributed import ParallelConfig
 from trainer.latents import LATENTS, TargetConfig
 from trainer.losses import LossWeights
+from trainer.questions import QuestionsConfig
 from trainer.students.hf import HFConfig
 from trainer.students.tiny import TinyConfig
 
@@ -118,6 +119,8 @@ class SFTConfig(StrictModel):
     """What it says."""
     targets: Mapping[str, TargetConfig] = {"wm": DYNAMICS, "geo": GEOMETRY}
     """Latent kind (wm, geo) -> the teacher's feature that it is aligned to."""
+    questions: QuestionsConfig | None = None
+    """Questions that it also learns to answer; null is none (docs/questions.md)."""
     statistics: Literal["split", "column"] = "split"
     """What standardises targets. `split`: mean and std of the latents' own targets over the training split, which is
     read once for it before the first step. `column`: those that came with the column, read in no time; they are of

@@ -69,7 +69,8 @@ class GRPO(Run[GRPOConfig]):
         begun = checkpoint.load(Path(config.policy))
         self._policy_digest = checkpoint.digest(Path(config.policy))
         self.sft = SFTConfig.model_validate_json(begun["config"])
-        self._origin = {k: begun[k] for k in ("config", "answers", "statistics", "history", "stage", "table_stage")}
+        kept = ("config", "answers", "statistics", "history", "stage", "table_stage", "words")
+        self._origin = {k: begun[k] for k in kept if k in begun}
         self.table = allow_table(begun["table_stage"], device)
         if self.sft.samples.steps != POSES:
             raise ConfigError(

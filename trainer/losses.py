@@ -47,6 +47,17 @@ def alignment(predicted_BNC: Tensor, target_BNC: Tensor) -> Alignment:
     return Alignment(cosine_B.mean(), nn.functional.smooth_l1_loss(predicted, target))
 
 
+def alignment_known(predicted_BNC: Tensor, target_BNC: Tensor) -> Alignment:
+    """The same where samples may have no target, which is NaN then: these add nothing, and no gradient.
+
+    The sums are divided by all samples, so that equal parts of a batch on several ranks average to the whole.
+    """
+    there_B11 = ~target_BNC.isnan().flatten(1).any(1).view(-1, 1, 1)
+    # where there is none, both are the same constant: of a loss of 0
+    known = (torch.where(there_B11, features.float(), 1.0) for features in (predicted_BNC, target_BNC))
+    return alignment(*known)
+
+
 def answer_loss(logits_BAV: Tensor, answers_BA: Tensor, smoothing_VV: Tensor | None = None) -> Tensor:
     """Cross-entropy of the answers, a scalar in float32.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from trainer.batch import ANSWERS, Batch
 from trainer.constants import sent
 from trainer.latents import LATENTS, Adapter, Statistics
-from trainer.losses import Alignment, LossWeights, alignment, answer_loss, total
+from trainer.losses import Alignment, LossWeights, alignment, alignment_known, answer_loss, total
 from trainer.segments import allow_table
 from trainer.students.base import Student
 
@@ -32,37 +32,50 @@ class SFTModel(nn.Module):
         self.adapters = nn.ModuleDict({k: Adapter(student.width, channels[k], hidden) for k in LATENTS})
         self.statistics = dict(statistics)
 
-    def forward(self, batch: Batch, stage: int, weights: LossWeights) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, batch: Batch, stage: int, weights: LossWeights, asked: Batch | None = None, asked_weight: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, a float32 scalar, and each part of it, detached.
 
         Args:
             batch: on the model's device, with targets; with ``prepared[ANSWERS]`` where its drives are answers already.
             stage: whose allow table holds.
             weights: of the parts.
+            asked: questions, with ``prepared[ANSWERS]``; they go through the student beside the drives.
+            asked_weight: what their loss is multiplied by before it is added.
 
         Returns:
             The loss; ``loss``, ``answer``, ``regression`` (where the answers have one), and for each kind of latents
-            ``<kind>_cosine`` and ``<kind>_smooth_l1``.
+            ``<kind>_cosine`` and ``<kind>_smooth_l1``; of questions ``asked_loss`` and ``asked_answer``.
         """
-        answers = batch.prepared.get(ANSWERS)
+        loss, logs = self._losses(batch, stage, weights)
+        if asked is not None:
+            more, parts = self._losses(asked, stage, weights)
+            loss = loss + asked_weight * more
+            logs |= {"loss": loss, "asked_loss": parts["loss"], "asked_answer": parts["answer"]}
+        return loss, {k: v.detach() for k, v in logs.items()}
+
+    def _losses(self, batch: Batch, stage: int, weights: LossWeights) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch of drives, or of questions."""
+        spoken, answers = self.student.spoken(batch), batch.prepared.get(ANSWERS)
         if answers is None:
             answers = self.student.answers.encode(batch.future, batch.status)
-        smoothing = self.student.answers.smoothing
-        there = None if smoothing is None else sent(smoothing, answers.device)
+        there = None if spoken.smoothing is None else sent(spoken.smoothing, answers.device)
         out = self.student(batch, answers, allow_table(stage, answers.device))
         answer = answer_loss(out.logits, answers, there)
-        distance = self.student.answers.distance(out.logits, batch.future, batch.status)
+        distance = spoken.distance(out.logits, batch.future, batch.status)
         parts = self.align(out.latents, batch)
         loss = total(weights, answer if distance is None else answer + distance, parts["wm"], parts["geo"])
         logs = {"loss": loss, "answer": answer} | ({} if distance is None else {"regression": distance})
         for kind, part in parts.items():
             logs |= {f"{kind}_cosine": part.cosine, f"{kind}_smooth_l1": part.smooth_l1}
-        return loss, {k: v.detach() for k, v in logs.items()}
+        return loss, logs
 
     def align(self, latents: Mapping[str, Tensor], batch: Batch) -> dict[str, Alignment]:
-        """Alignment losses of each kind, against standardised targets."""
+        """Alignment losses of each kind, against standardised targets; a question's scene may have none."""
+        of = alignment_known if batch.asked else alignment
         return {
-            kind: alignment(self.predict(kind, latents[kind]), self.statistics[kind].standardise(batch.targets[kind]))
+            kind: of(self.predict(kind, latents[kind]), self.statistics[kind].standardise(batch.targets[kind]))
             for kind in LATENTS
         }
 

@@ -87,7 +87,7 @@ class TRLReward:
         """Completions are texts, or conversations whose last message is the answer."""
         if token is None:
             raise ConfigError(f"reward {self.__name__}: the data has no column 'token' (it has {sorted(columns)})")
-        rows, parsed = self.text.rows([_said(c) for c in completions], token)
+        rows, parsed = self.text.rows([completion_text(c) for c in completions], token)
         log = columns.get("log_metric")
         if log is not None:
             for name, value in rows.items():
@@ -149,7 +149,7 @@ def _from_environment() -> tuple[Version, str]:
     return ("v2" if version == "v2" else "v1"), os.environ.get(COLUMN, "pdm")
 
 
-def _said(completion: Any) -> str:
+def completion_text(completion: Any) -> str:
     """The text of a completion: TRL gives messages where the prompt was a conversation."""
     if isinstance(completion, str):
         return completion

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.reading.reader import Dataset
+from questions.units import Prompt as Question
 from shards_schema.errors import AbsentError, ConfigError
 from trainer import build, distributed, seeds
 from trainer.baselines import scores
@@ -26,6 +27,7 @@ from trainer.latents import LATENTS, Statistics, TargetConfig, channel_sums, mer
 from trainer.leaks import check
 from trainer.model import SFTModel
 from trainer.optimiser import learning_rate, make_optimiser, set_rate
+from trainer.questions import QuestionBatches, QuestionReader, QuestionsConfig, training_questions
 from trainer.run import Batches, Log, Run
 from trainer.segments import allow_table
 from trainer.splits import split
@@ -62,7 +64,20 @@ class SFT(Run[SFTConfig]):
             ExampleMaker(self.dataset, config.samples, config.targets, other, grey=grey),
             held_batch=max(config.stream.batch_size, 16),
         )
+        self._asked = self._questions(config.questions, parts[1], other) if config.questions is not None else []
         self._build(self._recorded())
+
+    def _questions(
+        self, asked: QuestionsConfig, held: Sequence[str], other: Mapping[str, str] | None
+    ) -> list[Question]:
+        config = self.config
+        self._read_question = QuestionReader(
+            self.dataset, config.samples, config.targets, other, surds=asked.surds, grey=config.controls.hide_images
+        )
+        usable, left = training_questions(asked, self._read_question, self.dataset, held)
+        told = "".join(f", {n} not asked ({why})" for why, n in sorted(left.items()))
+        self._log(f"{len(usable)} questions of {asked.units}{told}")
+        return usable
 
     def _build(self, recorded: Mapping[str, Any] | None) -> None:
         config = self.config
@@ -75,7 +90,12 @@ class SFT(Run[SFTConfig]):
             self.answers = build.restore_answers(recorded["answers"], config.student)
         torch.manual_seed(seeds.mixed(config.seed, "weights"))
         student = build.make_student(
-            config.student, self.answers, config.counts, views=len(config.samples.views), history=self._history
+            config.student,
+            self.answers,
+            config.counts,
+            views=len(config.samples.views),
+            history=self._history,
+            words=build.make_words(config.student, self._asked),
         )
         channels = {kind: self.reader.channels(kind) for kind in LATENTS}
         self.model = SFTModel(student, channels, config.adapter, statistics).to(self.device)
@@ -86,6 +106,17 @@ class SFT(Run[SFTConfig]):
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))  # each rank its own
         self._optimiser = make_optimiser(self.model, config.optimiser)
         self._losses: dict[str, Number] = {}
+        self._question_batches: QuestionBatches | None = None
+        if config.questions is not None:
+            self._question_batches = QuestionBatches(
+                self._asked,
+                self._read_question,
+                student,
+                drives=config.stream.batch_size,
+                share=config.questions.share,
+                accumulate=config.optimiser.accumulate,
+                seed=config.seed,
+            )
         if recorded is not None:
             self._resume(recorded)
 
@@ -174,13 +205,20 @@ class SFT(Run[SFTConfig]):
         losses: dict[str, Tensor] = {}
         for i in range(config.accumulate):
             batch = next(batches).to(self.device)
+            asked = self._questions_of(i)
             with distributed.no_sync(self._wrapped, last=i == config.accumulate - 1), self._autocast():
-                loss, parts = self._wrapped(batch, stage.table_stage, stage.loss_weights)
+                loss, parts = self._wrapped(batch, stage.table_stage, stage.loss_weights, *asked)
                 (loss / config.accumulate).backward()
             losses = {n: losses.get(n, torch.zeros_like(v)) + v / config.accumulate for n, v in parts.items()}
         norm = self._clipped(losses)
         self._optimiser.step()
         self._losses = {**losses, "gradient": norm, "lr": torch.tensor(rate).item()}  # in float32, as the others
+
+    def _questions_of(self, part: int) -> tuple[Batch, float] | tuple[()]:
+        """Those that go with a batch of this step, and their weight; nothing where none are trained on."""
+        if self._question_batches is None or self.config.questions is None:
+            return ()
+        return self._question_batches.at(self.step, part).to(self.device), self.config.questions.weight
 
     def _numbers(self, steps: int, seconds: float) -> dict[str, float]:
         """Of the last step, and samples per second."""
@@ -204,4 +242,5 @@ class SFT(Run[SFTConfig]):
             "answers": self.answers.state(),
             "statistics": {k: {"mean": s.mean, "std": s.std} for k, s in self.model.statistics.items()},
             "history": self._history,
+            **({"words": words.state()} if self._asked and (words := self.model.student.words) is not None else {}),
         }

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from shards_schema.errors import ConfigError
 from trainer import distributed
 from trainer.answers.base import Answers
+from trainer.answers.words import Words
 from trainer.batch import Batch
 from trainer.latents import LATENTS, LatentInputs
 from trainer.segments import Segment, attention_mask, attention_row
@@ -27,10 +28,11 @@ from trainer.segments import Segment, attention_mask, attention_row
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """A batch, made ready: `segments` int64 [B, P] (padding stands on the left), and what the back-end needs."""
+    """A batch, made ready: `segments` int64 [B, P], what the back-end needs, and whether it asks questions."""
 
     segments: Tensor
     data: Any
+    asks: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +103,7 @@ class Student(nn.Module, ABC):
         answers: what it says.
         latents: learned inputs.
         prefix: answer positions at the end of a prompt (at least the one that says the first token).
+        words: what it says to questions; None: it cannot be asked.
 
     Attributes:
         width: D.
@@ -108,9 +111,9 @@ class Student(nn.Module, ABC):
 
     width: int
 
-    def __init__(self, answers: Answers, latents: LatentInputs, prefix: int) -> None:
+    def __init__(self, answers: Answers, latents: LatentInputs, prefix: int, words: Words | None = None) -> None:
         super().__init__()
-        self.answers = answers
+        self.answers, self.words = answers, words
         self.latents = latents
         self.prefix = prefix
 
@@ -121,6 +124,21 @@ class Student(nn.Module, ABC):
         takes a batch that nobody has prepared, and then asks the device for it in each `prompt`.
         """
         return batch
+
+    def spoken(self, batch: Batch) -> Answers | Words:
+        """What the answers to a batch are made of: its drives', or its questions'.
+
+        Raises:
+            ConfigError: it is asked, and cannot be.
+        """
+        if not batch.asked:
+            return self.answers
+        if self.words is None:
+            raise ConfigError(
+                "this policy cannot be asked: a tiny student has only the words of the questions that it was trained "
+                "on; train one with questions.units=FILE (docs/questions.md)"
+            )
+        return self.words
 
     @abstractmethod
     def prompt(self, batch: Batch) -> Prompt:
@@ -142,8 +160,8 @@ class Student(nn.Module, ABC):
         """What `step` needs of a prompt, each row `times` times, side by side; the same is done to its cache."""
 
     @abstractmethod
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., V] of last hidden states [..., D]."""
+    def logits(self, hidden: Tensor, asks: bool = False) -> Tensor:
+        """[..., V] of last hidden states [..., D]; of the words where questions are answered (`Prompt.asks`)."""
 
     @abstractmethod
     def new_cache(self) -> Any:
@@ -159,7 +177,7 @@ class Student(nn.Module, ABC):
         prompt = self.prompt(batch)
         segments = torch.cat((prompt.segments, _segments(answers_BA[:, :-1])), 1)
         states = self.run(prompt, answers_BA[:, :-1], attention_mask(segments, table))
-        return StudentOutput(self.logits(states.last[:, self.at(prompt) :]), self._latents(prompt, states))
+        return StudentOutput(self.logits(states.last[:, self.at(prompt) :], prompt.asks), self._latents(prompt, states))
 
     def logp(self, batch: Batch, answers_BA: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability of each token of given answers, float32 [B, A]; 0 on padding.
@@ -178,6 +196,7 @@ class Student(nn.Module, ABC):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
         choose: Callable[[Tensor], Tensor] | None = None,
+        length: int | None = None,
     ) -> Sampled:
         """Answers drawn from the whole softmax (no top-k, no top-p), by prefill and decode under the same mask.
 
@@ -188,7 +207,10 @@ class Student(nn.Module, ABC):
             temperature: 0 takes the likeliest token; log-probabilities are then those at temperature 1.
             generator: of the batch's device, or None for torch's own.
             choose: instead of drawing: log-probabilities [B, V] of a step -> its token, int64 [B].
+            length: tokens at most; None is as many as an answer may have.
         """
+        spoken = self.spoken(batch)
+        most = min(spoken.length, length or spoken.length)
         prompt, cache = self.prompt(batch), self.new_cache()
         segments = prompt.segments
         hidden_BD = self.run(prompt, segments[:, :0], attention_mask(segments, table), cache).last[:, -1]
@@ -197,8 +219,8 @@ class Student(nn.Module, ABC):
             segments, hidden_BD = (x.repeat_interleave(group, 0) for x in (segments, hidden_BD))
         alive_B = torch.ones(len(segments), dtype=torch.bool, device=segments.device)
         tokens, logps = [], []
-        for index in range(self.answers.length):
-            logits = self.logits(hidden_BD).float() / (temperature or 1.0)
+        for index in range(most):
+            logits = self.logits(hidden_BD, prompt.asks).float() / (temperature or 1.0)
             logp_BV = logits.log_softmax(-1)
             if choose is not None:
                 token_B = choose(logp_BV)
@@ -209,16 +231,16 @@ class Student(nn.Module, ABC):
             logp_B = logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
             tokens.append(torch.where(alive_B, token_B, -torch.ones_like(token_B)))
             logps.append(torch.where(alive_B, logp_B, torch.zeros_like(logp_B)))
-            if index == self.answers.length - 1:
+            if index == most - 1:
                 break
-            if self.answers.end is not None:
-                alive_B = alive_B & (token_B != self.answers.end)
+            if spoken.end is not None:
+                alive_B = alive_B & (token_B != spoken.end)
                 if not distributed.anywhere(alive_B.any(), self):
                     break
             token_B1 = tokens[-1].unsqueeze(1)
             segments = torch.cat((segments, _segments(token_B1)), 1)
             hidden_BD = self.step(prompt, token_B1, index, attention_row(segments, table), cache).last[:, -1]
-        missing = self.answers.length - len(tokens)
+        missing = most - len(tokens)
         pad = segments.new_full((len(segments), missing), -1)
         out = torch.cat((torch.stack(tokens, 1), pad), 1)
         return Sampled(out, torch.cat((torch.stack(logps, 1), torch.zeros_like(pad, dtype=torch.float32)), 1))

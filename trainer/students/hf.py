@@ -8,7 +8,7 @@ torchvision. Prompts are padded on the left, so that latents and answers stand a
 
     PAD     to the longest prompt of the batch
     IMAGE   <|im_start|>user, and for each view its start token, image tokens, end token
-    TEXT    ego status and command, <|im_end|>
+    TEXT    ego status and command, or a question, <|im_end|>
     WM GEO  latents
     ANSWER  <|im_start|>assistant, then the answer
 
@@ -29,10 +29,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from questions.wording import whole
 from shards_schema.errors import ConfigError, WeightsError
 from shards_schema.inputs import reach
 from shards_schema.inputs.models import StrictModel
 from trainer.answers.base import Answers
+from trainer.answers.words import Words
 from trainer.batch import Batch, prompt_text
 from trainer.latents import LatentInputs
 from trainer.segments import Segment
@@ -128,7 +130,8 @@ class HFStudent(Student):
         table: Any = vlm.get_input_embeddings()  # type: ignore[operator]
         width = table.weight.shape[1]
         scale = 0.02 if table.weight.is_meta else float(table.weight.detach().float().std())
-        super().__init__(answers, LatentInputs(counts, width, scale), prefix=len(self._header))
+        words = Words.of_tokenizer(tokenizer)
+        super().__init__(answers, LatentInputs(counts, width, scale), prefix=len(self._header), words=words)
         self.width, self.vlm = width, vlm
         self._image_id = int(settings.image_token_id)
         ids = {self._image_id, int(getattr(settings, "video_token_id", None) or self._image_id)}
@@ -175,7 +178,8 @@ class HFStudent(Student):
         status, command = batch.status.cpu(), batch.command.tolist()
         vision, counts = self._vision(batch.images.cpu())
         with _TOKENIZING:
-            rows = [self._row(status[i], command[i], counts[i]) for i in range(len(batch))]
+            told = [whole(question) for question in batch.asked] or map(prompt_text, status, command)
+            rows = [self._row(text, count) for text, count in zip(told, counts, strict=True)]
         lengths = tuple(len(ids) for ids, _ in rows)
         ids = torch.full((len(rows), max(lengths)), self._placeholder, dtype=torch.long)
         segments = torch.full((len(rows), max(lengths)), int(Segment.PAD))
@@ -193,15 +197,15 @@ class HFStudent(Student):
         longest = max(batch.lengths)  # of these samples; they may have been prepared among others
         ids, segments, positions = (batch.prepared[name][..., -longest:] for name in ("ids", "segments", "positions"))
         vision = {name: batch.prepared[name].flatten(0, 1) for name in _VISION if name in batch.prepared}
-        return Prompt(segments, _Inputs(ids, positions if positions.ndim == 2 else positions.transpose(0, 1), vision))
+        positions = positions if positions.ndim == 2 else positions.transpose(0, 1)
+        return Prompt(segments, _Inputs(ids, positions, vision), bool(batch.asked))
 
-    def _row(self, status_H7: Tensor, command: int, image_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
+    def _row(self, told: str, image_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
         start, end = self._image_ends()
         image = list(self._tokenizer(_OPENING, add_special_tokens=False).input_ids)
         for count in image_tokens:
             image += [start, *[self._image_id] * count, end]
-        words = prompt_text(status_H7, command) + _CLOSING
-        text = self._tokenizer(words, add_special_tokens=False).input_ids
+        text = self._tokenizer(told + _CLOSING, add_special_tokens=False).input_ids
         parts = [(Segment.IMAGE, image), (Segment.TEXT, text)]
         for segment, kind in ((Segment.WM, "wm"), (Segment.GEO, "geo")):
             parts.append((segment, [self._placeholder] * self.latents.counts[kind]))
@@ -259,29 +263,29 @@ class HFStudent(Student):
         positions = torch.cat((inputs.positions, inputs.positions[..., -1:] + more), -1)
         latents = self.latents(len(inputs.ids))
         end = inputs.ids.shape[1]
-        injected = [(end - self.prefix - latents.shape[1], latents), *self._motions(end, answers_BT)]
-        ids = torch.cat((inputs.ids, self._answer_ids(answers_BT)), 1)
+        ids, motions = self._answer_inputs(end, answers_BT, prompt.asks)
+        injected = [(end - self.prefix - latents.shape[1], latents), *motions]
+        ids = torch.cat((inputs.ids, ids), 1)
         return self._pass(ids, positions, mask, cache, injected, inputs.vision)
 
     def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
         """One token."""
         positions = prompt.data.positions[..., -1:] + 1 + index
-        return self._pass(self._answer_ids(token_B1), positions, mask, cache, self._motions(0, token_B1), {})
+        ids, motions = self._answer_inputs(0, token_B1, prompt.asks)
+        return self._pass(ids, positions, mask, cache, motions, {})
 
     def repeated(self, prompt: Prompt, cache: Any, times: int) -> Prompt:
         """The last position, which is all that a token's own is counted from."""
         cache.batch_repeat_interleave(times)
         ids, positions = prompt.data.ids[:, -1:], prompt.data.positions[..., -1:]
         data = _Inputs(ids.repeat_interleave(times, 0), positions.repeat_interleave(times, -2), {})
-        return Prompt(prompt.segments.repeat_interleave(times, 0), data)
+        return replace(prompt, segments=prompt.segments.repeat_interleave(times, 0), data=data)
 
-    def _answer_ids(self, answers_BT: Tensor) -> Tensor:
-        words = answers_BT if self.head is None else torch.full_like(answers_BT, -1)
-        return torch.where(words >= 0, words, self._placeholder)
-
-    def _motions(self, begin: int, answers_BT: Tensor) -> list[tuple[int, Tensor]]:
-        """What is injected for answer tokens that are not words of the model."""
-        return [] if self.head is None else [(begin, self.head.embed(answers_BT))]
+    def _answer_inputs(self, begin: int, answers_BT: Tensor, asks: bool) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+        """Ids of answer tokens, and what is injected from `begin` on for those that are no words of the model."""
+        if self.head is None or asks:
+            return torch.where(answers_BT >= 0, answers_BT, self._placeholder), []
+        return torch.full_like(answers_BT, self._placeholder), [(begin, self.head.embed(answers_BT))]
 
     def _inject(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
         """Hook of the input embedding: learned inputs in place of the placeholders'."""
@@ -332,9 +336,9 @@ class HFStudent(Student):
             for block in resting:
                 block.training = False
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, asks: bool = False) -> Tensor:
         """Of the answer head, or of the model's own; there, image tokens are never said (they stand for pixels)."""
-        if self.head is not None:
+        if self.head is not None and not asks:
             return self.head.logits(hidden)
         model: Any = self.vlm
         return torch.index_fill(model.lm_head(hidden), -1, self.never_said, _NEVER)

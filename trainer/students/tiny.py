@@ -3,14 +3,16 @@
 A convolutional stem turns each image into patches, and a pre-norm transformer with scaled-dot-product attention under
 the boolean mask does the rest. Text tokens are the command, a summary of all status, and each history step. Every
 position has a learned embedding of its own, so that nothing depends on an offset; answer positions begin with the
-summary of status too (text, which they may see in both stages), so that attention is left to what is seen. It shares
-mask, latents, losses and sampling with the large students: what is true of it by construction (exact zeros, equal log-
-probabilities) is true of them by the same code.
+summary of status too (text, which they may see in both stages), so that attention is left to what is seen. A question
+is read piece by piece (`answers.words`), in the place of command and status. It shares mask, latents, losses and
+sampling with the large students: what is true of it by construction (exact zeros, equal log-probabilities) is true of
+them by the same code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Literal, Self
 
@@ -19,9 +21,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.stores.decode import Side
+from questions.units import Prompt as Question
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import COMMANDS
 from trainer.answers.base import Answers
+from trainer.answers.words import Words
 from trainer.batch import Batch
 from trainer.latents import LatentInputs
 from trainer.segments import Segment
@@ -31,6 +35,10 @@ STATUS_SCALE = (10.0, 10.0, 0.5, 10.0, 10.0, 2.0, 2.0)
 """Metres, metres, radians, m/s, m/s, m/s^2, m/s^2: what makes a usual value about 1."""
 OCTAVES = 5
 """Sines and cosines of each status number: speeds that differ by centimetres a second have to look different."""
+MOST_READ = 160
+"""Pieces that a question has at most."""
+_READ = "read"
+"""In `Batch.prepared`: the pieces of the questions, int64 [B, T], padded with -1."""
 
 
 class TinyConfig(StrictModel):
@@ -91,6 +99,44 @@ class _Cache:
             self._layers[layer] = (keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0))
 
 
+class Asking(nn.Module):
+    """What only questions need: their words in and out, the places of words, and the gist of a question.
+
+    Args:
+        words: that are read and said.
+        width: D.
+    """
+
+    def __init__(self, words: Words, width: int) -> None:
+        super().__init__()
+        self.head = AnswerHead(words.vocabulary, width)
+        nn.init.normal_(self.head.table_in, std=0.5)  # as loud as their places: words are read, not motions
+        self.read_place = nn.Parameter(torch.randn(MOST_READ, width) * 0.5)
+        self.said_place = nn.Parameter(torch.randn(words.length, width) * 0.5)
+        self.mark = nn.Parameter(torch.randn(width) * 0.5)
+        self.gist = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, read_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Questions int64 [B, T], padded with -1 -> embeddings [B, 2 + T, D], and bool [B, 2 + T], what is no padding.
+
+        A mark that something is asked, the gist of it, then its pieces.
+        """
+        there = read_BT >= 0
+        words = self.head.embed(read_BT)
+        mean = (words * there.unsqueeze(-1)).sum(1) / there.sum(1, keepdim=True)
+        first = torch.stack((self.mark.expand_as(mean), self.gist(mean)), 1)
+        return torch.cat((first, words + self.read_place[: read_BT.shape[1]]), 1), nn.functional.pad(
+            there, (2, 0), value=True
+        )
+
+
+def told(question: Question) -> str:
+    """A question as the tiny student reads it: alone, with its options."""
+    return " | ".join((question.question, *question.options))
+
+
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -120,14 +166,22 @@ class TinyStudent(Student):
         counts: latents of each kind.
         views: V, images a sample.
         history: H, status steps a sample.
+        words: of the questions that it is trained on; None: it is not asked.
     """
 
     status_scale: Tensor
 
     def __init__(
-        self, config: TinyConfig, answers: Answers, counts: Mapping[str, int], *, views: int, history: int
+        self,
+        config: TinyConfig,
+        answers: Answers,
+        counts: Mapping[str, int],
+        *,
+        views: int,
+        history: int,
+        words: Words | None = None,
     ) -> None:
-        super().__init__(answers, LatentInputs(counts, config.width, scale=0.5), prefix=1)
+        super().__init__(answers, LatentInputs(counts, config.width, scale=0.5), prefix=1, words=words)
         self.config, self.width = config, config.width
         w, (columns, rows) = config.width, (config.image[0] // config.patch, config.image[1] // config.patch)
         self.stem = _stem(config.patch, w)
@@ -145,14 +199,24 @@ class TinyStudent(Student):
         self.head = AnswerHead(answers.vocabulary, w, answers.codebook)
         self._align = layer_index(config.align_layer, config.depth)
         self.register_buffer("status_scale", torch.tensor(STATUS_SCALE), persistent=False)
+        self.asking = None if words is None else Asking(words, w)  # last: what came before draws as it did without
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer's blocks."""
         return list(self.layers)
 
+    def prepare(self, batch: Batch) -> Batch:
+        """With the pieces of its questions."""
+        if not batch.asked or _READ in batch.prepared:
+            return batch
+        self.spoken(batch)
+        assert self.words is not None
+        read = self.words.encode([told(question) for question in batch.asked], length=MOST_READ)
+        return replace(batch, prepared={**batch.prepared, _READ: read.to(batch.images.device)})
+
     def prompt(self, batch: Batch) -> Prompt:
-        """Embeddings [B, P, D] of patches, command and status, latents, and the start of the answer."""
+        """Embeddings [B, P, D] of patches, command and status (or a question), latents, and the start of the answer."""
         b = len(batch)
         pixels = batch.images.flatten(0, 1).float() / 127.5 - 1
         if pixels.shape[-2:] != self.config.image[::-1]:
@@ -163,37 +227,55 @@ class TinyStudent(Student):
         if self.training and self.config.patch_dropout:
             hidden = torch.rand(*patches.shape[:2], 1, device=patches.device) < self.config.patch_dropout
             patches = patches.masked_fill(hidden, 0.0)
-        scaled, command = batch.status / self.status_scale, self.command(batch.command)
-        summary = self.summary(torch.cat((scaled.flatten(1), command), 1))
-        text = torch.cat((torch.stack((command, summary), 1), self.status(_waves(scaled)) + self.status_place), 1)
-        latents, start = self.latents(b), self.start.expand(b, 1, -1) + summary.unsqueeze(1)
+        text, there = self._text(batch)
+        latents, start = self.latents(b), self.start.expand(b, 1, -1) + text[:, 1:2]
         segments = [
-            torch.full((b, part.shape[1]), int(segment), device=batch.images.device)
-            for segment, part in ((Segment.IMAGE, patches), (Segment.TEXT, text))
+            torch.full((b, patches.shape[1]), int(Segment.IMAGE), device=batch.images.device),
+            torch.where(there, int(Segment.TEXT), int(Segment.PAD)),
         ]
         for segment, kind in ((Segment.WM, "wm"), (Segment.GEO, "geo")):
             segments.append(segments[0].new_full((b, self.latents.counts[kind]), int(segment)))
         segments.append(segments[0].new_full((b, 1), int(Segment.ANSWER)))
-        return Prompt(torch.cat(segments, 1), torch.cat((patches, text, latents, start), 1))
+        return Prompt(torch.cat(segments, 1), torch.cat((patches, text, latents, start), 1), bool(batch.asked))
+
+    def _text(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, T, D] of the text, whose second is its summary; and bool [B, T], what is no padding."""
+        if batch.asked:
+            batch = self.prepare(batch)
+            assert self.asking is not None
+            asked: tuple[Tensor, Tensor] = self.asking(batch.prepared[_READ])
+            return asked
+        scaled, command = batch.status / self.status_scale, self.command(batch.command)
+        summary = self.summary(torch.cat((scaled.flatten(1), command), 1))
+        text = torch.cat((torch.stack((command, summary), 1), self.status(_waves(scaled)) + self.status_place), 1)
+        return text, torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
 
     def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
         """One pass over the whole sequence."""
-        answers = self.head.embed(answers_BT)
-        if self.training and self.config.answer_dropout:
+        head, place = self._speech(prompt.asks)
+        answers = head.embed(answers_BT)
+        if self.training and self.config.answer_dropout and not prompt.asks:
             hidden = torch.rand(*answers_BT.shape, 1, device=answers.device) < self.config.answer_dropout
             answers = answers.masked_fill(hidden, 0.0)
-        answers = answers + self.answer_place[: answers_BT.shape[1]] + self._summary(prompt)
+        answers = answers + place[: answers_BT.shape[1]] + self._summary(prompt)
         return self._layers(torch.cat((prompt.data, answers), 1), mask, cache)
 
     def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
         """One token."""
-        token = self.head.embed(token_B1) + self.answer_place[index] + self._summary(prompt)
-        return self._layers(token, mask, cache)
+        head, place = self._speech(prompt.asks)
+        return self._layers(head.embed(token_B1) + place[index] + self._summary(prompt), mask, cache)
 
     def repeated(self, prompt: Prompt, cache: Any, times: int) -> Prompt:
         """The embeddings, of which `step` takes the summary."""
         cache.repeat(times)
-        return Prompt(prompt.segments.repeat_interleave(times, 0), prompt.data.repeat_interleave(times, 0))
+        segments, data = (x.repeat_interleave(times, 0) for x in (prompt.segments, prompt.data))
+        return replace(prompt, segments=segments, data=data)
+
+    def _speech(self, asks: bool) -> tuple[AnswerHead, Tensor]:
+        """Tokens in and out, and their places: of the drives, or of the words."""
+        if asks and self.asking is not None:
+            return self.asking.head, self.asking.said_place
+        return self.head, self.answer_place
 
     def _summary(self, prompt: Prompt) -> Tensor:
         """[B, 1, D]: the second text token."""
@@ -209,9 +291,9 @@ class TinyStudent(Student):
         last = self.norm(x_BTD)
         return States(last, last if self._align == len(self.layers) else aligned)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Of the answer head."""
-        return self.head.logits(hidden)
+    def logits(self, hidden: Tensor, asks: bool = False) -> Tensor:
+        """Of the answer head, or of the words'."""
+        return self._speech(asks)[0].logits(hidden)
 
     def new_cache(self) -> Any:
         """Keys and values of each layer."""
