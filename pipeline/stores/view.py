@@ -118,7 +118,7 @@ def tables(
             offsets = np.zeros(len(paths), np.int64)
             for i, record in enumerate(some):
                 paths[rows[i]] = 1 + i
-                offsets[rows[i]] = [m.offset + m.size - chunk for m in record.members[f"{spec.name}.npy"]]
+                offsets[rows[i]] = [m.offset + m.size - chunk for m in record.members.get(f"{spec.name}.npy", ())]
             names = [layout.view_fill(column, spec.name), *(layout.tar(column, record.shard) for record in some)]
             named = pa.DictionaryArray.from_arrays(pa.array(paths), pa.array(names))
             yield layout.view_table(column, spec.name, number), _table(named, offsets, np.full(len(paths), chunk))

@@ -67,6 +67,12 @@ def arrays(group: zarr.Group) -> dict[str, np.ndarray[Any, Any]]:
     return {path: np.asarray(array[:]) for path, array in group.members(max_depth=2) if isinstance(array, zarr.Array)}
 
 
+def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Bit for bit; texts by value."""
+    texts = a.dtype.kind in "OT"
+    return a.dtype == b.dtype and (a.tolist() == b.tolist() if texts else a.tobytes() == b.tobytes())
+
+
 def files(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
@@ -84,16 +90,24 @@ def test_a_view_is_the_same_arrays_and_half_the_bytes(root: Path, tmp_path: Path
     found = arrays(opened(str(view)))
     assert found.keys() == expected.keys() > {"toy/grid", "toy/valid", "samples/token", "samples/future"}
     for name, array in expected.items():
-        assert found[name].dtype == array.dtype, name
-        assert (
-            found[name].tolist() == array.tolist()
-            if name.endswith("token")
-            else found[name].tobytes() == array.tobytes()
-        )
+        assert same(found[name], array), name
     assert 0 < found["toy/valid"].sum() < len(found["toy/valid"])
     report = verify(str(view))
     assert not report.faults
     assert not report.unfinished
+
+
+def test_references_of_many_shards_stand_in_several_tables(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stores.view._TABLE", 4)
+    whole, view = (made(root, tmp_path / name, mode, shard_size=1) for name, mode in (("zarr", True), ("view", "view")))
+    for target in ("grid", "mean"):
+        assert len(list((view / layout.VIEW / "toy" / target).glob("refs.*.parq"))) == 4
+    expected, found = arrays(zarr.open_group(whole / layout.ZARR, mode="r")), arrays(opened(str(view)))
+    for name, array in expected.items():
+        assert same(found[name], array), name
+    assert verify(str(view)).faults == ()
 
 
 def test_it_is_written_out_as_the_bytes_that_it_spared(root: Path, tmp_path: Path) -> None:
