@@ -36,6 +36,8 @@ LEAST_SHARDS = 4
 """Of which the usual difference is learnt."""
 _TOLD = 0.2
 """R2 of a probe that can fail."""
+_SURE = 1.5
+"""Halves of a 95 % interval that an entry must be better by, since each is held against all others."""
 _MIXED = "Usual cause: another checkpoint or config in some run"
 _THREADS = 8
 _SIZES = (0.4, 2.5)
@@ -214,8 +216,8 @@ def _slot(axis: Axis, own: int, errors: Sequence[tuple[Float64, Float64]]) -> Ch
     assert gain is not None
     told = f"agents where {name} looks: R2 {alone.middle:.3f} of its own entry, {gain.middle:+.3f} of that of {best}"
     kind = axis.dim
-    if gain.middle > 0 and gain.excludes_zero:
+    if gain.middle > _SURE * gain.half and alone.middle + gain.middle > 0:
         return Check(kind, "bad", f"{told}. Usual cause: {'views' if kind == 'view' else 'frames'} in another order")
-    if gain.middle < 0 and gain.excludes_zero:
+    if -gain.middle > gain.half and alone.middle > 0:
         return Check(kind, "good", told)
     return Check(kind, "not told", f"{told}: no difference can be told")

@@ -165,8 +165,8 @@ def measure(
             axis = checks.axis_of(spec, dataset.columns[column].provenance)
             found = features.read(dataset, column, spec, tokens, dims, () if axis is None else axis.names)
             errors[name] = _probed(ground, found.values)
-            kind = dataset.columns[column].provenance.get("kind")
-            told = _statistics(shards.get(spec.name), good.get(spec.name, {}), reference is not None, kind == "cosmos")
+            standardised = spec.name == "latent" and dataset.columns[column].provenance.get("kind") == "cosmos"
+            told = _statistics(shards.get(spec.name), good.get(spec.name, {}), reference is not None, standardised)
             told += _residuals(ground, errors[name], found.values)
             if axis is not None:
                 told += checks.slots(axis, found, ground.labels, ground.folds, ground.logs)

@@ -102,6 +102,7 @@ class Invented:
     dims: tuple[str, ...] = ("token", "channel")
     says: dict[str, Any] = field(default_factory=dict)
     random_weights: bool = False
+    target: str = "grid"
     seed: int = 0
     gain: float = 1.0
     aside: float = 3.0
@@ -112,7 +113,9 @@ class Invented:
     @property
     def specs(self) -> tuple[TargetSpec, ...]:
         shape = (len(self.tells), 12, *[1] * (len(self.dims) - 2))
-        return (TargetSpec(name="grid", dims=self.dims, shape=shape, dtype="float32", unit="1", meaning="invented"),)
+        return (
+            TargetSpec(name=self.target, dims=self.dims, shape=shape, dtype="float32", unit="1", meaning="invented"),
+        )
 
     def provenance(self) -> dict[str, Any]:
         return {"gain": 1.0, **self.says}  # not what it does: that is the harm
@@ -127,7 +130,7 @@ class Invented:
         pass
 
     def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
-        return [{"grid": self._grid(item.scene)} for item in batch]
+        return [{self.target: self._grid(item.scene)} for item in batch]
 
     def _grid(self, scene: Scene) -> Any:
         noise = np.random.default_rng([int(scene.token, 16) % 2**32, int(scene.token, 16) >> 32, self.seed])
@@ -315,17 +318,23 @@ def test_frames_in_another_order(source: Street, tmp_path: Path, harm: str, expe
 def test_channels_that_are_not_those_of_a_reference(source: Street, tmp_path: Path) -> None:
     """Another layer or another scale of the same network: a probe does not mind, the statistics of channels do."""
     clip = {"kind": "cosmos", "channel": "CAM_F0"}
-    good = made(source, tmp_path / "good", Invented("clip", [next_second], says=clip, gain=0.2))
-    same = made(replace(source, logs=LOGS - 3), tmp_path / "same", Invented("clip", [next_second], says=clip, gain=0.2))
-    raw = made(source, tmp_path / "raw", Invented("clip", [next_second], says=clip, gain=20))
-    layer = made(source, tmp_path / "layer", Invented("clip", [next_second], says=clip, seed=5, gain=0.2))
-    assert dict(verdicts(signal(same, good))["clip/grid"])["reference"] == "good"
-    assert dict(verdicts(signal(layer, good))["clip/grid"])["reference"] == "bad"
+    good = made(source, tmp_path / "good", Invented("clip", [next_second], says=clip, target="latent", gain=0.2))
+    same = made(
+        replace(source, logs=LOGS - 3),
+        tmp_path / "same",
+        Invented("clip", [next_second], says=clip, target="latent", gain=0.2),
+    )
+    raw = made(source, tmp_path / "raw", Invented("clip", [next_second], says=clip, target="latent", gain=20))
+    layer = made(
+        source, tmp_path / "layer", Invented("clip", [next_second], says=clip, target="latent", seed=5, gain=0.2)
+    )
+    assert dict(verdicts(signal(same, good))["clip/latent"])["reference"] == "good"
+    assert dict(verdicts(signal(layer, good))["clip/latent"])["reference"] == "bad"
     found = signal(raw, good)
-    assert {"scale", "reference"} <= {kind for kind, v in verdicts(found)["clip/grid"] if v == "bad"}
+    assert {"scale", "reference"} <= {kind for kind, v in verdicts(found)["clip/latent"] if v == "bad"}
     assert found.targets[0].told["x 1 s"].pays  # the probe does not mind
-    other = made(source, tmp_path / "other", Invented("else", [next_second], says=clip))
-    assert dict(verdicts(signal(other, good))["else/grid"])["reference"] == "not told"
+    other = made(source, tmp_path / "other", Invented("else", [next_second], says=clip, target="latent"))
+    assert dict(verdicts(signal(other, good))["else/latent"])["reference"] == "not told"
 
 
 # --- the command, and its page
