@@ -1,7 +1,7 @@
 """`python -m benchmarks [name ...] [name.key=value ...]`: run the measurements, print their tables.
 
 A measurement is a module of this folder with a pydantic `Config` (its knobs) and `run(config) -> None` (prints); its
-name is the module's and the first line of its docstring describes it. All of them take some ten minutes on two cores.
+name is the module's and the first line of its docstring describes it. All take some twenty minutes on two cores.
 ``python -m benchmarks job writer job.repeats=5`` runs two of them, one with another knob; where one alone is named its
 knobs need no name (``light device=cuda``). Only what is named is imported, so `light` runs where Ray is not installed.
 """
