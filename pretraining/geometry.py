@@ -45,7 +45,7 @@ def train(
         count = recipe.geometry_frames // len(every[kind][0][1])
         chosen = rng.choice(len(every[kind]), count, replace=count > len(every[kind]))
         seen = batch([every[kind][i] for i in chosen])
-        out = network(seen.images)
+        out = network.run(seen.images)
         assert out.pose_enc is not None
         assert out.depth is not None
         assert out.depth_conf is not None

@@ -2,8 +2,8 @@
 
 An independent implementation of Wang et al., "VGGT: Visual Geometry Grounded Transformer" (CVPR 2025), with the
 parameter names of the published checkpoint; `python -m teachers.vggt.check` holds it against recorded outputs of the
-published code. Left out on purpose: the point head and the track head, which no target needs. It is run frozen (a
-teacher, under `torch.inference_mode`); what trains one is `pretraining`.
+published code. Left out on purpose: the point head and the track head, which no target needs; and training, but for
+`VGGTNetwork.run`.
 
 The heads run in float32 whatever surrounds them; the aggregator runs under autocast when asked to.
 
@@ -73,6 +73,13 @@ class VGGTNetwork(nn.Module):
         Raises:
             ConfigError: images or layers that the network cannot take.
         """
+        with torch.inference_mode():
+            return self.run(images_BS3HW, layers, autocast)
+
+    def run(
+        self, images_BS3HW: Tensor, layers: Collection[int] = (), autocast: torch.dtype | None = None
+    ) -> VGGTOutput:
+        """As `forward`, with gradients: for who trains it (`pretraining`)."""
         check_images(images_BS3HW)
         wanted = check_layers(layers, self.config.depth)
         kind = images_BS3HW.device.type

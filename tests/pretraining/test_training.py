@@ -67,7 +67,7 @@ def test_a_gradient_reaches_every_parameter_of_vggt(footage: Footages) -> None:
     assert network.config == PRESETS["town"]
     assert sum(p.numel() for p in network.parameters()) <= 2_000_000
     seen = batch([(footage[0], rigs(footage[0])[0])])
-    out = network(seen.images)
+    out = network.run(seen.images)
     assert out.depth is not None
     assert out.depth_conf is not None
     assert out.pose_enc is not None
