@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> dict[str, Any]:
         "video": heldout.dynamics_table({"trained": cosmos, "random weights": random[1]}, trained_on, held_out),
     }
     card = shipped.write(out, vggt, cosmos, recipe, figures, round(time.monotonic() - begin))
-    picture(vggt, held_out[:3]).save(out / PICTURE)
+    picture(vggt, held_out[:2]).save(out / PICTURE)
     for name, rows in figures.items():
         head = [name, *next(iter(rows.values()))]
         print("\n" + table(head, [[who, *(f"{value:.3f}" for value in row.values())] for who, row in rows.items()]))

@@ -42,7 +42,7 @@ def beside(weights: WeightsConfig, file: Path, candidates: Iterable[str], name: 
     Raises:
         WeightsError: there is none.
     """
-    if weights.path is not None:
+    if weights.hub is None:
         found = file.with_name(name)
         if not found.is_file():
             raise WeightsError(f"no {name} beside {file}: expected a folder as save_pretrained writes it")

@@ -1,8 +1,9 @@
 """Where a teacher's weights come from, and how they are named in the records.
 
-Exactly one of three: `random` (a seed; outputs are marked as worthless for training everywhere), `hub` (a Hugging Face
-repository at a pinned revision), `path` (a local file, or a local directory in the hub's layout). The digest of the
-file's bytes is part of the teacher's fingerprint, so the same weights by hub or by path are the same teacher.
+Exactly one of four: `random` (a seed; outputs are marked as worthless for training everywhere), `town` (the small ones
+that ship with the project, and know the generated town), `hub` (a Hugging Face repository at a pinned revision), `path`
+(a local file, or a local directory in the hub's layout). The digest of the file's bytes is part of the teacher's
+fingerprint, so the same weights by hub or by path are the same teacher.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -24,11 +25,17 @@ _BLOB = re.compile(r".*/models--[^/]+/blobs/([0-9a-f]{64})")
 """Where the hub's cache keeps a large file: under the sha256 that the hub names it by. (Small ones bear git's sha1.)"""
 
 
+TOWN = Path(__file__).with_name("town")
+"""The folder of the weights that ship with the project; see its ``__init__``."""
+
+
 class WeightsConfig(StrictModel):
     """Where the weights come from."""
 
     random: int | None = None
     """Seed of randomly initialised weights."""
+    town: Literal[True] | None = None
+    """Those that ship with the project: small networks trained on the generated town, for it alone."""
     hub: str | None = None
     """Repository id on the Hugging Face hub, e.g. ``facebook/VGGT-1B``."""
     revision: str | None = None
@@ -40,9 +47,9 @@ class WeightsConfig(StrictModel):
 
     @model_validator(mode="after")
     def _one_origin(self) -> WeightsConfig:
-        given = [name for name in ("random", "hub", "path") if getattr(self, name) is not None]
+        given = [name for name in ("random", "town", "hub", "path") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"weights: give exactly one of random, hub, path; got {given or 'none'}")
+            raise ValueError(f"weights: give exactly one of random, town, hub, path; got {given or 'none'}")
         if self.hub is not None and self.revision is None:
             raise ValueError(f"weights: hub {self.hub!r} needs a revision (a commit), so that the run can be repeated")
         return self
@@ -59,8 +66,8 @@ class WeightsConfig(StrictModel):
         if self.random is not None:
             raise WeightsError("random weights have no file")
         names = (self.file,) if self.file is not None else candidates
-        if self.path is not None:
-            root = Path(self.path).expanduser()
+        if self.hub is None:
+            root = TOWN if self.path is None else Path(self.path).expanduser()
             if root.is_file():
                 return root
             for name in names:
@@ -104,7 +111,8 @@ class WeightsConfig(StrictModel):
         if self.random is not None:
             return {"random": True, "seed": self.random}
         path = self.locate(*candidates)
-        return {"random": False, "file": path.name, "sha256": file_digest(path)}
+        town = {} if self.town is None else {"town": True}
+        return {"random": False, **town, "file": path.name, "sha256": file_digest(path)}
 
 
 def file_digest(path: Path) -> str:

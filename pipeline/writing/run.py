@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, overload
@@ -42,6 +42,18 @@ from shards_schema.statistics import measured
 
 SYNTHETIC_NOTICE = "The frames are generated (synthetic): this is not driving data."
 RANDOM_NOTICE = "Made with RANDOM WEIGHTS: {}. These targets carry no knowledge; do not train on them."
+TOWN_NOTICE = "Made with small networks trained on the generated town: {}. They know this town and nothing else."
+
+
+def _of_town(manifest: ColumnManifest) -> bool:
+    weights = manifest.provenance.get("weights")
+    return isinstance(weights, Mapping) and "town" in weights
+
+
+_OF_WEIGHTS: Mapping[str, Callable[[ColumnManifest], bool]] = {
+    RANDOM_NOTICE: lambda manifest: manifest.random_weights,
+    TOWN_NOTICE: _of_town,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +93,10 @@ class Run:
         """What every report says: those of `dataset.json`, and of columns that were begun after it was written."""
         said = list(self.manifest.notices)
         for manifest in self.columns.values():
-            if manifest.random_weights and not any("RANDOM" in n and manifest.column in n for n in said):
-                said.append(RANDOM_NOTICE.format(manifest.column))
+            for notice, holds in _OF_WEIGHTS.items():
+                head = notice.partition(":")[0]
+                if holds(manifest) and not any(n.startswith(head) and manifest.column in n for n in said):
+                    said.append(notice.format(manifest.column))
         return tuple(said)
 
     def todo(self) -> Sequence[ShardTask]:
@@ -318,8 +332,9 @@ class _Sum:
 
 def _notices(source: Source, columns: Sequence[ColumnManifest]) -> tuple[str, ...]:
     notices = [SYNTHETIC_NOTICE] if source.synthetic else []
-    if random := [c.column for c in columns if c.random_weights]:
-        notices.append(RANDOM_NOTICE.format(", ".join(random)))
+    for notice, holds in _OF_WEIGHTS.items():
+        if of_them := [c.column for c in columns if holds(c)]:
+            notices.append(notice.format(", ".join(of_them)))
     return tuple(notices)
 
 

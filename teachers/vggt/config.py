@@ -35,7 +35,7 @@ class VGGTConfig(StrictModel):
     weights: WeightsConfig
     """Where the weights come from."""
     network: VGGTNetworkConfig = PRESETS["1b"]
-    """A preset's name (`1b`, `small`, `tiny`), or a geometry."""
+    """A preset's name (`1b`, `small`, `tiny`, `town`), or a geometry."""
     views: tuple[str, ...] = Field(default=("CAM_F0", "CAM_L0", "CAM_R0"), min_length=1)
     """Camera channels, in order."""
     window: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -109,6 +109,8 @@ class VGGTConfig(StrictModel):
         for head, config in (("camera", self.network.camera), ("depth", self.network.depth_head)):
             if head in self.heads and config is None:
                 raise ValueError(f"heads: {head} is asked for, but the network's geometry has none")
+        if self.weights.town and self.network != PRESETS["town"]:
+            raise ValueError("network: weights: {town: true} are of the network town; set network: town")
         if self.depth_precision == "tf32" and self.dtype != "bfloat16":
             raise ValueError("depth_precision: tf32 is for dtype: bfloat16, where the depth head alone is in float32")
         if self.compile and self.implementation != "ours":
