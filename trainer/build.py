@@ -68,13 +68,15 @@ def make_student(
     views: int,
     history: int,
     words: Words | None = None,
+    unread: bool = False,
 ) -> Student:
     """A student with the weights that it begins with (torch's global seed decides the random ones).
 
-    `words` are a tiny student's, if it is asked questions; a large one has its tokenizer's.
+    `words` are a tiny student's, if it is asked questions; a large one has its tokenizer's. With `unread`, weights that
+    lie on a disk are left there, see `Student.unread`.
     """
     if isinstance(config, HFConfig):
-        return load(config, answers, counts)
+        return load(config, answers, counts, unread=unread)
     return TinyStudent(config, answers, counts, views=views, history=history, words=words)
 
 
@@ -126,16 +128,7 @@ def policy_of(content: Mapping[str, Any]) -> Policy:
     Raises:
         DatasetError: weights of another student than its recipe's.
     """
-    config = SFTConfig.model_validate_json(content["config"])
-    answers = restore_answers(content["answers"], config.student)
-    student = make_student(
-        config.student,
-        answers,
-        config.counts,
-        views=len(config.samples.views),
-        history=content["history"],
-        words=restore_words(content.get("words")),
-    )
+    config, student = SFTConfig.model_validate_json(content["config"]), student_of(content)
     checkpoint.load_weights(student, content["student"])
     return Policy(
         student=student.eval(),
@@ -144,6 +137,21 @@ def policy_of(content: Mapping[str, Any]) -> Policy:
         history=content["history"],
         notices=tuple(content["notices"]),
         held_out=tuple(content["held_out"]),
+    )
+
+
+def student_of(content: Mapping[str, Any], *, unread: bool = False) -> Student:
+    """The student of the content of such a file, with the weights that it began with; see `make_student`."""
+    config = SFTConfig.model_validate_json(content["config"])
+    answers = restore_answers(content["answers"], config.student)
+    return make_student(
+        config.student,
+        answers,
+        config.counts,
+        views=len(config.samples.views),
+        history=content["history"],
+        words=restore_words(content.get("words")),
+        unread=unread,
     )
 
 

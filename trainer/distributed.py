@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,9 +17,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from shards_schema.errors import ConfigError, StoreError
+from shards_schema.errors import ConfigError, DatasetError, StoreError
 from shards_schema.inputs.models import StrictModel
 
 Item = TypeVar("Item")
@@ -61,6 +63,16 @@ def session(device: str | None) -> Iterator[torch.device]:
         dist.destroy_process_group()
 
 
+def patient_group() -> dist.ProcessGroup | None:
+    """A group that waits for disks, over the CPU: hours, where NCCL would give up after ten minutes; None of one."""
+    return dist.new_group(backend="gloo", timeout=timedelta(hours=4)) if dist.is_initialized() else None
+
+
+def sharded(config: ParallelConfig) -> bool:
+    """Whether `shard` will: it is asked for, and there are ranks."""
+    return config.mode == "fsdp" and dist.is_initialized()
+
+
 def shard(
     student: nn.Module,
     blocks: Sequence[nn.Module],
@@ -68,18 +80,20 @@ def shard(
     config: ParallelConfig,
     device: torch.device,
     dtype: torch.dtype,
+    weights: Iterable[tuple[str, Tensor]] = (),
 ) -> None:
     """Shard a student (FSDP2, in place), a decoder layer a unit, and each of `others` by itself, if asked for.
 
     Each can then be called without the module around them; before the optimiser is made.
 
     Args:
-        student: on its device.
+        student: on the CPU; what is on the meta device has memory for this rank's part afterwards.
         blocks: its decoder layers.
         others: adapters; none for a reference.
         config: whether.
         device: of this rank.
         dtype: that decoder layers are gathered in.
+        weights: what that memory is filled with, see `fill`.
 
     Raises:
         ConfigError: weights of two dtypes are trained outside the decoder layers, which FSDP2 cannot reduce together.
@@ -93,7 +107,7 @@ def shard(
             f"parallel.mode fsdp: weights of {' and '.join(sorted(map(str, dtypes)))} are trained together; take "
             "student.dtype float32 (dtype: bfloat16 gathers layers in half the bytes), or student.lora"
         )
-    if not dist.is_initialized():
+    if not sharded(config):
         return
     mesh = init_device_mesh(device.type, (world_size(),))
     stored = next(blocks[0].parameters()).dtype
@@ -106,6 +120,32 @@ def shard(
         fully_shard(unit, mesh=mesh, mp_policy=whole)
     for method in ("sample", "logp"):
         register_fsdp_forward_method(student, method)
+    made: dict[nn.Parameter, nn.Parameter] = {}  # what several modules share stays one, as `to_empty` would not keep it
+    for module in student.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            if p.is_meta:
+                made.setdefault(p, nn.Parameter(torch.empty_like(p, device=device), p.requires_grad))
+                setattr(module, name, made[p])
+    fill(student.to(device), weights)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy whole tensors into a model, by name; of a sharded one each rank takes its rows, and reads no others.
+
+    Raises:
+        DatasetError: a shape differs; the weight is named.
+    """
+    places = model.state_dict()
+    for name, whole in weights:
+        place = places[name]
+        if place.shape != whole.shape:
+            raise DatasetError(f"weight {name} has shape {list(whole.shape)}, the student's has {list(place.shape)}")
+        if isinstance(place, DTensor):
+            rows = whole.chunk(world_size())  # as `fully_shard` cuts; the last ranks may have none
+            whole = rows[rank()] if rank() < len(rows) else whole[:0]
+            place = place.to_local()
+        place.copy_(whole)
 
 
 def wrap(model: nn.Module, config: ParallelConfig, device: torch.device) -> nn.Module:
@@ -181,7 +221,7 @@ def in_blocks(items: Sequence[Item], do: Callable[[Sequence[Item]], Result], siz
     return [every[i % world_size()][i // world_size()] for i in range(len(starts))]
 
 
-def by_rank_0(act: Callable[[], None]) -> None:
+def by_rank_0(act: Callable[[], None], group: dist.ProcessGroup | None = None) -> None:
     """Do something on rank 0 while the others wait; every rank calls, and where it fails every rank does.
 
     Raises:
@@ -195,7 +235,7 @@ def by_rank_0(act: Callable[[], None]) -> None:
             failed = error
     if dist.is_initialized():
         told = [None if failed is None else f"{type(failed).__name__}: {failed}"]
-        dist.broadcast_object_list(told, src=0)
+        dist.broadcast_object_list(told, src=0, group=group)
         if failed is None and told[0] is not None:
             raise StoreError(f"rank 0 failed, and so all ranks stop: {told[0]}")
     if failed is not None:

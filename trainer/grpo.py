@@ -103,24 +103,20 @@ class GRPO(Run[GRPOConfig]):
 
     def _build(self, begun: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
         config = self.config
-        student = build.policy_of(begun).student
+        student = build.student_of(begun, unread=distributed.sharded(config.parallel))
         self.answers = student.answers
         statistics = build.restore_statistics(begun)
         channels = {kind: len(statistics[kind].mean) for kind in LATENTS}
         self.model = SFTModel(student, channels, self.sft.adapter, statistics)
-        checkpoint.load_weights(self.model.adapters, begun["adapters"])
         self._frozen: dict[str, Any] = {}
         if not config.regulariser.on:
             self.model.adapters.requires_grad_(False)
             self._frozen = {"adapters": begun["adapters"]}
-        self.model.to(self.device).eval()
-        self.reference: Student | None = None
-        if config.beta:
-            self.reference = build.policy_of(begun).student.to(self.device).requires_grad_(False)
-            distributed.shard(self.reference, self.reference.blocks, (), config.parallel, self.device, self.dtype)
-        distributed.shard(
-            student, student.blocks, self.model.adapters.values(), config.parallel, self.device, self.dtype
-        )
+        self._place(student, self.model)
+        checkpoint.load_weights(student, begun["student"])
+        checkpoint.load_weights(self.model.adapters, begun["adapters"])
+        self.model.eval()
+        self.reference = self._first(begun) if config.beta else None
         self._pass = distributed.wrap(PolicyPass(self.model, config, self.table), config.parallel, self.device).eval()
         self._sampler = seeds.generator(self.device, config.seed, "answers", distributed.rank(), 0)
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))
@@ -150,10 +146,14 @@ class GRPO(Run[GRPOConfig]):
         )  # fmt: skip
 
     def before(self) -> Student:
-        """The policy that the run began with, on the device; read again where no reference was kept."""
-        if self.reference is not None:
-            return self.reference
-        return build.load_policy(Path(self.config.policy)).student.to(self.device)
+        """The policy that the run began with, placed as the model is; read again where no reference was kept."""
+        return self.reference or self._first(checkpoint.load(Path(self.config.policy)))
+
+    def _first(self, begun: Mapping[str, Any]) -> Student:
+        student = build.student_of(begun, unread=distributed.sharded(self.config.parallel)).requires_grad_(False)
+        self._place(student, student)
+        checkpoint.load_weights(student, begun["student"])
+        return student.eval()
 
     def _advance(self, batches: Batches) -> None:
         """Sample, score, learn."""

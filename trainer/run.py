@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.reading.reader import Dataset
 from pipeline.stream import ShardStream
@@ -29,6 +29,7 @@ from trainer.model import SFTModel
 from trainer.optimiser import clipped
 from trainer.resuming import ELASTIC, FREE, Config, refuse_other, refuse_other_step, step_samples
 from trainer.splits import Split, refuse_too_few, spread
+from trainer.students.base import Student
 
 Log = Callable[[str], None]
 Batches = Generator[Batch, None, None]
@@ -71,6 +72,7 @@ class Run(ABC, Generic[Config]):
         self.device, self.step = device, 0
         self.dtype = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
         self._log = log
+        self._checkpoints = checkpoint.Checkpoints(self._folder, config.keep)
 
     @property
     @abstractmethod
@@ -134,6 +136,17 @@ class Run(ABC, Generic[Config]):
             self.dataset, maker.wanted, self.config.stream, tokens=self.train_tokens, transform=maker
         )
 
+    def _place(self, student: Student, model: nn.Module) -> None:
+        """Put a student, and the adapters of the model that it is in, on the device, in parts where they are asked for.
+
+        What `build.make_student` has left on a disk is read then, by each rank its part.
+        """
+        others = model.adapters.values() if isinstance(model, SFTModel) else ()
+        distributed.shard(
+            student, student.blocks, others, self.config.parallel, self.device, self.dtype, student.unread()
+        )
+        model.to(self.device)
+
     def _recorded(self) -> dict[str, Any] | None:
         """The newest checkpoint in the run's place, or None.
 
@@ -149,10 +162,10 @@ class Run(ABC, Generic[Config]):
         return content
 
     def _resume(self, content: Mapping[str, Any]) -> None:
-        """Stand where a checkpoint stood: weights, optimiser, RNG of this rank, cursor."""
+        """Stand where the newest checkpoint stood: weights, optimiser, RNG of this rank, cursor."""
         self.step = int(content["step"])
         seed = seeds.mixed(self.config.seed, "dropout", distributed.rank(), self.step)
-        checkpoint.restore(self.model, self._optimiser, content, seed)
+        self._checkpoints.restore(self.step, content, self.model, self._optimiser, seed)
         self.stream.load_state_dict(content["stream"])
         self._log(f"resumed at step {self.step} of {self.total}")
 
@@ -195,22 +208,23 @@ class Run(ABC, Generic[Config]):
         held = self.held_batches(config.evaluate_limit)
         batches = batches_of(self.stream, self._collate, config.optimiser.accumulate, self.device)
         began, since = time.perf_counter(), self.step
-        while self.step < end:
-            self._advance(batches)
-            self.step += 1
-            if on_step is not None:
-                on_step(self.step)
-            if self.step % config.log_every == 0:
-                report("train", self._numbers(self.step - since, time.perf_counter() - began))
-            policy = self._policy_path()
-            if self.step % config.evaluate_every == 0 or policy is not None:
-                report("held", self._held(held))
-            if policy is not None:
-                self._save_policy(policy)
-            if self.step % config.save_every == 0 or policy is not None:
-                self.save()
-            if policy is not None and on_policy is not None:
-                on_policy()
+        with self._checkpoints:
+            while self.step < end:
+                self._advance(batches)
+                self.step += 1
+                if on_step is not None:
+                    on_step(self.step)
+                if self.step % config.log_every == 0:
+                    report("train", self._numbers(self.step - since, time.perf_counter() - began))
+                policy = self._policy_path()
+                if self.step % config.evaluate_every == 0 or policy is not None:
+                    report("held", self._held(held))
+                if policy is not None:
+                    self._save_policy(policy)
+                if self.step % config.save_every == 0 or policy is not None:
+                    self.save()
+                if policy is not None and on_policy is not None:
+                    on_policy()
         batches.close()
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
@@ -226,19 +240,15 @@ class Run(ABC, Generic[Config]):
         return clipped(self.model, config.clip, self.step, numbers, checkpoint.latest(self._folder))
 
     def save(self) -> None:
-        """Write a checkpoint of this step, and let go of old ones. Every rank calls."""
-        content = self._common() | {
-            "step": self.step,
-            "stream": self.stream.state_dict(),
-            **self._state(),
-            **checkpoint.training_state(self.model, self._optimiser),
-        }
-        checkpoint.save(self._folder / f"step_{self.step:08d}.pt", content)
-        checkpoint.prune(self._folder, self.config.keep)
+        """Begin to write a checkpoint of this step, which lets go of old ones. Every rank calls."""
+        rest = self._common() | {"step": self.step, "stream": self.stream.state_dict(), **self._state()}
+        self._checkpoints.save(self.step, self.model, self._optimiser, rest)
 
     def _save_policy(self, path: Path) -> None:
         weights = checkpoint.parts_of(checkpoint.weights_of(self.model))
-        checkpoint.save(path, self._common() | weights | {"step": self.step} | self._policy_extra())
+        self._checkpoints.wait()
+        content = self._common() | weights | {"step": self.step} | self._policy_extra()
+        checkpoint.save(path, content, self._checkpoints.group)
 
     def _common(self) -> dict[str, Any]:
         return self._describe() | {

@@ -96,12 +96,11 @@ class SFT(Run[SFTConfig]):
             views=len(config.samples.views),
             history=self._history,
             words=build.make_words(config.student, self._asked),
+            unread=distributed.sharded(config.parallel),
         )
         channels = {kind: self.reader.channels(kind) for kind in LATENTS}
-        self.model = SFTModel(student, channels, config.adapter, statistics).to(self.device)
-        distributed.shard(
-            student, student.blocks, self.model.adapters.values(), config.parallel, self.device, self.dtype
-        )
+        self.model = SFTModel(student, channels, config.adapter, statistics)
+        self._place(student, self.model)
         self._wrapped = distributed.wrap(self.model, config.parallel, self.device)
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))  # each rank its own
         self._optimiser = make_optimiser(self.model, config.optimiser)

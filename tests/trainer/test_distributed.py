@@ -19,7 +19,7 @@ from jobs import experiments, grpo_experiments
 from shards_schema.errors import ConfigError, MismatchError, StoreError
 from tests.trainer import trainer_toys
 from tests.trainer.shard_toys import recipe
-from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tiny_student
+from tests.trainer.trainer_toys import CHANNELS, STILL, batch_of, tensors_of, tiny_student
 from trainer import build, checkpoint, distributed
 from trainer.answers.text import TextAnswers
 from trainer.config import SFTConfig
@@ -220,12 +220,13 @@ def test_a_rank_whose_answers_have_ended_goes_on_for_the_others(two_ranks: Path)
 def test_a_run_on_two_ranks_is_the_run_on_one(two_ranks: Path, shards: str, tmp_path: Path, mode: str) -> None:
     """Loop, stream, evaluation and checkpoint: same samples a step, same weights, the same cursor."""
     alone = train(plain_recipe(shards, tmp_path, 4), until=3)
-    theirs = checkpoint.load(two_ranks / f"run_{mode}" / "checkpoints" / "step_00000003.pt")
-    own = checkpoint.load(tmp_path / "checkpoints" / "step_00000003.pt")
-    assert theirs["model"].keys() == own["model"].keys()
-    for name, value in own["model"].items():
-        torch.testing.assert_close(theirs["model"][name], value, atol=1e-5, rtol=0, msg=name)
-    assert theirs["stream"]["position"] == own["stream"]["position"] == 12
+    last = Path("checkpoints", "step_00000003")
+    theirs, own = tensors_of(two_ranks / f"run_{mode}" / last), tensors_of(tmp_path / last)
+    assert theirs.keys() == own.keys()
+    for name, value in own.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=0, msg=name)
+    for folder in (two_ranks / f"run_{mode}", tmp_path):
+        assert checkpoint.load(folder / last)["stream"]["position"] == 12
     expected = alone.evaluate(alone.held_batches())
     for rank in range(2):
         held = torch.load(two_ranks / f"held_{mode}_{rank}.pt", weights_only=True)
@@ -236,10 +237,10 @@ def test_a_run_on_two_ranks_is_the_run_on_one(two_ranks: Path, shards: str, tmp_
 
 def test_both_stages_resumed_in_bfloat16_shards_are_saved_as_float32(two_ranks: Path) -> None:
     """Evaluation, a second stage with an optimiser of its own, and a resume in the middle of it."""
-    content = checkpoint.load(two_ranks / "half" / "checkpoints" / "step_00000006.pt")
-    weights = content["model"]
+    last = two_ranks / "half" / "checkpoints" / "step_00000006"
+    content, weights = checkpoint.load(last), tensors_of(last)
     first = checkpoint.load(two_ranks / "half" / "stage_1.pt")["student"]
-    moved = [name for name, value in first.items() if not torch.equal(weights[f"student.{name}"], value)]
+    moved = [name for name, value in first.items() if not torch.equal(weights[f"model.student.{name}"], value)]
     trained = [n for n in first if n in dict(start_student(content).named_parameters())]
     assert set(trained) <= {*moved}
     assert {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.float32}

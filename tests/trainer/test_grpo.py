@@ -14,7 +14,7 @@ from pipeline.reading.reader import Dataset
 from shards_schema.errors import AbsentError, ConfigError, MismatchError
 from tests.trainer.reward_toys import grpo_recipe, sft_policy
 from tests.trainer.shard_toys import recipe as short_recipe
-from tests.trainer.trainer_toys import assert_same
+from tests.trainer.trainer_toys import assert_same, with_other
 from trainer import checkpoint
 from trainer.batch import collate
 from trainer.build import load_policy
@@ -62,7 +62,7 @@ def test_resumed_after_a_kill_at_any_step_it_ends_with_the_same_bits(
     again = start(reward_shards, policy, tmp_path, inner=2)
     assert again.step == killed
     again.fit()
-    last = "step_00000006.pt"
+    last = "step_00000006"
     assert_same(whole / "checkpoints" / last, tmp_path / "checkpoints" / last)
     assert_same(whole / "policy.pt", tmp_path / "policy.pt")
 
@@ -92,24 +92,23 @@ def test_another_recipe_or_policy_in_the_same_place_is_refused(
 def test_a_run_of_before_a_field_of_the_recipe_goes_on(
     reward_shards: str, policy: str, whole: Path, tmp_path: Path
 ) -> None:
-    content = checkpoint.load(whole / "checkpoints" / "step_00000004.pt")
-    recorded = json.loads(content["grpo"])
+    theirs = whole / "checkpoints" / "step_00000004"
+    recorded = json.loads(checkpoint.load(theirs)["grpo"])
     del recorded["kl_ratio"]
-    checkpoint.save(tmp_path / "checkpoints" / "step_00000004.pt", content | {"grpo": json.dumps(recorded)})
+    with_other(theirs, tmp_path / "checkpoints" / "step_00000004", grpo=json.dumps(recorded))
     assert start(reward_shards, policy, tmp_path, inner=2).step == 4
     with pytest.raises(MismatchError, match="kl_ratio: True -> False"):
         start(reward_shards, policy, tmp_path, inner=2, kl_ratio=False)
     unknown = json.dumps(recorded | {"nobody_knows": 1})
-    checkpoint.save(tmp_path / "checkpoints" / "step_00000005.pt", content | {"grpo": unknown})
+    with_other(theirs, tmp_path / "checkpoints" / "step_00000005", grpo=unknown)
     with pytest.raises(MismatchError, match="a recipe that this code does not take"):
         start(reward_shards, policy, tmp_path, inner=2)
 
 
 def test_a_run_of_another_kind_of_device_goes_on(reward_shards: str, policy: str, whole: Path, tmp_path: Path) -> None:
     """CUDA's generators have 16 bytes of state; their draws cannot be resumed here."""
-    content = checkpoint.load(whole / "checkpoints" / "step_00000004.pt")
-    theirs = [torch.zeros(16, dtype=torch.uint8)]
-    checkpoint.save(tmp_path / "checkpoints" / "step_00000004.pt", content | {"sampler": theirs})
+    theirs, place = [torch.zeros(16, dtype=torch.uint8)], Path("checkpoints", "step_00000004")
+    with_other(whole / place, tmp_path / place, sampler=theirs)
     run = start(reward_shards, policy, tmp_path, inner=2)
     assert run.step == 4
     run.fit(until=5)

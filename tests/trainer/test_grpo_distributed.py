@@ -14,6 +14,7 @@ import torch
 from shards_schema.errors import MismatchError
 from tests.trainer import trainer_toys
 from tests.trainer.reward_toys import grpo_recipe
+from tests.trainer.trainer_toys import tensors_of
 from trainer import checkpoint, distributed
 from trainer.batch import Batch
 from trainer.grpo import GRPO
@@ -82,15 +83,16 @@ def test_a_run_on_two_ranks_is_the_run_on_one(
     two_ranks: Path, reward_shards: str, policy: str, tmp_path: Path, mode: str
 ) -> None:
     alone, expected = train(reward_shards, policy, tmp_path, 6)
-    theirs = checkpoint.load(two_ranks / mode / "checkpoints" / "step_00000002.pt")
-    own = checkpoint.load(tmp_path / "checkpoints" / "step_00000002.pt")
+    last = Path("checkpoints", "step_00000002")
+    theirs, own = tensors_of(two_ranks / mode / last), tensors_of(tmp_path / last)
     first = checkpoint.load(Path(policy))["student"]
-    assert theirs["model"].keys() == own["model"].keys()
-    for name, value in own["model"].items():
-        torch.testing.assert_close(theirs["model"][name], value, atol=1e-5, rtol=1e-4, msg=name)
-    moved = [(own["model"][f"student.{name}"] - value).abs().max().item() for name, value in first.items()]
+    assert theirs.keys() == own.keys()
+    for name, value in own.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    moved = [(own[f"model.student.{name}"] - value).abs().max().item() for name, value in first.items()]
     assert max(moved) > 1e-3  # or equality would say nothing
-    assert theirs["stream"]["epoch"] == own["stream"]["epoch"]
+    epochs = {checkpoint.load(folder / last)["stream"]["epoch"] for folder in (two_ranks / mode, tmp_path)}
+    assert len(epochs) == 1
     found = torch.load(two_ranks / f"{mode}_0.pt", weights_only=True)
     for numbers, wanted in zip(found["seen"], expected, strict=True):
         for key, value in wanted.items():
@@ -122,6 +124,6 @@ def test_a_run_of_two_ranks_goes_on_in_one(two_ranks: Path, reward_shards: str, 
         resumed(3)
     run = resumed(6)
     assert run.step == 4
-    assert len(checkpoint.load(two_ranks / "honest" / "checkpoints" / "step_00000004.pt")["sampler"]) == 2
+    assert len(checkpoint.load(two_ranks / "honest" / "checkpoints" / "step_00000004")["sampler"]) == 2
     run.fit(until=5)
     assert all(p.isfinite().all() for p in run.model.parameters())

@@ -17,7 +17,7 @@ from pipeline.reading.reader import Dataset
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError, MismatchError, MissingFileError
 from tests.trainer.shard_toys import recipe
-from tests.trainer.trainer_toys import CHANNELS, STILL, assert_same, batch_of, tiny_student
+from tests.trainer.trainer_toys import CHANNELS, STILL, assert_same, batch_of, tiny_student, with_other
 from trainer import baselines, checkpoint
 from trainer.baselines import Scenes, constant_velocity, train_mlp
 from trainer.batch import Example
@@ -56,7 +56,7 @@ def test_resumed_after_a_kill_at_any_step_it_ends_with_the_same_bits(
     again = start(shards, tmp_path)
     assert again.step == killed
     again.fit()
-    assert_same(whole / "checkpoints" / "step_00000006.pt", tmp_path / "checkpoints" / "step_00000006.pt")
+    assert_same(whole / "checkpoints" / "step_00000006", tmp_path / "checkpoints" / "step_00000006")
     assert_same(whole / "stage_2.pt", tmp_path / "stage_2.pt")
 
 
@@ -89,12 +89,19 @@ def test_another_recipe_in_the_same_place_is_refused(shards: str, whole: Path) -
 def test_checkpoints_are_pruned_and_half_written_ones_are_not_seen(shards: str, tmp_path: Path) -> None:
     run = start(shards, tmp_path, keep=2)
     folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    (folder / ".step_00000009.pt.77").write_bytes(b"half")
+    for half in (".step_00000002", ".step_00000009"):
+        (folder / half).mkdir(parents=True)
+        (folder / half / "shard-00007-model-00001-of-00001.safetensors").write_bytes(b"half")
     run.fit(until=4)
-    assert sorted(p.name for p in folder.iterdir()) == ["step_00000003.pt", "step_00000004.pt"]
-    (folder / "step_00000004.pt").write_bytes(b"damaged")
-    with pytest.raises(DatasetError, match="not a checkpoint"):
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000003", "step_00000004"]
+    for path in folder.iterdir():
+        assert {p.name[:12] for p in path.iterdir()} == {"shard-00001-", "state.pt"}
+    tensors = next((folder / "step_00000004").glob("*.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:-4])
+    with pytest.raises(DatasetError, match=r"safetensors is not what was written; move step_00000004 away to go on"):
+        start(shards, tmp_path, keep=2)
+    (folder / "step_00000004" / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"not a checkpoint .* move step_00000004 away to go on"):
         start(shards, tmp_path, keep=2)
     with pytest.raises(MissingFileError):
         checkpoint.load(tmp_path / "nothing.pt")
@@ -112,7 +119,7 @@ def test_held_out_is_whole_logs_and_nothing_is_in_both(shards: str, whole: Path)
 
 
 def test_notices_of_random_and_synthetic_data_are_in_every_file(whole: Path) -> None:
-    for path in (whole / "stage_1.pt", whole / "checkpoints" / "step_00000006.pt"):
+    for path in (whole / "stage_1.pt", whole / "checkpoints" / "step_00000006"):
         said = " ".join(checkpoint.load(path)["notices"])
         assert "synthetic" in said
         assert "RANDOM WEIGHTS" in said
@@ -157,12 +164,10 @@ def test_a_column_without_statistics_says_what_to_do(shards: str, tmp_path: Path
 
 
 def test_a_run_of_before_a_field_of_the_recipe_goes_on(shards: str, whole: Path, tmp_path: Path) -> None:
-    content = checkpoint.load(whole / "checkpoints" / "step_00000004.pt")
-    recorded = json.loads(content["config"])
+    theirs = whole / "checkpoints" / "step_00000004"
+    recorded = json.loads(checkpoint.load(theirs)["config"])
     del recorded["statistics"]
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    checkpoint.save(folder / "step_00000004.pt", content | {"config": json.dumps(recorded)})
+    with_other(theirs, tmp_path / "checkpoints" / "step_00000004", config=json.dumps(recorded))
     assert start(shards, tmp_path, keep=10).step == 4
     with pytest.raises(MismatchError, match="statistics"):
         start(shards, tmp_path, keep=10, statistics="column")
@@ -325,7 +330,7 @@ def test_a_step_that_is_not_finite_stops_the_run(shards: str, tmp_path: Path) ->
     run.fit(until=2)
     with torch.no_grad():
         run.model.student.latents.inputs.fill_(torch.nan)
-    with pytest.raises(DivergedError, match=r"step 2.*step_00000002.pt"):
+    with pytest.raises(DivergedError, match=r"step 2.*step_00000002"):
         run.fit()
 
 

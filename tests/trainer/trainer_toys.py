@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from trainer import checkpoint
 from trainer.answers.base import Answers
@@ -93,9 +96,24 @@ def leaves(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights (``model.<name>``) and optimiser (``optimiser.<name>.<key>``) of a checkpoint, whole."""
+    reader = HuggingFaceStorageReader(str(folder))
+    found: Any = reader.read_metadata().state_dict_metadata
+    whole = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in found.items()}
+    load(whole, storage_reader=reader, no_dist=True)
+    return whole
+
+
+def with_other(folder: Path, there: Path, **changes: Any) -> None:
+    """A copy of a checkpoint that says something else."""
+    shutil.copytree(folder, there)
+    checkpoint.save(there / "state.pt", checkpoint.load(folder) | changes)
+
+
 def assert_same(a: Path, b: Path) -> None:
     """Two checkpoints hold the same bits, but for where the run lies."""
-    left, right = leaves(checkpoint.load(a)), leaves(checkpoint.load(b))
+    left, right = ({**leaves(checkpoint.load(x)), **(tensors_of(x) if x.is_dir() else {})} for x in (a, b))
     assert left.keys() == right.keys()
     for key, value in left.items():
         if isinstance(value, torch.Tensor):
@@ -104,12 +122,20 @@ def assert_same(a: Path, b: Path) -> None:
             assert value == right[key], key
 
 
-def two_ranks(worker: Callable[..., None], root: Path, *arguments: str) -> Path:
-    """Two processes call ``worker(rank, root, *arguments)``; the file `port` has their port. What they left behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        (root / "port").write_text(str(free.getsockname()[1]))
-    mp.spawn(worker, args=(str(root), *arguments), nprocs=2)  # type: ignore[no-untyped-call]
+def two_ranks(
+    worker: Callable[..., None], root: Path, *arguments: str, processes: int = 2, ports: int = 1, start: str = "spawn"
+) -> Path:
+    """Two processes call ``worker(rank, root, *arguments)``; the file `port` has their port. What they left behind.
+
+    Forked ones need no seconds to import, and may not ask for gradients.
+    """
+    free = [socket.socket() for _ in range(ports)]
+    for one in free:
+        one.bind(("127.0.0.1", 0))
+    (root / "port").write_text(" ".join(str(one.getsockname()[1]) for one in free))
+    for one in free:
+        one.close()
+    mp.start_processes(worker, args=(str(root), *arguments), nprocs=processes, start_method=start)  # type: ignore[no-untyped-call]
     return root
 
 

@@ -10,7 +10,7 @@ Legend: B batch, P prompt positions, A answer tokens, L = P + A - 1, N latents, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -116,6 +116,10 @@ class Student(nn.Module, ABC):
         self.answers, self.words = answers, words
         self.latents = latents
         self.prefix = prefix
+
+    def unread(self) -> Iterable[tuple[str, Tensor]]:
+        """Weights that lie on a disk while the student has them on the meta device: name, and the whole, mapped."""
+        return ()
 
     def prepare(self, batch: Batch) -> Batch:
         """A batch with what `prompt` needs and the CPU makes: call it once, before the batch goes to the device.

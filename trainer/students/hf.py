@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
@@ -30,8 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from questions.wording import whole
-from shards_schema.errors import ConfigError, WeightsError
-from shards_schema.inputs import reach
+from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 from trainer.answers.base import Answers
 from trainer.answers.words import Words
@@ -39,6 +37,7 @@ from trainer.batch import Batch, prompt_text
 from trainer.latents import LatentInputs
 from trainer.segments import Segment
 from trainer.students.base import AnswerHead, Prompt, States, Student, layer_index
+from trainer.students.weights import Weights, fetched, fetching
 
 FAMILIES = ("internvl", "qwen2_5_vl", "qwen3_vl")
 _OPENING, _CLOSING, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
@@ -100,6 +99,7 @@ class HFStudent(Student):
         config: how it is trained.
         answers: what it says; `TextAnswers` are over the model's own vocabulary.
         counts: latents of each kind.
+        weights: of a model on the meta device.
 
     Raises:
         ConfigError: another family, another attention, or no such layer.
@@ -115,6 +115,7 @@ class HFStudent(Student):
         config: HFConfig,
         answers: Answers,
         counts: Mapping[str, int],
+        weights: Weights | None = None,
     ) -> None:
         settings: Any = vlm.config
         if settings.model_type not in FAMILIES:
@@ -128,11 +129,13 @@ class HFStudent(Student):
         self._tokenizer, self._processor, self.config = tokenizer, image_processor, config
         self._header: list[int] = tokenizer(_ASSISTANT, add_special_tokens=False).input_ids
         table: Any = vlm.get_input_embeddings()  # type: ignore[operator]
-        width = table.weight.shape[1]
-        scale = 0.02 if table.weight.is_meta else float(table.weight.detach().float().std())
+        width, first = table.weight.shape[1], table.weight.detach()
+        if weights is not None:
+            first = weights[next(n for n, p in vlm.named_parameters() if p is table.weight)].to(first.dtype)
+        scale = 0.02 if first.is_meta else float(first.float().std())
         words = Words.of_tokenizer(tokenizer)
         super().__init__(answers, LatentInputs(counts, width, scale), prefix=len(self._header), words=words)
-        self.width, self.vlm = width, vlm
+        self.width, self.vlm, self._weights = width, vlm, weights
         self._image_id = int(settings.image_token_id)
         ids = {self._image_id, int(getattr(settings, "video_token_id", None) or self._image_id)}
         self.register_buffer("never_said", torch.tensor(sorted(ids)), persistent=False)
@@ -148,15 +151,18 @@ class HFStudent(Student):
         if config.lora is not None:
             from peft import LoraConfig as PeftConfig
             from peft import inject_adapter_in_model
+            from peft.tuners.lora import LoraLayer
 
             lora = config.lora
             peft = PeftConfig(
                 r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=_LINEAR  # type: ignore[arg-type]
             )  # fmt: skip
-            inject_adapter_in_model(peft, model)
-            for parameter in model.parameters():
-                if parameter.requires_grad:  # a step of 1e-6 is less than bfloat16 can tell from none
-                    parameter.data = parameter.data.float()
+            inject_adapter_in_model(peft, model, low_cpu_mem_usage=True)
+            for layer in model.modules():
+                if isinstance(layer, LoraLayer):
+                    for low in (layer.lora_A, layer.lora_B):  # a step of 1e-6 is less than bfloat16 can tell from none
+                        low.float().to_empty(device=torch.get_default_device())
+                    layer.reset_lora_parameters("default", True)  # type: ignore[no-untyped-call]
         if config.freeze_vision:
             tower = model.model.vision_tower if self._family == "internvl" else model.model.visual
             tower.requires_grad_(False)
@@ -164,6 +170,13 @@ class HFStudent(Student):
             model.lm_head.requires_grad_(False)  # unused: the answer head speaks
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
+
+    def unread(self) -> Iterator[tuple[str, Tensor]]:
+        """What `Weights` has, by the names that the parameters have here."""
+        if self._weights is not None:
+            for name in self.vlm.state_dict():
+                if (theirs := name.replace(".base_layer.", ".")) in self._weights:
+                    yield f"vlm.{name}", self._weights[theirs]
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -350,31 +363,11 @@ class HFStudent(Student):
         return DynamicCache()
 
 
-@contextmanager
-def _fetching(config: HFConfig) -> Iterator[dict[str, Any]]:
-    """Options of `from_pretrained`, whose errors of fetching are told in a sentence in place of a page.
-
-    Raises:
-        WeightsError: there is no such folder or repository, or the hub could not be asked.
-    """
-    where = f"student.model {config.model}" + (f"@{config.revision}" if config.revision else "")
-    if (local := Path(config.model).expanduser()).is_absolute() and not local.is_dir():
-        raise WeightsError(f"{where}: no such folder")
-    silent = None if local.is_dir() else reach.silence_of_hub()
-    try:
-        yield {"revision": config.revision, "local_files_only": silent is not None}
-    except (OSError, ValueError) as error:
-        if silent is not None:
-            raise WeightsError(f"{where}: {silent}, and {reach.in_cache(config.model)}") from error
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise WeightsError(f"{where} cannot be loaded: {told:.300}") from error
-
-
 def load_tokenizer(config: HFConfig) -> Any:
     """The tokenizer of a pretrained student."""
     from transformers import AutoTokenizer
 
-    with _fetching(config) as options:
+    with fetching(config.model, config.revision) as options:
         return AutoTokenizer.from_pretrained(config.model, **options)
 
 
@@ -382,7 +375,7 @@ def outline(config: HFConfig, answers: Answers, counts: Mapping[str, int]) -> HF
     """The student without its weights, on the meta device: to be counted, and to prepare batches."""
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
 
-    with _fetching(config) as options:
+    with fetching(config.model, config.revision) as options:
         settings = AutoConfig.from_pretrained(config.model, **options)
         images: Any = AutoImageProcessor
         models: Any = AutoModelForImageTextToText
@@ -393,14 +386,12 @@ def outline(config: HFConfig, answers: Answers, counts: Mapping[str, int]) -> HF
         return HFStudent(model, tokenizer, processor, config, answers, counts)
 
 
-def load(config: HFConfig, answers: Answers, counts: Mapping[str, int]) -> HFStudent:
-    """A pretrained student, with the image processor of its repository (AutoProcessor would need torchvision)."""
-    from transformers import AutoImageProcessor, AutoModelForImageTextToText
+def load(config: HFConfig, answers: Answers, counts: Mapping[str, int], *, unread: bool = False) -> HFStudent:
+    """A pretrained student (AutoProcessor would need torchvision); `unread` leaves its weights on the disk."""
+    from transformers import AutoImageProcessor
 
-    with _fetching(config) as options:
-        model = AutoModelForImageTextToText.from_pretrained(
-            config.model, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", **options
-        )
+    with fetching(config.model, config.revision) as options:
+        model, weights = fetched(config.model, getattr(torch, config.dtype), options, unread=unread)
         images: Any = AutoImageProcessor
         processor = images.from_pretrained(config.model, **options)
-    return HFStudent(model, load_tokenizer(config), processor, config, answers, counts)
+    return HFStudent(model, load_tokenizer(config), processor, config, answers, counts, weights)
