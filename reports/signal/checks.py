@@ -34,6 +34,10 @@ APART = 6.0
 """Usual differences between shards (their median) that half of the channels must be off by, to be told."""
 LEAST_SHARDS = 4
 """Of which the usual difference is learnt."""
+_OFF = 2.5
+"""Standard errors over shards that half of the channels must be off a reference by, to be told."""
+_LEAST = 1e-3
+"""Least difference between shards that is believed."""
 _TOLD = 0.2
 """R2 of a probe that can fail."""
 _SURE = 1.5
@@ -118,16 +122,17 @@ def residuals(name: str, features: NDArray[np.float32], label: Float64, shards: 
 
 
 def reference(parts: Sequence[ChannelStatistics], good: Sequence[ChannelStatistics]) -> Check:
-    """Whether a column's channels are those of one that is known to be good, by the usual difference between shards."""
+    """Whether a column's channels are those of one that is known to be good, as far as shards differ anyway."""
     if not good or len(good[0].mean) != len(parts[0].mean):
         return Check("reference", "not told", "the reference has no such target, or one of other channels")
     if max(len(good), len(parts)) < LEAST_SHARDS:
         return Check("reference", "not told", "too few shards to say what is usual")
     ours, theirs = _described(parts, good), _described(good, good)
-    usual = _usual(max((ours, theirs), key=len))
-    off = float(np.median(np.abs(np.median(ours, axis=0) - np.median(theirs, axis=0)) / usual))
-    told = f"half of the channels are off the reference by {off:.1f} usual differences between shards or more"
-    if off <= APART / 2:
+    usual = np.maximum(max((ours, theirs), key=len).std(axis=0, ddof=1), _LEAST)
+    error = usual * np.sqrt(1 / len(ours) + 1 / len(theirs))
+    off = float(np.median(np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) / error))
+    told = f"half of the channels are off the reference by {off:.1f} standard errors or more"
+    if off <= _OFF:
         return Check("reference", "good", told)
     causes = "Usual causes: another layer or checkpoint, colours in the other order, no normalisation, other images"
     return Check("reference", "bad", f"{told}. {causes}")
@@ -157,7 +162,7 @@ def _described(parts: Sequence[ChannelStatistics], unit: Sequence[ChannelStatist
 def _usual(rows: Float64) -> Float64:
     """How far shards are apart, a robust standard deviation of each number."""
     away = 1.4826 * np.median(np.abs(rows - np.median(rows, axis=0)), axis=0)
-    return np.asarray(np.maximum(away, 1e-3))
+    return np.asarray(np.maximum(away, _LEAST))
 
 
 @dataclass(frozen=True)

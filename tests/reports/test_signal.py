@@ -355,7 +355,7 @@ def test_what_the_page_tells_people_to_type(
             assert job.main([*arguments, "columns=[future]", "dims=16", f"page={tmp_path / name}.html"]) == 0
             assert "- future/grid adds over status for x 1 s" in capsys.readouterr().out
     assert (
-        "reference, good: half of the channels are off the reference by 0.0"
+        "reference, good: half of the channels are off the reference by 0.0 standard errors"
         in (tmp_path / "reference.html").read_text()
     )
     assert "reference, good" not in (tmp_path / "signal.html").read_text()
