@@ -148,11 +148,12 @@ def fill(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> None:
         place.copy_(whole)
 
 
-def wrap(model: nn.Module, config: ParallelConfig, device: torch.device) -> nn.Module:
-    """DDP around a model where several ranks hold copies; else the model."""
+def wrap(model: nn.Module, config: ParallelConfig, device: torch.device, *, unused: bool = False) -> nn.Module:
+    """DDP around a model where several ranks hold copies; else the model. `unused`: passes leave some weights out."""
     if config.mode != "ddp" or not dist.is_initialized():
         return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
 
 
 @contextmanager

@@ -117,7 +117,8 @@ class GRPO(Run[GRPOConfig]):
         checkpoint.load_weights(self.model.adapters, begun["adapters"])
         self.model.eval()
         self.reference = self._first(begun) if config.beta else None
-        self._pass = distributed.wrap(PolicyPass(self.model, config, self.table), config.parallel, self.device).eval()
+        policy = PolicyPass(self.model, config, self.table)
+        self._pass = distributed.wrap(policy, config.parallel, self.device, unused="words" in begun).eval()
         self._sampler = seeds.generator(self.device, config.seed, "answers", distributed.rank(), 0)
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))
         self._optimiser = make_optimiser(self.model, config.optimiser)
