@@ -47,7 +47,7 @@ _WHOLE = StateDictOptions(ignore_frozen_params=True, full_state_dict=True, cpu_o
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is right in one process
 _NAME = re.compile(r"step_(\d{8})\Z")
 _STATE = "state.pt"
-_TENSORS = 64
+_TENSORS = 256
 """Tensors of a rank in one file; a file is made in memory before it is written."""
 
 
@@ -172,7 +172,7 @@ class Checkpoints:
         content = {**rest, "rng": distributed.gathered(_rng()), "tensors": list(tensors)}
         path = self._path(step)
         future: Any = async_save(
-            tensors,
+            _by_part(tensors),
             storage_writer=_Writer(path, content, self._keep),
             process_group=self.group,
             no_dist=self.group is None,
@@ -223,7 +223,7 @@ class Checkpoints:
             raise DatasetError(f"{path}: {changed[0]} is not what was written{_instead(path)}")
         try:
             load_tensors(
-                {name: value for name, value in tensors.items() if name in recorded},
+                _by_part({name: value for name, value in tensors.items() if name in recorded}),
                 storage_reader=HuggingFaceStorageReader(str(path)),
                 process_group=self.group,
                 no_dist=self.group is None,
@@ -288,6 +288,15 @@ def _tensors(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Te
     states: Any = get_optimizer_state_dict(model, optimiser, options=_TRAINED)["state"]
     moments = {f"optimiser.{name}.{key}": value for name, state in states.items() for key, value in state.items()}
     return {f"model.{name}": value for name, value in weights.items()} | moments
+
+
+def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The same in two mappings: what is saved takes time for each key of the outer one."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = value
+    return parts
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Any]) -> None:
