@@ -5,7 +5,7 @@ CONFIG ?= configs/demo.yaml
 OUT    ?= out/$(basename $(notdir $(CONFIG)))
 DATA   ?= data/synthetic
 POLICY ?= runs/sft/stage_2.pt
-UNITS  ?= questions/evaluation.jsonl
+UNITS  ?= out/questions/evaluation.jsonl
 SET    ?=
 
 VENV   := .venv

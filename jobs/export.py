@@ -1,6 +1,6 @@
 """`python -m jobs.export out=DIR to=FILE [format=ms-swift|trl-sft|trl-grpo|llama-factory|verl|zarr] [columns=[vggt]]`.
 
-A dataset as a file of another trainer's: JSON lines, or Parquet for verl (`reports.export.rows` shows a row of each).
+A dataset as a file of another trainer's: JSON lines, or Parquet for verl (`exports.rows` shows a row of each).
 With ``format=zarr`` the arrays of a dataset that was made with ``zarr: view``, as `targets.zarr` in the folder `to`.
 Images lie beside it as files, byte for byte those of the tars. Latents are not copied: a collate function fetches them
 by `token` (`pipeline.stream.LatentCollator`), so a row is written only for samples that every column of `columns` has.
@@ -15,8 +15,8 @@ when it is whole; exit code 0, 1 (a fault), 2 (config).
 
 from __future__ import annotations
 
+from exports.trajectories import ExportConfig, export, messages
 from jobs import config as job_config
-from reports.export.trajectories import ExportConfig, export, messages
 
 __all__ = ["ExportConfig", "export", "main", "messages"]
 

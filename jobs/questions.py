@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from exports.questions import ExportConfig, export
+from exports.units import MakeConfig, make
 from jobs import config as job_config
 from jobs import usage
 from pipeline.stores.decode import Side
@@ -30,8 +32,6 @@ from questions.scoring import UnitScore
 from questions.surds import Split, make_units, read_images, with_official
 from questions.units import read_units, units_of, units_text
 from reports import questions as tables
-from reports.export.questions import ExportConfig, export
-from reports.export.units import MakeConfig, make
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 

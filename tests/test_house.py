@@ -19,6 +19,7 @@ _PRODUCT = {
     "trainer",
     "cluster",
     "reports",
+    "exports",
     "jobs",
 }
 ROOMS: dict[str, set[str]] = {
@@ -37,7 +38,8 @@ ROOMS: dict[str, set[str]] = {
     "pretraining": {"shards_schema", "teachers", "synthetic", "pipeline.stores"},
     "trainer": {"shards_schema", "scoring", "questions", "pipeline.stores", "pipeline.reading", "pipeline.stream"},
     "cluster": {"shards_schema", "pipeline.stores", "pipeline.sources", "pipeline.writing"},
-    "reports": {"shards_schema", "scoring", "questions", "teachers", "pipeline", "synthetic", "trainer"},
+    "reports": {"shards_schema", "scoring", "questions", "teachers", "pipeline", "trainer"},
+    "exports": {"shards_schema", "questions", "pipeline", "synthetic", "trainer", "reports"},
     "last_shards": {"shards_schema", "scoring", "teachers", "pipeline", "trainer"},
     "jobs": {"shards_schema", *_PRODUCT} - {"jobs"},
     "navsim_agent": {"shards_schema", "pipeline", "trainer"},
@@ -65,6 +67,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "trainer": {"ray"},
     "cluster": {"torchvision"},
     "reports": {"ray", "torchvision"},
+    "exports": {"ray", "torchvision"},
     "last_shards": {"numpy", "pydantic", *_LIGHT},
     "jobs": {"ray", "torchvision"},
     "navsim_agent": {"ray", "torchvision"},

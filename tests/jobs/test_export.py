@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from exports.rows import Format
 from jobs import config as job_config
 from jobs.export import ExportConfig, export, main, messages
 from pipeline.reading.reader import Dataset
 from pipeline.stream import LatentCollator
-from reports.export.rows import Format
 from shards_schema.errors import ConfigError, DatasetError, QuarantinedError
 from tests.pipeline.stream.stream_toys import make
 from trainer.answers.text import parse_waypoints

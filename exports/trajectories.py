@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from exports.rows import Format, Row, row, write
 from pipeline.reading.materialise import materialise
 from pipeline.reading.reader import Dataset
 from pipeline.stores.places import OutPath, Place
 from pipeline.stream import SampleTable
-from reports.export.rows import Format, Row, row, write
 from reports.progress import bar
 from shards_schema import layout
 from shards_schema.errors import ConfigError

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from exports.rows import Format, Row, row, write
 from pipeline.reading.reader import Dataset
 from pipeline.stores.disk import write_bytes
 from pipeline.stores.places import LocalPath, OutPath, Place
 from questions.units import Prompt, read_units, refuse_training
 from questions.wording import whole
-from reports.export.rows import Format, Row, row, write
 from reports.progress import bar
 from shards_schema import layout
 from shards_schema.errors import ConfigError, MissingFileError
