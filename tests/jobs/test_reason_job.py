@@ -132,8 +132,8 @@ def test_what_the_page_says_to_type(shards: str, tmp_path: Path, capsys: pytest.
     (tmp_path / "recipe.yaml").write_text(json.dumps({k: v for k, v in values.items() if k not in ("data", "out")}))
     prompts = training(shards)
     (tmp_path / "questions").mkdir()
-    write_units(tmp_path / "questions/train.jsonl", prompts)
-    write_units(tmp_path / "questions/evaluation.jsonl", training(shards, split="evaluation")[:4])
+    write_units(tmp_path / "out/questions/train.jsonl", prompts)
+    write_units(tmp_path / "out/questions/evaluation.jsonl", training(shards, split="evaluation")[:4])
     places = {
         "configs/sft_demo.yaml": f"{tmp_path}/recipe.yaml",
         "=out/demo": f"={shards}",
@@ -150,6 +150,6 @@ def test_what_the_page_says_to_type(shards: str, tmp_path: Path, capsys: pytest.
         result = jobs[words[2]](words[3:])
         assert result == 0 if words[2] == "jobs.reason" else {"stage 1", "stage 2"} <= result.keys()
     told = capsys.readouterr().out
-    assert f"{len(prompts)} questions of {tmp_path}/questions/train.jsonl" in told
+    assert f"{len(prompts)} questions of {tmp_path}/out/questions/train.jsonl" in told
     assert "train/asked_answer" in (tmp_path / "runs/asked/log.jsonl").read_text()
     assert (tmp_path / "asked/examples.html").exists()
