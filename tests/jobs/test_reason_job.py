@@ -131,14 +131,14 @@ def test_what_the_page_says_to_type(shards: str, tmp_path: Path, capsys: pytest.
     values = recipe_values(shards, tmp_path / "run", baselines=False, check_mask=False, **TRAINED)
     (tmp_path / "recipe.yaml").write_text(json.dumps({k: v for k, v in values.items() if k not in ("data", "out")}))
     prompts = training(shards)
-    (tmp_path / "questions").mkdir()
+    (tmp_path / "out/questions").mkdir(parents=True)
     write_units(tmp_path / "out/questions/train.jsonl", prompts)
     write_units(tmp_path / "out/questions/evaluation.jsonl", training(shards, split="evaluation")[:4])
     places = {
         "configs/sft_demo.yaml": f"{tmp_path}/recipe.yaml",
         "=out/demo": f"={shards}",
         "=runs": f"={tmp_path}/runs",
-        "=questions": f"={tmp_path}/questions",
+        "=out/questions": f"={tmp_path}/out/questions",
         "=out/asked": f"={tmp_path}/asked",
     }
     jobs: dict[str, Callable[[list[str]], Any]] = {"jobs.sft": sft.main, "jobs.reason": reason.main}
