@@ -108,7 +108,7 @@ def test_the_shipped_packages_are_enough_for_a_worker_and_small(tmp_path: Path) 
         for path in tmp_path.rglob("*.*"):
             if path.suffix != ".zip":
                 packed.write(path)
-    assert (tmp_path / "all.zip").stat().st_size < 5 << 20
+    assert (tmp_path / "all.zip").stat().st_size < 8 << 20  # of it 6.4 MB the weights that know the town
     files, size = shipping.size()
     assert files > 50
     assert size < 20 << 20

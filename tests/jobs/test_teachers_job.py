@@ -117,9 +117,12 @@ def encoded_sample() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_the_format_page_is_true(undisturbed: Path) -> None:
-    """Every Python block of docs/format.md, as a stranger would paste it, on a dataset that the job made."""
+    """Every Python block of docs/format.md, as a stranger would paste it, on a dataset that the job made.
+
+    But for the one that reads a view, which this dataset has not: tests/pipeline/stores/test_view.py runs that one.
+    """
     page = (ROOT / "docs" / "format.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "targets.view" not in b]
     assert len(blocks) == 8
     names: dict[str, Any] = {}
     for block in blocks:
