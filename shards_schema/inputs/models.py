@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from shards_schema.errors import ConfigError
 from shards_schema.inputs import documents
@@ -19,7 +20,7 @@ class StrictModel(BaseModel):
     """Frozen; an unknown key is refused; a field is described by the docstring below it, which ``--help`` prints.
 
     Raises:
-        ConfigError: made of fields that cannot be. `model_validate` raises pydantic's own error.
+        ValidationError: pydantic's own, of fields that cannot be; of an unknown one it names the nearest right one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -30,7 +31,7 @@ class StrictModel(BaseModel):
             try:
                 super().__init__(**given)
             except ValidationError as error:
-                raise _refusal(error, type(self), f"{type(self).__name__}: ") from None
+                raise _with_neighbours(error, type(self)) from None
 
         # Or pydantic would call it for a model within another, whose own refusal names the whole key.
         __init__.__pydantic_base_init__ = True
@@ -53,11 +54,20 @@ def validated(
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise _refusal(error, model, where, under=under, beside=beside, shown=shown) from error
+        found = problems(error.errors(include_url=False), model, under=under, beside=beside, shown=shown)
+        raise ConfigError(where + "; ".join(found)) from error
 
 
-def _refusal(error: ValidationError, model: type[BaseModel], where: str, **how: Any) -> ConfigError:
-    return ConfigError(where + "; ".join(problems(error.errors(include_url=False), model, **how)))
+def _with_neighbours(error: ValidationError, model: type[BaseModel]) -> ValidationError:
+    """The same, but that an unknown key is told with the nearest right one."""
+    lines: list[InitErrorDetails] = []
+    for one in error.errors(include_url=False):
+        said = one["msg"]
+        if one["type"] == "extra_forbidden":
+            said = problems([one], model)[0].partition(": ")[2]
+        kind = PydanticCustomError(one["type"], "{said}", {"said": said})  # type: ignore[arg-type]
+        lines.append({"type": kind, "loc": one["loc"], "input": one["input"]})
+    return ValidationError.from_exception_data(model.__name__, lines)
 
 
 def read_yaml(path: Path, name: str, absent: Callable[[], str] = str) -> dict[str, Any]:

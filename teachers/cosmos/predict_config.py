@@ -181,19 +181,17 @@ class CosmosPredictConfig(StrictModel):
     def clip(self) -> CosmosConfig:
         """The config of the VAE, its clip and its targets."""
         weights = self.vae or self.weights
-        network = "tiny" if self.network == "tiny" else "full"
-        return CosmosConfig.model_validate(
-            {
-                "weights": weights,
-                "model": "wan",
-                "network": None if weights.random is None else network,
-                "channel": self.channel,
-                "layout": self.layout,
-                "size": self.size,
-                "pool": self.pool if self.latents else None,
-                "batch_size": self.batch_size,
-                "dtype": self.dtype,
-            }
+        network: Literal["full", "tiny"] = "tiny" if self.network == "tiny" else "full"
+        return CosmosConfig(
+            weights=weights,
+            model="wan",
+            network=None if weights.random is None else network,
+            channel=self.channel,
+            layout=self.layout,
+            size=self.size,
+            pool=self.pool if self.latents else None,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
         )
 
     @property

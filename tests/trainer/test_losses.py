@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from shards_schema.errors import ConfigError
 from trainer.losses import Alignment, LossWeights, alignment, answer_loss, total
 
 
@@ -57,5 +57,5 @@ def test_total_weighs_each_part() -> None:
     weights = LossWeights(wm=2, geo=3, answer=0.5, smooth_l1=10)
     one = torch.tensor(1.0)
     assert total(weights, one, Alignment(one, one), Alignment(one, 2 * one)).item() == 0.5 + 2 * 11 + 3 * 21
-    with pytest.raises(ConfigError):
+    with pytest.raises(ValidationError):
         LossWeights(wm=-1, geo=1, answer=1)

@@ -15,6 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from pydantic import ValidationError
 
 from pickles.unpickle import load_pickle
 from pipeline.sources.base import Scan, Source
@@ -194,7 +195,7 @@ def test_the_split_comes_from_the_train_test_split_file(root: Path, tmp_path: Pa
     path = tmp_path / "some.yaml"
     path.write_text("defaults: [scene_filter: all]\ndata_split: mini\n")
     assert len(NavsimSource(NavsimConfig(root=str(root), filter=path)).scan().refs) == 3
-    with pytest.raises(ConfigError, match="split is 'test' and the filter's own data_split is 'mini'"):
+    with pytest.raises(ValidationError, match="split is 'test' and the filter's own data_split is 'mini'"):
         source(root, path, split="test")
     with pytest.raises(ConfigError, match=r"navsim_logs/test should hold <log>.pkl files.*logs of the splits mini"):
         source(root, split="test").scan()
@@ -212,7 +213,7 @@ def test_the_split_comes_from_the_train_test_split_file(root: Path, tmp_path: Pa
     ],
 )
 def test_impossible_configs(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValidationError, match=message):
         NavsimConfig(**{"root": "x", "split": "mini", **fields})
 
 
