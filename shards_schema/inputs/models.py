@@ -65,7 +65,7 @@ def _with_neighbours(error: ValidationError, model: type[BaseModel]) -> Validati
         said = one["msg"]
         if one["type"] == "extra_forbidden":
             said = problems([one], model)[0].partition(": ")[2]
-        kind = PydanticCustomError(one["type"], "{said}", {"said": said})  # type: ignore[arg-type]
+        kind = PydanticCustomError(one["type"], "{said}", {"said": said})
         lines.append({"type": kind, "loc": one["loc"], "input": one["input"]})
     return ValidationError.from_exception_data(model.__name__, lines)
 
