@@ -71,7 +71,7 @@ def parts(config: GpuConfig) -> dict[str, tuple[int, list[str]]]:
         "facts": (30, [*python, "benchmarks.gpu", "facts"]),
         "parity": (120, [*python, "benchmarks", "parity", device]),
         "tests": (100, [*tests, "-m", "gpu and not slow"]),
-        "scoring": (40, [*python, "benchmarks", "scoring", "repeats=1", "built=1", "scenes=16"]),
+        "scoring": (40, [*python, "benchmarks", "scoring", "repeats=1", "scenes=16"]),
         "light": (220, [*python, "benchmarks", "light", device, "repeats=2", *config.light]),
         "compiled": (80, [*tests, "-m", "gpu and slow"]),
     }

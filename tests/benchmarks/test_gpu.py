@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import __main__ as suite
 from benchmarks import gpu, parity
+from jobs import config as job_config
 from shards_schema.errors import ConfigError
 
 QUICK = ["width=154", "clip.size=[64, 64]", "image=[160, 90]", "job_repeats=1", "seconds=0.001", "shards=2"]
@@ -43,6 +46,14 @@ def test_a_part_that_fails_or_hangs_leaves_what_it_printed(
 def test_the_limits_come_to_under_ten_minutes() -> None:
     for device in ("cuda", "cpu"):
         assert sum(limit for limit, _ in gpu.parts(gpu.GpuConfig(device=device)).values()) < 600
+
+
+def test_the_measurements_have_the_keys_that_it_gives_them() -> None:
+    for _, command in gpu.parts(gpu.GpuConfig(device="cpu")).values():
+        if command[2] == "benchmarks":
+            name, *keys = command[3:]
+            model = suite.settings_model({name: import_module(f"benchmarks.{name}")})
+            job_config.load(model, suite.named(keys, [name]))
 
 
 def test_without_cuda_it_says_so_before_any_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
