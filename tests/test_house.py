@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_every_folder_of_code_is_a_room() -> None:
     assert folders - {name.partition(".")[0] for name in ROOMS} <= {"tests", "build", "out", "data", "runs"}
     assert {f"pipeline.{p.parent.name}" for p in (ROOT / "pipeline").glob("*/__init__.py")} <= set(ROOMS)
     assert [p.name for p in (ROOT / "pipeline").glob("*.py")] == ["__init__.py"]
+
+
+def test_every_room_is_installed_and_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By setup.py as it is run, and by mypy; what is for a clone alone is neither."""
+    from distutils.core import run_setup
+
+    import setuptools  # noqa: F401 (brings distutils where Python has none)
+
+    monkeypatch.chdir(ROOT)
+    installed = {name.partition(".")[0] for name in run_setup("setup.py", stop_after="init").packages}
+    tops = {room.partition(".")[0] for room in ROOMS}
+    assert installed == tops - {"benchmarks", "examples", "tests/chaos"}
+    assert installed == set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["packages"])
 
 
 def test_jobs_has_one_short_file_a_command() -> None:

@@ -87,6 +87,7 @@ def test_the_wheel_in_an_empty_environment(tmp_path: Path, capsys: pytest.Captur
     size = sum(path.stat().st_size for path in reader.rglob("*") if path.is_file() and not path.is_symlink())
     (jobs,) = reader.glob("lib/*/site-packages/last_shards/configs/demo.yaml")  # for `jobs.*`, which want the extra ray
     assert jobs.read_bytes() == (ROOT / "configs" / "demo.yaml").read_bytes()
+    assert (jobs.parents[2] / "exports" / "rows.py").is_file()
     (town,) = reader.glob("lib/*/site-packages/teachers/town")
     for path in (ROOT / "teachers" / "town").glob("*.[js]*"):  # the weights that ship, and their card
         assert (town / path.name).read_bytes() == path.read_bytes()
