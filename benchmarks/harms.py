@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from benchmarks.measure import temporary
+from benchmarks.workload import begin
 from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
 from pipeline.sources.base import Source
 from pipeline.writing import run as runs
-from pipeline.writing.samples import SamplesColumn, SamplesConfig
-from pipeline.writing.worker import ShardWorker, WorkerConfig
+from pipeline.writing.samples import SamplesConfig
+from pipeline.writing.worker import WorkerConfig
 from reports.signal import report
 from reports.signal.measure import Signal, measure
 from reports.tables import table
 from shards_schema.inputs.models import StrictModel
-from shards_schema.plan import PlanConfig
 from teachers import registry as teachers
-from teachers.base import Targets, Teacher, TeacherInput, column_manifest
+from teachers.base import Targets, Teacher, TeacherInput
 
 Images = NDArray[np.uint8]
 
@@ -174,22 +174,10 @@ def _rows(harm: str, found: Signal) -> list[list[str]]:
 
 
 def _made(source: Source, out: Path, columns: Sequence[Teacher], one_shard: bool, shard_size: int) -> Dataset:
-    samples = SamplesColumn(
-        SamplesConfig(size=(224, 128)), num_history=source.num_history, num_future=source.num_future
-    )
-    manifests = [samples.manifest({}), *(column_manifest(t) for t in columns)]
-    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=shard_size), with_zarr=False)
-    worker = ShardWorker(
-        source=source,
-        volume=run.volume,
-        teachers=columns,
-        samples=samples,
-        manifests=run.columns,
-        dataset=run.dataset,
-        shard_size=shard_size,
-        zarr=False,
-        config=WorkerConfig(device="cpu", decode_threads=1),
-    )
+    threads = WorkerConfig(device="cpu", decode_threads=1)
+    stored = SamplesConfig(size=(224, 128))
+    run, make = begin(source, out, columns, shard_size=shard_size, worker=threads, stored=stored, zarr=False)
+    worker = make()
     worker.load()
     for task in run.todo():
         for teacher in columns:

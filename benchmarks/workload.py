@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.sources.base import Scan
+from pipeline.sources.base import Scan, Source
 from pipeline.stores.decode import encode_jpeg
 from pipeline.writing import run as runs
 from pipeline.writing.run import Run
@@ -180,12 +180,19 @@ class FixedTeacher:
 
 
 def begin(
-    source: WindowSource, out: Path, teachers: Sequence[Teacher], *, shard_size: int, worker: WorkerConfig
+    source: Source,
+    out: Path,
+    teachers: Sequence[Teacher],
+    *,
+    shard_size: int,
+    worker: WorkerConfig,
+    stored: SamplesConfig | None = None,
+    zarr: bool = True,
 ) -> tuple[Run, Callable[[], ShardWorker]]:
     """A run that has begun, and what makes its worker (picklable), as `jobs.teachers` does it."""
-    samples = SamplesColumn(SamplesConfig(), num_history=HISTORY, num_future=FUTURE)
+    samples = SamplesColumn(stored or SamplesConfig(), num_history=source.num_history, num_future=source.num_future)
     manifests = [samples.manifest({}), *(column_manifest(t) for t in teachers)]
-    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=shard_size))
+    run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=shard_size), with_zarr=zarr)
     make = functools.partial(
         ShardWorker,
         source=source,
