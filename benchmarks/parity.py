@@ -8,7 +8,6 @@ whether the same batch gave the same bytes again. On the CPU, float32 is held ag
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,10 +19,10 @@ from reports.tables import table
 from shards_schema.errors import ConfigError, ShardsError
 from shards_schema.inputs.models import StrictModel
 from teachers import registry
-from teachers.base import Targets, Teacher, TeacherInput
-from teachers.testing import synthetic_image, synthetic_scene
+from teachers.base import Targets, Teacher
+from teachers.probing import forget
+from teachers.testing import synthetic_input
 
-_IMAGE = (480, 270)
 _VIEWS = {"width": 266, "height": 154, "views": ["CAM_F0", "CAM_L0"]}
 _CLIP = {"size": [256, 128], "pool": 2}
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -86,23 +85,12 @@ def _targets(kind: str, fields: dict[str, Any], device: str) -> tuple[list[Targe
     """The targets of one batch, and whether a second time gives the same bytes; the network is let go."""
     teacher: Teacher = registry.build(kind, fields)
     teacher.load(device)
-    batch = _batch(teacher)
+    batch = [synthetic_input(teacher, seed) for seed in range(teacher.batch_size)]
     first = teacher.compute(batch)
     again = teacher.compute(batch)
     del teacher
-    gc.collect()
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
+    forget(device)
     return first, all(a[name].tobytes() == b[name].tobytes() for a, b in zip(first, again, strict=True) for name in a)
-
-
-def _batch(teacher: Teacher) -> list[TeacherInput]:
-    made = []
-    for seed in range(teacher.batch_size):
-        scene = synthetic_scene(seed, before=1, size=_IMAGE)
-        images = [teacher.preprocess(synthetic_image(scene, request, _IMAGE)) for request in teacher.requests(scene)]
-        made.append(TeacherInput(scene, np.stack(images)))
-    return made
 
 
 def differences(got: Sequence[Targets], want: Sequence[Targets]) -> tuple[float, float, float]:

@@ -16,12 +16,10 @@ import torch
 
 from shards_schema.errors import ConfigError, SampleError
 from teachers.base import PhasedTeacher, Teacher, TeacherInput
-from teachers.testing import synthetic_image, synthetic_scene
+from teachers.testing import synthetic_input
 
 _SCENES = 4
 """Different scenes of a batch; a larger one repeats them."""
-_IMAGE = (480, 270)
-"""Width and height of their images [px], of nuPlan's aspect; `preprocess` makes them what the network wants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +94,13 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def _batch(teacher: Teacher, size: int) -> list[TeacherInput]:
     inputs = []
     for seed in range(min(size, _SCENES)):
-        scene = synthetic_scene(seed, before=1, size=_IMAGE)
         try:
-            images = [teacher.preprocess(synthetic_image(scene, r, _IMAGE)) for r in teacher.requests(scene)]
+            inputs.append(synthetic_input(teacher, seed))
         except SampleError as error:
             raise ConfigError(
                 f"teachers.{teacher.name}.batch_size: auto is measured on synthetic scenes, and this teacher refuses "
                 f"them ({error}); give a number"
             ) from error
-        inputs.append(TeacherInput(scene, np.stack(images) if images else np.zeros((0,), np.uint8)))
     return [inputs[i % len(inputs)] for i in range(size)]
 
 

@@ -6,6 +6,6 @@ class TestMine(TeacherConformance): ...        # see teachers.testing.conformanc
 from __future__ import annotations
 
 from teachers.testing.conformance import TeacherConformance
-from teachers.testing.scenes import FRAME_US, bare_scene, synthetic_image, synthetic_scene
+from teachers.testing.scenes import FRAME_US, bare_scene, synthetic_image, synthetic_input, synthetic_scene
 
-__all__ = ["FRAME_US", "TeacherConformance", "bare_scene", "synthetic_image", "synthetic_scene"]
+__all__ = ["FRAME_US", "TeacherConformance", "bare_scene", "synthetic_image", "synthetic_input", "synthetic_scene"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards_schema.records import CHANNELS, Annotations, Camera, Frame, Image, Scene
-from teachers.base import ImageRequest
+from teachers.base import ImageRequest, Teacher, TeacherInput
 
 FRAME_US = 500_000
 """Microseconds between frames."""
@@ -108,3 +108,14 @@ def synthetic_image(scene: Scene, request: ImageRequest, size: tuple[int, int] =
         phase, drift = draw.uniform(0.0, 2 * np.pi, 3), draw.uniform(-0.4, 0.4)
         total += np.sin((2 * np.pi * (fu * u + fv * v))[..., None] + phase + drift * request.step)
     return np.round(127.5 + 31.0 * total).astype(np.uint8)
+
+
+def synthetic_input(teacher: Teacher, seed: int, size: tuple[int, int] = (480, 270)) -> TeacherInput:
+    """What `teacher` takes of `synthetic_scene(seed)`, with one frame before the window, and its images.
+
+    Raises:
+        SampleError: the teacher refuses the scene.
+    """
+    scene = synthetic_scene(seed, before=1, size=size)
+    images = [teacher.preprocess(synthetic_image(scene, request, size)) for request in teacher.requests(scene)]
+    return TeacherInput(scene, np.stack(images) if images else np.zeros((0,), np.uint8))

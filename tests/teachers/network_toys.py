@@ -9,9 +9,8 @@ import numpy as np
 
 from teachers import registry
 from teachers.base import Targets, TeacherInput
-from teachers.testing import synthetic_image, synthetic_scene
+from teachers.testing import synthetic_input
 
-SIZE = (480, 270)
 _POOLS = {"grid": {"rows": 3, "cols": 4}, "flat": {"rows": 2, "cols": 2, "flat": True}}
 
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
@@ -30,12 +29,7 @@ def small(name: str, **changes: Any) -> Any:
 
 
 def inputs(teacher: Any, seeds: Sequence[int]) -> list[TeacherInput]:
-    out = []
-    for seed in seeds:
-        scene = synthetic_scene(seed, before=1, size=SIZE)
-        images = [teacher.preprocess(synthetic_image(scene, request, SIZE)) for request in teacher.requests(scene)]
-        out.append(TeacherInput(scene, np.stack(images)))
-    return out
+    return [synthetic_input(teacher, seed) for seed in seeds]
 
 
 def same(got: list[Targets], want: list[Targets]) -> bool:
