@@ -171,8 +171,9 @@ def training_questions(
             f"{config.units}: has units of {len(within)} logs that this run holds out ({min(within)}); make them with "
             "the run's own held_out, split_seed, and columns (docs/questions.md)"
         )
-    usable = [q for q in every if reader.why_not(q) is None]
-    left = Counter(reason for q in every if (reason := reader.why_not(q)) is not None)
+    reasons = [(question, reader.why_not(question)) for question in every]
+    usable = [question for question, reason in reasons if reason is None]
+    left = Counter(reason for _, reason in reasons if reason is not None)
     if not usable:
         raise ConfigError(f"{config.units}: no question can be asked: {', '.join(f'{w} {n}' for w, n in left.items())}")
     return usable, left
