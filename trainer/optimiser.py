@@ -43,7 +43,8 @@ def learning_rate(schedule: Schedule, step: int) -> float:
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW over what is trained: matrices of layers decay; `scale` of a group multiplies the learning rate.
 
-    The rate is 0 until `set_rate`. Under FSDP the model is sharded before.
+    The rate is 0 until `set_rate`. Under FSDP the model is sharded before. One kernel does a group's step (fused) where
+    torch has one; a checkpoint of either kind goes on with the other.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -52,7 +53,8 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ada
             scale = 1.0 if ".vlm." in name else config.new_lr
             groups.setdefault((decay, scale), []).append(parameter)
     made = [{"params": p, "weight_decay": decay, "scale": scale} for (decay, scale), p in groups.items()]
-    return torch.optim.AdamW(made, lr=0.0, betas=config.betas)
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups.values() for p in group)
+    return torch.optim.AdamW(made, lr=0.0, betas=config.betas, fused=fused)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

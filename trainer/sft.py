@@ -205,8 +205,9 @@ class SFT(Run[SFTConfig]):
         for i in range(config.accumulate):
             batch = next(batches).to(self.device)
             asked = self._questions_of(i)
-            with distributed.no_sync(self._wrapped, last=i == config.accumulate - 1), self._autocast():
-                loss, parts = self._wrapped(batch, stage.table_stage, stage.loss_weights, *asked)
+            with distributed.no_sync(self._wrapped, last=i == config.accumulate - 1):
+                with self._autocast():
+                    loss, parts = self._wrapped(batch, stage.table_stage, stage.loss_weights, *asked)
                 (loss / config.accumulate).backward()
             losses = {n: losses.get(n, torch.zeros_like(v)) + v / config.accumulate for n, v in parts.items()}
         norm = self._clipped(losses)
