@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,8 +26,12 @@ from tests.chaos import small
 from tests.inline_job import run_inline
 from tests.made_once import drive, made_once
 from tests.trainer import trl_toys
+from trainer.data import DataConfig, ExampleMaker
+from trainer.latents import TargetConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+ORACLE = EXAMPLES / "oracle_teacher"
+sys.path.append(str(ORACLE))  # where pip's link to it would lead
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +117,41 @@ def test_add_a_teacher() -> None:
     )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
+
+
+class TestOracle(example("oracle_teacher/test_oracle_teacher").TestOracle):  # type: ignore[misc]
+    """Its own suite, on a drive that is there."""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _drive(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.source = small.source(drive(tmp_path_factory))
+
+
+def test_the_oracle_is_found_by_its_entry_point_and_trained_on(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page's command, and the latents that are aligned to what it made."""
+    info = tmp_path / "site" / "oracle_teacher-0.1.0.dist-info"  # what pip writes
+    info.mkdir(parents=True)
+    project = tomllib.loads((ORACLE / "pyproject.toml").read_text())["project"]
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    points = [f"[{group}]\n{k} = {v}\n" for group, of in project["entry-points"].items() for k, v in of.items()]
+    (info / "entry_points.txt").write_text("".join(points))
+    monkeypatch.syspath_prepend(str(info.parent))
+    run_inline(monkeypatch)
+    grown, job = str(tmp_path / "out"), Path(out).parent / "job.yaml"
+    shutil.copytree(out, grown)
+    maps = yaml.safe_load(job.read_text())["source"]["root"]
+    commands = [shlex.split(line) for line in block("training", "oracle").replace("\\\n", " ").splitlines()]
+    _, made, trained = (command[4:] for command in commands)  # after python -m JOB CONFIG
+    teachers_job.main([str(job), f"out={grown}", *(a.replace("data/world", maps) for a in made)])
+    given = dict(a.removeprefix("targets.").split("=", 1) for a in trained if a.startswith("targets."))
+    targets = {kind: yaml.safe_load(text) for kind, text in given.items()}
+    dataset = ls.Dataset(grown, columns=["samples", "oracle"])
+    maker = ExampleMaker(dataset, DataConfig(), {k: TargetConfig(**v) for k, v in targets.items()})
+    example = maker.read(dataset.tokens("samples", "oracle")[0])
+    assert {k: v.shape for k, v in example.targets.items()} == {"wm": (3, 9), "geo": (12, 4)}
 
 
 def test_a_point_ahead_is_seen_where_the_page_of_the_format_says(out: str) -> None:
