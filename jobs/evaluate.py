@@ -96,7 +96,7 @@ def named(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _open(config: EvaluateConfig, policies: Mapping[str, Policy]) -> tuple[Dataset, tuple[str, ...]]:
     """The dataset, and those columns of the first policy's training that it has: they decide the split."""
-    wanted = [t.column for p in [*policies.values()][:1] for t in p.config.targets.values()]
+    wanted = [t.column for p in [*policies.values()][:1] for t in p.config.aligned.values()]
     there = Volume(config.data)
     if not there.exists(layout.column_json(config.column)) and there.exists(layout.DATASET):
         raise AbsentError(

@@ -32,6 +32,7 @@ class Example:
         targets: latent kind -> float32 [N, C], as the teacher gave it (not standardised); NaN where a question's
             scene has none.
         question: what is asked about it, instead of how to drive on; then the student is told no status and no command.
+        thought: what should be thought in text before the answer (`trainer.thoughts`); "" where nothing is.
     """
 
     token: str
@@ -41,6 +42,7 @@ class Example:
     future: NDArray[np.float32]
     targets: Mapping[str, NDArray[np.float32]]
     question: Question | None = None
+    thought: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +59,7 @@ class Batch:
         prepared: what was made of it ahead, on the CPU: name -> [B, ...]; a student's own, see `Student.prepare`.
         lengths: of the B prompts, where a student prepared them; known here, so that no device is asked.
         asked: the B questions; none in a batch of drives. No batch has both.
+        thoughts: the B thoughts in text to learn; none where there are none.
     """
 
     tokens: tuple[str, ...]
@@ -68,6 +71,7 @@ class Batch:
     prepared: Mapping[str, Tensor] = field(default_factory=dict)
     lengths: tuple[int, ...] = ()
     asked: tuple[Question, ...] = ()
+    thoughts: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -97,7 +101,7 @@ class Batch:
         changed: dict[str, Any] = {name: do(getattr(self, name)) for name in _TENSORS}
         changed |= {name: {k: do(v) for k, v in getattr(self, name).items()} for name in ("targets", "prepared")}
         if places is not None:
-            for name in ("tokens", "lengths", "asked"):
+            for name in ("tokens", "lengths", "asked", "thoughts"):
                 told = getattr(self, name)
                 changed[name] = tuple(told[i] for i in places) if told else ()
         return replace(self, **changed)
@@ -107,6 +111,8 @@ _TENSORS = ("images", "status", "command", "future")
 
 ANSWERS = "answers"
 """In `Batch.prepared`: the drives, or what is to be said to the questions, as answers, int64 [B, A]."""
+THOUGHT = "thought"
+"""In `Batch.prepared`: the thoughts as words, int64 [B, T], padded with -1."""
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -120,6 +126,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         future=torch.from_numpy(np.stack([e.future for e in examples])),
         targets={k: torch.from_numpy(np.stack([e.targets[k] for e in examples])) for k in first.targets},
         asked=tuple(e.question for e in examples if e.question is not None),
+        thoughts=tuple(e.thought for e in examples if e.thought),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from questions.controls import said
 from questions.units import Prompt as Question
-from trainer import checkpoint
+from trainer import checkpoint, thoughts
 from trainer.answers.base import Answers
 from trainer.answers.motion import MotionAnswers, MotionConfig
 from trainer.answers.text import TextAnswers
@@ -68,28 +68,42 @@ def make_student(
     views: int,
     history: int,
     words: Words | None = None,
+    thinks: bool = False,
     unread: bool = False,
 ) -> Student:
     """A student with the weights that it begins with (torch's global seed decides the random ones).
 
-    `words` are a tiny student's, if it is asked questions; a large one has its tokenizer's. With `unread`, weights that
-    lie on a disk are left there, see `Student.unread`.
+    `words` are a tiny student's, if it is asked questions or thinks in text; a large one has its tokenizer's. With
+    `unread`, weights that lie on a disk are left there, see `Student.unread`.
     """
     if isinstance(config, HFConfig):
-        return load(config, answers, counts, unread=unread)
-    return TinyStudent(config, answers, counts, views=views, history=history, words=words)
+        student: Student = load(config, answers, counts, unread=unread)
+    else:
+        student = TinyStudent(config, answers, counts, views=views, history=history, words=words)
+    if thinks and student.words is not None:
+        student.thinks = student.words.encode([thoughts.WIDEST]).shape[1]
+    return student
 
 
-def make_words(config: StudentConfig, questions: Sequence[Question]) -> Words | None:
-    """What a tiny student reads and says: the pieces of all questions that it is trained on, and of their answers."""
-    if isinstance(config, HFConfig) or not questions:
+def make_words(config: StudentConfig, questions: Sequence[Question], *, thinks: bool = False) -> Words | None:
+    """What a tiny student reads and says: the pieces of all questions that it is trained on, of their answers, and of
+    its thoughts in text.
+    """
+    texts = [text for question in questions for text in (told(question), said(question.answer))]
+    if isinstance(config, HFConfig) or not (texts or thinks):
         return None
-    return Words.fit(text for question in questions for text in (told(question), said(question.answer)))
+    if thinks:
+        return Words.fit([*texts, *thoughts.PHRASES], thoughts.LENGTH, reads=bool(texts))
+    return Words.fit(texts)
 
 
-def restore_words(state: Mapping[str, Any] | None) -> Words | None:
+def restore_words(
+    state: Mapping[str, Any] | None, config: StudentConfig | None = None, *, thinks: bool = False
+) -> Words | None:
     """The inverse of `Words.state`, of a policy that was trained on questions, or of one that was not."""
-    return Words.of_pieces(state["pieces"]) if state and state["pieces"] else None
+    if state and state["pieces"]:
+        return Words.of_pieces(state["pieces"], *([thoughts.LENGTH] if thinks else []))
+    return None if config is None else make_words(config, (), thinks=thinks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +164,8 @@ def student_of(content: Mapping[str, Any], *, unread: bool = False) -> Student:
         config.counts,
         views=len(config.samples.views),
         history=content["history"],
-        words=restore_words(content.get("words")),
+        words=restore_words(content.get("words"), config.student, thinks=config.thought == "text"),
+        thinks=config.thought == "text",
         unread=unread,
     )
 

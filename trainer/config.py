@@ -117,8 +117,11 @@ class SFTConfig(StrictModel):
     """The policy."""
     answers: AnswerConfig = MotionConfig()
     """What it says."""
+    thought: Literal["latents", "text", "none"] = "latents"
+    """What comes before the answer. `latents`; `text`: facts of the scene, which it learns from the labels and writes
+    itself, and no latents; `none`: neither."""
     targets: Mapping[str, TargetConfig] = {"wm": DYNAMICS, "geo": GEOMETRY}
-    """Latent kind (wm, geo) -> the teacher's feature that it is aligned to."""
+    """Latent kind (wm, geo) -> the teacher's feature that it is aligned to; not read where there are no latents."""
     questions: QuestionsConfig | None = None
     """Questions that it also learns to answer; null is none (docs/questions.md)."""
     statistics: Literal["split", "column"] = "split"
@@ -158,12 +161,29 @@ class SFTConfig(StrictModel):
     def _complete(self) -> SFTConfig:
         if set(self.targets) != set(LATENTS):
             raise ValueError(f"targets: expected {', '.join(LATENTS)}, got {', '.join(self.targets)}")
+        if self.thought == "latents":
+            return self
+        if any(stage.table_stage == 1 for stage in self.stages):
+            raise ValueError(
+                f"thought: {self.thought} has no latents, and under the mask of stage 1 the answer sees the image "
+                "through latents alone; give stages of 2, or mask: 2"
+            )
+        meant = [name for name in ("shuffle_teachers", "zero_latents") if getattr(self.controls, name)]
+        if meant:
+            raise ValueError(
+                f"controls.{meant[0]}: thought: {self.thought} has no latents, so it has nothing to change"
+            )
         return self
+
+    @property
+    def aligned(self) -> Mapping[str, TargetConfig]:
+        """`targets`; none where there are no latents."""
+        return self.targets if self.thought == "latents" else {}
 
     @property
     def counts(self) -> dict[str, int]:
         """Latents of each kind."""
-        return {kind: self.targets[kind].latents for kind in ("wm", "geo")}
+        return {kind: self.aligned[kind].latents if self.aligned else 0 for kind in ("wm", "geo")}
 
     @property
     def total_steps(self) -> int:

@@ -23,6 +23,7 @@ from shards_schema.inputs.models import StrictModel
 from shards_schema.records import COMMANDS
 from trainer.batch import Batch, Example, collate
 from trainer.latents import TargetConfig
+from trainer.thoughts import Thoughts
 
 _NO_IMAGES: NDArray[np.uint8] = np.empty((0, 3, 0, 0), np.uint8)
 
@@ -71,6 +72,7 @@ class ExampleMaker:
         targets: latent kind -> what it is aligned to.
         other: token -> token whose targets it gets instead of its own (the shuffled control); None: its own.
         grey: all pixels are 128 (the blind control).
+        thoughts: writes what should be thought of a scene; None: nothing.
 
     Raises:
         ConfigError: a target that the dataset does not have, or of other dimensions; more steps than are stored.
@@ -84,9 +86,10 @@ class ExampleMaker:
         other: Mapping[str, str] | None = None,
         *,
         grey: bool = False,
+        thoughts: Thoughts | None = None,
     ) -> None:
         refuse_other_rate(dataset)
-        self._grey = grey
+        self._grey, self._thoughts = grey, thoughts
         self._dataset, self._config, self._targets, self._other = dataset, config, targets, other
         self._dims = {}
         for kind, target in targets.items():
@@ -119,7 +122,8 @@ class ExampleMaker:
         document = sample["samples"]["json"]
         stored = sample if self._other is None else self._other_targets(document["token"])
         images = [self._image(sample["samples"][f"{v}.jpg"], document["token"]) for v in self._config.views]
-        return replace(self._blind(document), images=np.stack(images), targets=self._latents(stored))
+        thought = "" if self._thoughts is None else self._thoughts(document)
+        return replace(self._blind(document), images=np.stack(images), targets=self._latents(stored), thought=thought)
 
     def read(self, token: str) -> Example:
         """One example by its token, past the stream.

@@ -17,13 +17,14 @@ from trainer import distributed
 from trainer.answers.base import Answers
 from trainer.answers.motion import MotionAnswers, MotionConfig
 from trainer.batch import Batch
-from trainer.build import make_answers, make_student
+from trainer.build import make_answers, make_student, make_words
 from trainer.config import MachineConfig, SFTConfig
 from trainer.grpo_config import GRPOConfig
-from trainer.latents import LATENTS, Adapter
+from trainer.latents import Adapter
 from trainer.resuming import step_samples
 from trainer.students.base import Student
 from trainer.students.hf import HFConfig, outline
+from trainer.thoughts import WIDEST
 
 HELD_BACK = 0.1
 """Share of a GPU's memory for CUDA itself, NCCL, work space of kernels, and what the allocator cannot use."""
@@ -54,7 +55,7 @@ def sft_needs(config: SFTConfig) -> Needs:
         WeightsError: a pretrained student's config cannot be read.
     """
     shape = Shape(config)
-    rows, length = config.stream.batch_size, shape.prompt + shape.answers - 1
+    rows, length = config.stream.batch_size, shape.prompt + shape.thought + shape.answers - 1
     samples = step_samples(config, config.machine.gpus)
     return Needs(
         memory=shape.states(config, shape.adapters)
@@ -126,6 +127,7 @@ class Shape:
     Attributes:
         prompt: tokens of a sample's prompt.
         answers: tokens of an answer.
+        thought: of a thought in text before it, at most.
         cache: bytes of the keys and values of a token, in bfloat16.
         seen: FLOPs of the vision tower for a sample.
     """
@@ -139,15 +141,25 @@ class Shape:
         else:
             none = torch.empty(0), torch.empty(0)
             said = make_answers(config.answers, config.student, lambda: none, config.samples.steps)
-        views = len(config.samples.views)
+        views, thinks = len(config.samples.views), config.thought == "text"
         if isinstance(config.student, HFConfig):
             self.student: Student = outline(config.student, said, config.counts)
         else:
             with torch.device("meta"):
-                self.student = make_student(config.student, said, config.counts, views=views, history=HISTORY)
+                self.student = make_student(
+                    config.student,
+                    said,
+                    config.counts,
+                    views=views,
+                    history=HISTORY,
+                    words=make_words(config.student, (), thinks=thinks),
+                )
         with torch.device("meta"):
-            self.adapters = [Adapter(self.student.width, CHANNELS, config.adapter) for _ in LATENTS]
+            self.adapters = [Adapter(self.student.width, CHANNELS, config.adapter) for _ in config.aligned]
         self.blocks, self.answers = self.student.blocks, said.length
+        words = self.student.words
+        self.thought = words.encode([WIDEST]).shape[1] if thinks and words is not None else 0
+        self._words = 0 if words is None else words.vocabulary
         self._checkpointing = bool(getattr(config.student, "gradient_checkpointing", False))
         self.prompt, images = _prompt(self.student, config)
         keys = [m.out_features for n, m in self.blocks[0].named_modules() if n.endswith("k_proj")]
@@ -192,7 +204,7 @@ class Shape:
 
     def logits(self, rows: int) -> float:
         """Bytes of logits, their softmax and their gradient."""
-        return 3 * _FLOAT * rows * self.answers * self.student.answers.vocabulary
+        return 3 * _FLOAT * rows * (self.answers * self.student.answers.vocabulary + self.thought * self._words)
 
     def forward(self, tokens: int) -> float:
         """FLOPs of a pass of a sample: two a weight and token, and the two products of attention."""

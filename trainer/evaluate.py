@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from trainer import distributed
 from trainer.batch import Batch
 from trainer.held import shared
-from trainer.latents import LATENTS
 from trainer.losses import answer_loss
 from trainer.model import SFTModel
 from trainer.segments import allow_table
@@ -113,7 +112,7 @@ def _sums(model: SFTModel, batch: Batch, table: Tensor) -> dict[str, Number]:
     answers = student.answers.encode(batch.future, batch.status)
     out = student(batch, answers, table)
     sums: dict[str, Number] = {"answer": n * answer_loss(out.logits, answers).double(), "samples": float(n)}
-    for kind in LATENTS:
+    for kind in model.adapters:
         predicted, stats = model.predict(kind, out.latents[kind]).float(), model.statistics[kind]
         target = batch.targets[kind].float()
         sums[f"cosine_{kind}"] = _cosine(predicted, stats.standardise(target))
@@ -134,8 +133,7 @@ def summary(metrics: Mapping[str, float]) -> str:
     last = max((k for k in metrics if k.startswith("ade_")), default=None)
     shown = {
         "CE": metrics["answer"],
-        "cos wm": metrics["cosine_wm"],
-        "cos geo": metrics["cosine_geo"],
+        **{f"cos {kind}": metrics[key] for kind in ("wm", "geo") if (key := f"cosine_{kind}") in metrics},
         **({"ADE": metrics[last], "FDE": metrics[last.replace("ade", "fde")]} if last else {}),
     }
     text = ", ".join(f"{k} {v:.3f}" for k, v in shown.items())

@@ -72,6 +72,11 @@ class GRPO(Run[GRPOConfig]):
         kept = ("config", "answers", "statistics", "history", "stage", "table_stage", "words")
         self._origin = {k: begun[k] for k in kept if k in begun}
         self.table = allow_table(begun["table_stage"], device)
+        if self.sft.thought != "latents":
+            raise ConfigError(
+                f"{config.policy}: trained with thought: {self.sft.thought}; GRPO takes a policy with latents "
+                "(thought: latents)"
+            )
         if self.sft.samples.steps != POSES:
             raise ConfigError(
                 f"{config.policy}: its answers have {self.sft.samples.steps} poses, the reward wants {POSES} (4 s)"

@@ -31,6 +31,8 @@ def cut(table: Tensor) -> Tensor:
 def influence(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor) -> Tensor:
     """The largest absolute gradient of one segment's last states by another's inputs: float64 [5, 5] over (query, key).
 
+    NaN where there is no such segment.
+
     Args:
         student: not sharded; the mode that it is in is the mode that is measured.
         batch: on its device.
@@ -59,7 +61,8 @@ def influence(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor)
         (gradient,) = torch.autograd.grad((last * direction * rows).sum(), seen[0], retain_graph=True)
         for k in CONTENT:
             columns = (segments == k).unsqueeze(-1)
-            out[q, k] = (gradient * columns).abs().max().double()
+            there = bool(rows.any() and columns.any())
+            out[q, k] = (gradient * columns).abs().max().double() if there else torch.nan
     return out
 
 
@@ -71,7 +74,7 @@ def faults(measured: Tensor, table: Tensor, layers: int) -> list[str]:
         + ("lets it through" if expected[q, k] else "forbids it")
         for q in CONTENT
         for k in CONTENT
-        if bool(measured[q, k] > 0) != bool(expected[q, k])
+        if not measured[q, k].isnan() and bool(measured[q, k] > 0) != bool(expected[q, k])
     ]
 
 

@@ -76,10 +76,11 @@ def answer_loss(logits_BAV: Tensor, answers_BA: Tensor, smoothing_VV: Tensor | N
     return ((loss_BA * valid_BA).sum(1) / valid_BA.sum(1).clamp_min(1)).mean()
 
 
-def total(weights: LossWeights, answer: Tensor, wm: Alignment, geo: Alignment) -> Tensor:
-    """The weighted sum of a stage."""
+def total(weights: LossWeights, answer: Tensor, wm: Alignment | None, geo: Alignment | None) -> Tensor:
+    """The weighted sum of a stage; of a student without latents there is no alignment."""
+    parts = [(w, a) for w, a in ((weights.wm, wm), (weights.geo, geo)) if a is not None]
     aligned = sum(
-        (w * (a.cosine + weights.smooth_l1 * a.smooth_l1) for w, a in ((weights.wm, wm), (weights.geo, geo))),
+        (w * (a.cosine + weights.smooth_l1 * a.smooth_l1) for w, a in parts),
         start=torch.zeros((), device=answer.device),
     )
     return aligned + weights.answer * answer

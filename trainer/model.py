@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-from trainer.batch import ANSWERS, Batch
+from trainer.batch import ANSWERS, THOUGHT, Batch
 from trainer.constants import sent
-from trainer.latents import LATENTS, Adapter, Statistics
+from trainer.latents import Adapter, Statistics
 from trainer.losses import Alignment, LossWeights, alignment, alignment_known, answer_loss, total
 from trainer.segments import allow_table
 from trainer.students.base import Student
@@ -19,7 +20,7 @@ class SFTModel(nn.Module):
 
     Args:
         student: the policy.
-        channels: C of each kind of latents.
+        channels: C of each kind of latents that there are.
         hidden: units of the adapters.
         statistics: of the training split.
     """
@@ -29,7 +30,7 @@ class SFTModel(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self.adapters = nn.ModuleDict({k: Adapter(student.width, channels[k], hidden) for k in LATENTS})
+        self.adapters = nn.ModuleDict({k: Adapter(student.width, channels[k], hidden) for k in channels})
         self.statistics = dict(statistics)
 
     def forward(
@@ -45,8 +46,9 @@ class SFTModel(nn.Module):
             asked_weight: what their loss is multiplied by before it is added.
 
         Returns:
-            The loss; ``loss``, ``answer``, ``regression`` (where the answers have one), and for each kind of latents
-            ``<kind>_cosine`` and ``<kind>_smooth_l1``; of questions ``asked_loss`` and ``asked_answer``.
+            The loss; ``loss``, ``answer``, ``regression`` (where the answers have one), ``thought`` (where one is
+            written), and for each kind of latents ``<kind>_cosine`` and ``<kind>_smooth_l1``; of questions
+            ``asked_loss`` and ``asked_answer``.
         """
         loss, logs = self._losses(batch, stage, weights)
         if asked is not None:
@@ -65,8 +67,11 @@ class SFTModel(nn.Module):
         answer = answer_loss(out.logits, answers, there)
         distance = spoken.distance(out.logits, batch.future, batch.status)
         parts = self.align(out.latents, batch)
-        loss = total(weights, answer if distance is None else answer + distance, parts["wm"], parts["geo"])
-        logs = {"loss": loss, "answer": answer} | ({} if distance is None else {"regression": distance})
+        said = {"answer": answer} | ({} if distance is None else {"regression": distance})
+        if out.thought is not None:
+            said["thought"] = answer_loss(out.thought, self.student.thinking(batch).prepared[THOUGHT])
+        loss = total(weights, sum(said.values(), torch.zeros_like(answer)), parts.get("wm"), parts.get("geo"))
+        logs = {"loss": loss, **said}
         for kind, part in parts.items():
             logs |= {f"{kind}_cosine": part.cosine, f"{kind}_smooth_l1": part.smooth_l1}
         return loss, logs
@@ -76,7 +81,7 @@ class SFTModel(nn.Module):
         of = alignment_known if batch.asked else alignment
         return {
             kind: of(self.predict(kind, latents[kind]), self.statistics[kind].standardise(batch.targets[kind]))
-            for kind in LATENTS
+            for kind in self.adapters
         }
 
     def predict(self, kind: str, states_BND: Tensor) -> Tensor:

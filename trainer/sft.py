@@ -23,7 +23,7 @@ from trainer.batch import ANSWERS, Batch, Example
 from trainer.config import SFTConfig, StageConfig
 from trainer.data import ExampleMaker, notices, shuffled
 from trainer.evaluate import evaluate, zeroed_latents
-from trainer.latents import LATENTS, Statistics, TargetConfig, channel_sums, merged_sums
+from trainer.latents import Statistics, TargetConfig, channel_sums, merged_sums
 from trainer.leaks import check
 from trainer.model import SFTModel
 from trainer.optimiser import learning_rate, make_optimiser, set_rate
@@ -32,6 +32,7 @@ from trainer.run import Batches, Log, Run
 from trainer.segments import allow_table
 from trainer.splits import split
 from trainer.tally import Number, read
+from trainer.thoughts import Thoughts
 
 
 class SFT(Run[SFTConfig]):
@@ -52,16 +53,19 @@ class SFT(Run[SFTConfig]):
 
     def __init__(self, config: SFTConfig, device: torch.device, *, log: Log = print) -> None:
         super().__init__(config, device, log)
-        columns = dict.fromkeys(["samples", *(t.column for t in config.targets.values())])
-        self.dataset = Dataset(config.data, columns=columns)
+        columns = dict.fromkeys(["samples", *(t.column for t in config.aligned.values())])
+        thinks = config.thought == "text"
+        self.dataset = Dataset(config.data, columns=None if thinks else columns)
         parts = split(self.dataset, self.dataset.tokens(*columns), config.samples)
-        self.notices = notices(self.dataset, config.targets)
+        self.notices = notices(self.dataset, config.aligned)
         other = shuffled(parts[0], config.seed) if config.controls.shuffle_teachers else None
-        grey = config.controls.hide_images
+        grey, thoughts = config.controls.hide_images, Thoughts(self.dataset) if thinks else None
+        if thoughts is not None and thoughts.lights is None:
+            log("no column pdm of v2: which light is red on the route is not known, and no thought says it")
         self._read(
             parts,
-            ExampleMaker(self.dataset, config.samples, config.targets, grey=grey),
-            ExampleMaker(self.dataset, config.samples, config.targets, other, grey=grey),
+            ExampleMaker(self.dataset, config.samples, config.aligned, grey=grey, thoughts=thoughts),
+            ExampleMaker(self.dataset, config.samples, config.aligned, other, grey=grey, thoughts=thoughts),
             held_batch=max(config.stream.batch_size, 16),
         )
         self._asked = self._questions(config.questions, parts[1], other) if config.questions is not None else []
@@ -72,7 +76,7 @@ class SFT(Run[SFTConfig]):
     ) -> list[Question]:
         config = self.config
         self._read_question = QuestionReader(
-            self.dataset, config.samples, config.targets, other, surds=asked.surds, grey=config.controls.hide_images
+            self.dataset, config.samples, config.aligned, other, surds=asked.surds, grey=config.controls.hide_images
         )
         usable, left = training_questions(asked, self._read_question, self.dataset, held)
         told = "".join(f", {n} not asked ({why})" for why, n in sorted(left.items()))
@@ -95,13 +99,15 @@ class SFT(Run[SFTConfig]):
             config.counts,
             views=len(config.samples.views),
             history=self._history,
-            words=build.make_words(config.student, self._asked),
+            words=build.make_words(config.student, self._asked, thinks=config.thought == "text"),
+            thinks=config.thought == "text",
             unread=distributed.sharded(config.parallel),
         )
-        channels = {kind: self.reader.channels(kind) for kind in LATENTS}
+        channels = {kind: self.reader.channels(kind) for kind in config.aligned}
         self.model = SFTModel(student, channels, config.adapter, statistics)
         self._place(student, self.model)
-        self._wrapped = distributed.wrap(self.model, config.parallel, self.device)
+        unused = config.thought == "text" and config.questions is None  # of a tiny one, what reads questions
+        self._wrapped = distributed.wrap(self.model, config.parallel, self.device, unused=unused)
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))  # each rank its own
         self._optimiser = make_optimiser(self.model, config.optimiser)
         self._losses: dict[str, Number] = {}
@@ -125,10 +131,12 @@ class SFT(Run[SFTConfig]):
         return torch.cat(futures), torch.cat(status)
 
     def _statistics(self) -> dict[str, Statistics]:
+        if not self.config.aligned:
+            return {}
         if self.config.statistics == "split":
             parts = distributed.in_blocks(self.train_tokens, lambda some: channel_sums(self.reader.targets(some)))
             return {kind: Statistics.of(sums) for kind, sums in merged_sums(parts).items()}
-        return {kind: self._column_statistics(target) for kind, target in self.config.targets.items()}
+        return {kind: self._column_statistics(target) for kind, target in self.config.aligned.items()}
 
     def _column_statistics(self, target: TargetConfig) -> Statistics:
         spec = self.dataset.specs(target.column)[target.target]
@@ -186,7 +194,7 @@ class SFT(Run[SFTConfig]):
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
         """With the answers: writing them out takes numbers, which a device would be asked for."""
-        batch = super()._collate(examples)
+        batch = self.model.student.thinking(super()._collate(examples))
         answers = self.answers.encode(batch.future, batch.status)
         return replace(batch, prepared={**batch.prepared, ANSWERS: answers})
 

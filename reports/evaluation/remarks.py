@@ -30,7 +30,7 @@ def of_drivers(
             out.append(f"NOTE: {name} was trained with another split: it may have learnt from these logs.")
         elif config.split != "held_out":
             out.append(f"NOTE: {name} may have learnt from some of these scenes: split={config.split}.")
-        missing = {t.column for t in policy.config.targets.values()} - {*joined}
+        missing = {t.column for t in policy.config.aligned.values()} - {*joined}
         if config.split == "held_out" and (
             missing or Path(policy.config.data).resolve() != Path(config.data).resolve()
         ):

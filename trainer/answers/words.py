@@ -30,6 +30,7 @@ class Words:
         end: the token that ends a text.
         length: A at most.
         pieces: of a list of pieces, all of them; else none.
+        reads: whether they suffice to read questions.
     """
 
     smoothing: Tensor | None = None
@@ -42,8 +43,9 @@ class Words:
         end: int,
         length: int,
         pieces: tuple[str, ...] = (),
+        reads: bool = True,
     ) -> None:
-        self._encode, self._decode = encoder, decoder
+        self._encode, self._decode, self.reads = encoder, decoder, reads
         self.vocabulary, self.end, self.length, self.pieces = vocabulary, end, length, pieces
 
     @classmethod
@@ -58,7 +60,7 @@ class Words:
         )
 
     @classmethod
-    def of_pieces(cls, pieces: Iterable[str], length: int = 48) -> Words:
+    def of_pieces(cls, pieces: Iterable[str], length: int = 48, *, reads: bool = True) -> Words:
         """A list of pieces, which stand at 2 and after: 0 is the end, 1 what is unknown."""
         listed = (*pieces,)
         places = {piece: i for i, piece in enumerate(("", _UNKNOWN, *listed))}
@@ -69,12 +71,13 @@ class Words:
             end=0,
             length=length,
             pieces=listed,
+            reads=reads,
         )
 
     @classmethod
-    def fit(cls, texts: Iterable[str]) -> Words:
+    def fit(cls, texts: Iterable[str], length: int = 48, *, reads: bool = True) -> Words:
         """The pieces of these texts."""
-        return cls.of_pieces(sorted({piece for text in texts for piece in _PIECE.findall(text)}))
+        return cls.of_pieces(sorted({piece for text in texts for piece in _PIECE.findall(text)}), length, reads=reads)
 
     def encode(self, texts: Sequence[str], *, length: int | None = None) -> Tensor:
         """Texts, each with the end token, then -1: int64 [B, A of the longest].

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,18 +22,32 @@ from shards_schema.errors import ConfigError
 from trainer import distributed
 from trainer.answers.base import Answers
 from trainer.answers.words import Words
-from trainer.batch import Batch
+from trainer.batch import THOUGHT, Batch
 from trainer.latents import LATENTS, LatentInputs
 from trainer.segments import Segment, attention_mask, attention_row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """A batch, made ready: `segments` int64 [B, P], what the back-end needs, and whether it asks questions."""
+    """A batch, made ready: `segments` int64 [B, P], what the back-end needs, and whether words are said to it.
+
+    `thought` int64 [B, T], padded with -1, stands behind it: words that the student has thought before its answer.
+    """
 
     segments: Tensor
     data: Any
     asks: bool = False
+    thought: Tensor | None = None
+
+    @property
+    def thoughts(self) -> Tensor:
+        """`thought`, or int64 [B, 0]."""
+        return self.segments[:, :0] if self.thought is None else self.thought
+
+    @property
+    def thought_lengths(self) -> Tensor:
+        """Words of each thought, int64 [B, 1]."""
+        return (self.thoughts >= 0).sum(1, keepdim=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,18 +64,30 @@ class StudentOutput(NamedTuple):
     Attributes:
         logits: [B, A, V], of each answer token given those before it.
         latents: kind -> [B, N, D], what the adapters read.
+        thought: [B, T, words], of each word of the thought; None where none is thought.
     """
 
     logits: Tensor
     latents: Mapping[str, Tensor]
+    thought: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampled:
-    """Answers: `tokens` int64 [B, A], -1 after the end; `logp` float32 [B, A], 0 there."""
+    """Answers: `tokens` int64 [B, A], -1 after the end; `logp` float32 [B, A], 0 there; the thoughts [B, T] before."""
 
     tokens: Tensor
     logp: Tensor
+    thought: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Place:
+    """Where a sequence stands while it is said: prompt, segments [B, L] so far, and the state [B, D] that says more."""
+
+    prompt: Prompt
+    segments: Tensor
+    hidden: Tensor
 
 
 class AnswerHead(nn.Module):
@@ -107,9 +134,11 @@ class Student(nn.Module, ABC):
 
     Attributes:
         width: D.
+        thinks: words, at most, of the thought that it writes before each trajectory (`trainer.thoughts`); 0: none.
     """
 
     width: int
+    thinks: int = 0
 
     def __init__(self, answers: Answers, latents: LatentInputs, prefix: int, words: Words | None = None) -> None:
         super().__init__()
@@ -137,7 +166,7 @@ class Student(nn.Module, ABC):
         """
         if not batch.asked:
             return self.answers
-        if self.words is None:
+        if self.words is None or not self.words.reads:
             raise ConfigError(
                 "this policy cannot be asked: a tiny student has only the words of the questions that it was trained "
                 "on; train one with questions.units=FILE (docs/questions.md)"
@@ -152,7 +181,8 @@ class Student(nn.Module, ABC):
     def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
         """Hidden states of the prompt and `answers_BT` int64 [B, T] (T may be 0); mask bool [B, 1, P + T, P + T].
 
-        With a cache (of `new_cache`), keys and values are kept in it.
+        The prompt's thought, if it has one, stands between them, and counts in P. With a cache (of `new_cache`), keys
+        and values are kept in it.
         """
 
     @abstractmethod
@@ -178,10 +208,25 @@ class Student(nn.Module, ABC):
 
     def forward(self, batch: Batch, answers_BA: Tensor, table: Tensor) -> StudentOutput:
         """Teacher-forced: logits of every answer token, hidden states of every latent, under an allow table."""
-        prompt = self.prompt(batch)
-        segments = torch.cat((prompt.segments, _segments(answers_BA[:, :-1])), 1)
+        prompt = replace(self.prompt(batch), thought=self.thinking(batch).prepared.get(THOUGHT))
+        said = torch.cat((prompt.thoughts, answers_BA[:, :-1]), 1)
+        segments = torch.cat((prompt.segments, _segments(said)), 1)
         states = self.run(prompt, answers_BA[:, :-1], attention_mask(segments, table))
-        return StudentOutput(self.logits(states.last[:, self.at(prompt) :], prompt.asks), self._latents(prompt, states))
+        hidden, latents = states.last[:, self.at(prompt) :], self._latents(prompt, states)
+        if prompt.thought is None:
+            return StudentOutput(self.logits(hidden, prompt.asks), latents)
+        words, (length, width) = prompt.thought.shape[1], hidden.shape[1:]
+        ends = hidden.gather(1, prompt.thought_lengths.unsqueeze(2).expand(-1, 1, width))  # say the first answer token
+        behind = torch.cat((ends, hidden[:, words + 1 : length]), 1)
+        return StudentOutput(self.logits(behind, prompt.asks), latents, self.logits(hidden[:, :words], True))
+
+    def thinking(self, batch: Batch) -> Batch:
+        """A batch with the thoughts to learn as words, where this student thinks before it answers; in any thread."""
+        if not self.thinks or batch.asked or THOUGHT in batch.prepared:
+            return batch
+        assert self.words is not None
+        words = self.words.encode(batch.thoughts).to(batch.status.device)
+        return replace(batch, prepared={**batch.prepared, THOUGHT: words})
 
     def logp(self, batch: Batch, answers_BA: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability of each token of given answers, float32 [B, A]; 0 on padding.
@@ -221,33 +266,65 @@ class Student(nn.Module, ABC):
         if group > 1:
             prompt = self.repeated(prompt, cache, group)
             segments, hidden_BD = (x.repeat_interleave(group, 0) for x in (segments, hidden_BD))
+
+        def pick(logits_BV: Tensor, choose: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+            logp_BV = (logits_BV.float() / (temperature or 1.0)).log_softmax(-1)
+            if choose is not None:
+                token_B = choose(logp_BV)
+            else:
+                token_B = _drawn(logp_BV, generator) if temperature else logp_BV.argmax(-1)
+            return token_B, logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
+
+        place = _Place(prompt, segments, hidden_BD)
+        if self.thinks and not batch.asked:
+            assert self.words is not None
+            asks = replace(place, prompt=replace(prompt, asks=True))
+            place, thought, _ = self._say(asks, table, cache, pick, self.words.end, self.thinks, onward=True)
+            place = replace(place, prompt=replace(prompt, thought=thought))
+        choosing = partial(pick, choose=choose)
+        place, tokens, logps = self._say(place, table, cache, choosing, spoken.end, most)
+        pad = tokens.new_full((len(tokens), most - tokens.shape[1]), -1)
+        logp = torch.cat((logps, torch.zeros_like(pad, dtype=torch.float32)), 1)
+        return Sampled(torch.cat((tokens, pad), 1), logp, place.prompt.thought)
+
+    def _say(
+        self,
+        place: _Place,
+        table: Tensor,
+        cache: Any,
+        pick: Callable[[Tensor], tuple[Tensor, Tensor]],
+        end: int | None,
+        most: int,
+        *,
+        onward: bool = False,
+    ) -> tuple[_Place, Tensor, Tensor]:
+        """Token after token, until each row has ended or `most` are said: where that leads, tokens, log-probabilities.
+
+        With `onward` more is said after it: what is last said goes through the network too, and a row that has ended
+        waits in the state at its end.
+        """
+        prompt, segments, hidden_BD = place.prompt, place.segments, place.hidden
         alive_B = torch.ones(len(segments), dtype=torch.bool, device=segments.device)
         tokens, logps = [], []
         for index in range(most):
-            logits = self.logits(hidden_BD, prompt.asks).float() / (temperature or 1.0)
-            logp_BV = logits.log_softmax(-1)
-            if choose is not None:
-                token_B = choose(logp_BV)
-            elif temperature:
-                token_B = _drawn(logp_BV, generator)
-            else:
-                token_B = logp_BV.argmax(-1)
-            logp_B = logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
+            token_B, logp_B = pick(self.logits(hidden_BD, prompt.asks))
             tokens.append(torch.where(alive_B, token_B, -torch.ones_like(token_B)))
             logps.append(torch.where(alive_B, logp_B, torch.zeros_like(logp_B)))
-            if index == most - 1:
+            if index == most - 1 and not onward:
                 break
-            if spoken.end is not None:
-                alive_B = alive_B & (token_B != spoken.end)
-                if not distributed.anywhere(alive_B.any(), self):
-                    break
+            said_B, more = alive_B, True
+            if end is not None:
+                alive_B = alive_B & (token_B != end)
+                more = distributed.anywhere(alive_B.any(), self)
+            if not more and not onward:
+                break
             token_B1 = tokens[-1].unsqueeze(1)
             segments = torch.cat((segments, _segments(token_B1)), 1)
-            hidden_BD = self.step(prompt, token_B1, index, attention_row(segments, table), cache).last[:, -1]
-        missing = most - len(tokens)
-        pad = segments.new_full((len(segments), missing), -1)
-        out = torch.cat((torch.stack(tokens, 1), pad), 1)
-        return Sampled(out, torch.cat((torch.stack(logps, 1), torch.zeros_like(pad, dtype=torch.float32)), 1))
+            states_BD = self.step(prompt, token_B1, index, attention_row(segments, table), cache).last[:, -1]
+            hidden_BD = torch.where(said_B.unsqueeze(1), states_BD, hidden_BD) if onward else states_BD
+            if not more:
+                break
+        return _Place(prompt, segments, hidden_BD), torch.stack(tokens, 1), torch.stack(logps, 1)
 
     def answer(self, batch: Batch, table: Tensor) -> tuple[Tensor, Tensor]:
         """The one trajectory that the policy stands for (nothing is drawn): float32 [B, S, 3], and bool [B], it parses.

@@ -272,18 +272,20 @@ class HFStudent(Student):
     def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
         """One pass over the whole sequence."""
         inputs: _Inputs = prompt.data
-        more = torch.arange(1, answers_BT.shape[1] + 1, device=inputs.ids.device)
+        thoughts, thought_lengths = prompt.thoughts, prompt.thought_lengths
+        more = thought_lengths + torch.arange(1, answers_BT.shape[1] + 1, device=inputs.ids.device)
+        more = torch.cat(((thoughts >= 0).cumsum(1), more), 1)
         positions = torch.cat((inputs.positions, inputs.positions[..., -1:] + more), -1)
         latents = self.latents(len(inputs.ids))
         end = inputs.ids.shape[1]
-        ids, motions = self._answer_inputs(end, answers_BT, prompt.asks)
+        ids, motions = self._answer_inputs(end + thoughts.shape[1], answers_BT, prompt.asks)
         injected = [(end - self.prefix - latents.shape[1], latents), *motions]
-        ids = torch.cat((inputs.ids, ids), 1)
+        ids = torch.cat((inputs.ids, self._answer_inputs(0, thoughts, True)[0], ids), 1)
         return self._pass(ids, positions, mask, cache, injected, inputs.vision)
 
     def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
         """One token."""
-        positions = prompt.data.positions[..., -1:] + 1 + index
+        positions = prompt.data.positions[..., -1:] + prompt.thought_lengths + 1 + index
         ids, motions = self._answer_inputs(0, token_B1, prompt.asks)
         return self._pass(ids, positions, mask, cache, motions, {})
 
