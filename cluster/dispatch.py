@@ -103,6 +103,7 @@ class Dispatcher:
         """Seat -> a task that must be alone, which waits there until nothing else runs."""
         self._open = seats
         self._ready = 0
+        self._retried = 0
 
     @property
     def finished(self) -> bool:
@@ -128,6 +129,11 @@ class Dispatcher:
     def ready(self) -> int:
         """Seats whose worker has loaded."""
         return self._ready
+
+    @property
+    def retried(self) -> int:
+        """How often a task went back to be tried again, charged or not."""
+        return self._retried
 
     @property
     def failed_tasks(self) -> dict[int, str]:
@@ -341,6 +347,7 @@ class Dispatcher:
 
     def _again(self, task: int) -> None:
         """Back to the head of the queue."""
+        self._retried += 1
         self._retries.appendleft(task)
 
     def _update_free(self, seat: int) -> None:

@@ -73,6 +73,7 @@ def drive(
     in_flight: int,
     on_start: Callable[[int], None],
     on_receipt: Callable[[ShardReceipt], None],
+    on_look: Callable[[int, int], None] = lambda ready, retried: None,
     stop: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> None:
@@ -84,6 +85,8 @@ def drive(
         in_flight: tasks an actor holds at once.
         on_start: called with the process id of an actor that is ready.
         on_receipt: called once for each task that was done.
+        on_look: called every second or more often, with how many workers are ready and how often a shard was given
+            back to be tried again.
         stop: asked every second; from True on nothing is begun, and what runs has `grace_seconds`.
         tell: gets a line for a person when workers come or go.
 
@@ -94,7 +97,7 @@ def drive(
         StoppedError: `stop` said so before all was done.
     """
     if tasks:
-        _Driver(tasks, make, config, in_flight, on_start, on_receipt, stop, tell).run()
+        _Driver(tasks, make, config, in_flight, on_start, on_receipt, on_look, stop, tell).run()
 
 
 class AwakeClock:
@@ -128,6 +131,7 @@ class _Driver:
         in_flight: int,
         on_start: Callable[[int], None],
         on_receipt: Callable[[ShardReceipt], None],
+        on_look: Callable[[int, int], None],
         stop: Callable[[], bool],
         tell: Callable[[str], None],
     ) -> None:
@@ -135,7 +139,8 @@ class _Driver:
         # once, not with each of a thousand actors
         self._env = ray.put(shipping.passed(config.env) if joining() else {})
         self._make = ray.put(make)
-        self._on_start, self._on_receipt, self._stop, self._tell = on_start, on_receipt, stop, tell
+        self._on_start, self._on_receipt, self._on_look = on_start, on_receipt, on_look
+        self._stop, self._tell = stop, tell
         self._options = {
             "num_cpus": config.cpus_per_worker,
             "num_gpus": config.gpus_per_worker,
@@ -226,6 +231,7 @@ class _Driver:
 
     def _look(self, now: float) -> None:
         """What nobody reports: nodes that joined, and that there is no worker at all."""
+        self._on_look(self._dispatch.ready, self._dispatch.retried)
         if now < self._next_look:
             return
         self._next_look = now + _LOOK

@@ -7,17 +7,21 @@ dataset and notes what it finds of the first planned scene; a worker that finds 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.sources.base import Source
 from pipeline.stores.volume import Volume
+from pipeline.writing import run as runs
 from pipeline.writing.images import read_image
+from pipeline.writing.recipe import Recipe
 from pipeline.writing.worker import ShardWorker
 from shards_schema import layout
 from shards_schema.errors import MismatchError, MissingFileError, SampleError
@@ -51,6 +55,25 @@ def take(source: Source, volume: Volume, scene: PlannedScene) -> Preflight:
         mark = f"{layout.TEMP}/driver-{uuid.uuid4().hex}"
         volume.put(mark, b"")
     return Preflight(_dataset(volume), mark, scene, _first_scene(source, scene))
+
+
+def maker(run: runs.Run, config: Recipe, source: Source, first: PlannedScene, **more: Any) -> Callable[[], ShardWorker]:
+    """What makes a run's workers, wherever it is called: `take` of the first scene here, `worker` there.
+
+    `more`: the arguments of `ShardWorker` that neither run nor config have.
+    """
+    return functools.partial(
+        worker,
+        take(source, run.volume, first),
+        source=source,
+        volume=run.volume,
+        manifests=run.columns,
+        dataset=run.dataset,
+        shard_size=config.plan.shard_size,
+        zarr=run.manifest.zarr,
+        config=config.worker,
+        **more,
+    )
 
 
 def worker(expected: Preflight, **arguments: Any) -> ShardWorker:

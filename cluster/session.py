@@ -20,7 +20,7 @@ import ray
 from pydantic import Field
 from ray._private import services
 
-from cluster import ends, preemption, shipping
+from cluster import ends, metrics, preemption, shipping
 from shards_schema.errors import ConfigError
 from shards_schema.inputs import reach
 from shards_schema.inputs.models import StrictModel
@@ -93,6 +93,7 @@ def session(config: ClusterConfig) -> Iterator[None]:
                     include_dashboard=False,
                     logging_level=logging.WARNING,
                 )
+            print(metrics.told(), flush=True)
         yield
     finally:
         found = [] if joining() else ends.below(os.getpid())

@@ -15,7 +15,7 @@ from contextlib import closing
 
 from tqdm import tqdm
 
-from cluster import preemption, preflight
+from cluster import metrics, preemption, preflight
 from cluster.driver import StoppedError, drive
 from cluster.hopeless import Hopeless
 from cluster.preemption import Preemption
@@ -34,6 +34,7 @@ from pipeline.writing.samples import SamplesColumn
 from pipeline.writing.task import ShardReceipt
 from reports import forecast
 from reports import run as told
+from reports.log import Lines, logged
 from reports.progress import lines
 from shards_schema.manifests import ColumnManifest
 from teachers.base import Teacher, column_manifest
@@ -50,6 +51,11 @@ def main(arguments: list[str]) -> None:
     """
     began = time.perf_counter()
     config = job_config.load(TeachersConfig, arguments)
+    with logged(config.log, config.out) as log:
+        _prepare(config, log, began)
+
+
+def _prepare(config: TeachersConfig, log: Lines, began: float) -> None:
     if not joining():  # the driver of a cluster need not have what its workers have; they look for themselves
         refuse_absent(config.worker.device)
     else:
@@ -66,7 +72,7 @@ def main(arguments: list[str]) -> None:
         manifests.append(column_manifest(teacher, column.given, versions, storage=column.storage))
     ground.refuse_unaccounted(Volume(config.out))
     with preemption.watch() as sigterm, hold(Volume(config.out)) as lease:
-        _run(config, source, samples, columns, manifests, lease, sigterm, began)
+        _run(config, source, samples, columns, manifests, lease, sigterm, log, began)
 
 
 def _run(
@@ -77,6 +83,7 @@ def _run(
     manifests: list[ColumnManifest],
     lease: Lease,
     sigterm: Preemption,
+    log: Lines,
     began: float,
 ) -> None:
     scan = forecast.prepare(config, source, Volume(config.out), samples, columns).scan
@@ -91,23 +98,15 @@ def _run(
     )
     todo = run.todo()
     told.print_plan(run, config, len(todo))
-    work = None
+    work, log.figures = None, lambda: {"shards_left": len(todo)}
     if todo:
-        make = functools.partial(
-            preflight.worker,
-            preflight.take(source, run.volume, todo[0].scenes[0]),
-            source=source,
-            volume=run.volume,
-            teachers=[t for t in columns if t.name in run.unfinished],  # what is finished is not loaded again
-            samples=samples,
-            manifests=run.columns,
-            dataset=run.dataset,
-            shard_size=config.plan.shard_size,
-            zarr=run.manifest.zarr,
-            config=config.worker,
-        )
+        unfinished = [t for t in columns if t.name in run.unfinished]  # what is finished is not loaded again
+        make = preflight.maker(run, config, source, todo[0].scenes[0], teachers=unfinished, samples=samples)
         with session(config.cluster):
-            work = told.Work(run.plan.shards, run.plan.shards - len(todo), min(worker_count(config.cluster), len(todo)))
+            workers, done = min(worker_count(config.cluster), len(todo)), run.plan.shards - len(todo)
+            show = metrics.Metrics(config.out).show
+            work = told.Work(run.plan.shards, done, workers, with_bar=config.log == "text", show=show)
+            log.figures = work.figures
             hopeless = Hopeless(run.plan.samples, config.max_quarantined)
             try:
                 with closing(work), Timings(run.volume) as timings, sigterm.heed():
@@ -118,6 +117,7 @@ def _run(
                         in_flight=config.worker.shards_in_flight,
                         on_start=work.started,
                         on_receipt=functools.partial(_received, timings, work, lease, hopeless),
+                        on_look=work.look,
                         stop=functools.partial(_asked, lease, sigterm),
                         tell=functools.partial(tqdm.write, file=sys.stderr),
                     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from pipeline.writing import run as runs
 from pipeline.writing.recipe import Recipe
@@ -19,17 +20,23 @@ from teachers.base import Teacher
 
 
 class Work:
-    """What the workers have done, in sums: for the bar while they are at it, and for the closing table.
+    """What the workers have done, in sums: for the bar and `show` while they are at it, and for the closing table.
 
     Args:
         shards: of the plan.
         done: of them, before this process.
         workers: that are at it.
+        with_bar: whether a person watches.
+        show: gets the `figures` whenever they change, and every second.
     """
 
-    def __init__(self, shards: int, done: int, workers: int) -> None:
+    def __init__(
+        self, shards: int, done: int, workers: int, *, with_bar: bool, show: Callable[[Mapping[str, Any]], None]
+    ) -> None:
         self.workers = workers
-        self._bar = bar(total=shards, done=done, unit="shard", needed=shards != done)
+        self._bar = bar(total=shards, done=done, unit="shard", needed=with_bar and shards != done)
+        self._todo, self._done, self._show = shards - done, 0, show
+        self._ready = self._retries = self._bytes = 0
         self._first = 0.0
         self.scenes = 0
         self.decodes = 0
@@ -41,8 +48,15 @@ class Work:
         """A worker is ready."""
         self._first = self._first or time.perf_counter()
 
+    def look(self, ready: int, retries: int) -> None:
+        """So many workers are ready, and so often was a shard tried again."""
+        self._ready, self._retries = ready, retries
+        self._show(self.figures())
+
     def add(self, receipt: ShardReceipt) -> None:
         """A shard is committed."""
+        self._done += 1
+        self._bytes += sum(c.size for c in receipt.columns)
         self.scenes += max(c.planned for c in receipt.columns)
         self.decodes += receipt.decodes
         self.images += receipt.images
@@ -51,6 +65,7 @@ class Work:
             self.quarantined.update(column.quarantined)
         self._bar.set_postfix_str(self.text)
         self._bar.update()
+        self._show(self.figures())
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -60,6 +75,22 @@ class Work:
     def seconds(self) -> float:
         """Since the first worker was ready."""
         return max(time.perf_counter() - self._first, 1e-9) if self._first else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """What an operator watches, by name; docs/clusters.md says what each is. None is what is not known."""
+        seconds, left = self.seconds, self._todo - self._done
+        share = self.throughput.device_share(seconds, self.workers)
+        return {
+            "scenes": self.scenes,
+            "scenes_per_second": round(self.scenes / seconds, 3) if self._done else None,
+            "device_utilisation": None if share is None else round(share, 3),
+            "quarantined": dict(self.quarantined),
+            "shards_left": left,
+            "eta_seconds": round(seconds * left / self._done) if self._done else None,
+            "retries": self._retries,
+            "bytes": self._bytes,
+            "workers": self._ready,
+        }
 
     @property
     def text(self) -> str:

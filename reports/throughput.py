@@ -32,12 +32,17 @@ class Throughput:
             if column.launched:
                 self._device += column.teacher_seconds
 
-    def device_busy(self, seconds: float, workers: int) -> str:
-        """``, device busy 96%``: the share of the run in which the workers' devices were at work.
+    def device_share(self, seconds: float, workers: int) -> float | None:
+        """The share of the run in which the workers' devices were at work.
 
-        It is nothing where no teacher is one in phases: a thread that computes has no device's clock.
+        It is None where no teacher is one in phases: a thread that computes has no device's clock.
         """
-        return f", device busy {self._device / (seconds * workers):.0%}" if self._device and seconds else ""
+        return self._device / (seconds * workers) if self._device and seconds else None
+
+    def device_busy(self, seconds: float, workers: int) -> str:
+        """``, device busy 96%``: `device_share` in words; nothing where there is none."""
+        share = self.device_share(seconds, workers)
+        return "" if share is None else f", device busy {share:.0%}"
 
     def text(self, teachers: Sequence[Teacher], seconds: float, workers: int) -> str:
         """A blank line, and a table with a row for each teacher that was at work; nothing where none was.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat
 
@@ -15,6 +15,8 @@ from shards_schema.inputs.models import StrictModel, validated
 from shards_schema.manifests import ZarrMode
 from shards_schema.plan import PlanConfig
 from teachers.base import ColumnConfig
+
+Log = Literal["text", "json"]
 
 
 class Recipe(StrictModel):
@@ -47,6 +49,8 @@ class Recipe(StrictModel):
     rate: PositiveFloat | Mapping[str, PositiveFloat] | None = None
     """Scenes a second of one device, for the hours that are told beforehand: of all teachers together, or by column;
     where it is not stated, what `jobs.probe` measured."""
+    log: Log = "text"
+    """json: stdout gets a line of JSON a minute, one at the start and one at the end, and all else goes to stderr."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], name: str) -> Recipe:

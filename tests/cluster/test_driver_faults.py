@@ -4,24 +4,30 @@ at once. `python -m tests.chaos jobs only=[hang,poison]` does the same to the wh
 from __future__ import annotations
 
 import functools
+import importlib.util
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster import driver
+from cluster import driver, metrics
 from cluster.driver import AwakeClock, drive
 from cluster.session import ClusterConfig, session
 from pipeline.writing import run as runs
-from pipeline.writing.task import ShardReceipt
+from pipeline.writing.task import ColumnReceipt, ShardReceipt
 from pipeline.writing.worker import ShardWorker
+from reports.run import Work
+from tests.blocks import block
 from tests.chaos.processes import alive
 from tests.chaos.world import World, compare
 
@@ -39,6 +45,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterConfig]:
         patch.setattr(sys, "path", [shim, *sys.path])  # for the children of this process
         patch.setenv("CHAOS_CRASH", "yes")
         patch.setenv("RAY_TMPDIR", folder)  # short: Ray's sockets lie in it
+        patch.setenv("RAY_metrics_report_interval_ms", "300")
         patch.delenv("RAY_ADDRESS", raising=False)
         with session(config):
             yield config
@@ -140,6 +147,7 @@ def test_an_image_that_ends_its_decoder_costs_one_attempt_and_is_quarantined(
     pids: list[int] = []
     said: list[str] = []
     receipts: list[ShardReceipt] = []
+    looks: list[tuple[int, int]] = []
     drive(
         run.todo(),
         functools.partial(world.build, run),
@@ -147,6 +155,7 @@ def test_an_image_that_ends_its_decoder_costs_one_attempt_and_is_quarantined(
         in_flight=in_flight,
         on_start=pids.append,
         on_receipt=receipts.append,
+        on_look=lambda ready, retried: looks.append((ready, retried)),
         tell=said.append,
     )
     totals = {t.column: t for t in runs.close(run)}
@@ -154,6 +163,8 @@ def test_an_image_that_ends_its_decoder_costs_one_attempt_and_is_quarantined(
     assert len(pids) == 2, said
     assert [line for line in said if line.startswith("a worker is gone: its worker died")] == said
     assert len(said) == 1
+    assert looks[0] == (0, 0)
+    assert looks[-1] == (1, in_flight), "what the worker that died had was tried again"
     assert totals["samples"].quarantined["decoder_crash"] == 1
     assert totals["toy"].quarantined["decoder_crash"] >= 1
     shutil.rmtree(tmp_path / "world")
@@ -169,6 +180,63 @@ def test_a_driver_that_slept_takes_nobody_for_hung() -> None:
     assert now() == 13
     at[0] += 1
     assert now() == 14
+
+
+def receipt(shard: int, reason: str) -> ShardReceipt:
+    """Of four scenes, one of which was left out."""
+    column = ColumnReceipt(
+        column="vggt", planned=4, written=3, quarantined={reason: 1}, size=70, teacher_seconds=1e-6, launched=True
+    )
+    return ShardReceipt(shard=shard, columns=(column,), decodes=4, images=4, seconds=1.0, host="here", device="cpu")
+
+
+def test_prometheus_has_every_figure_of_a_run(ray: ClusterConfig) -> None:
+    """What the page says to type, at this Ray's own endpoint."""
+    if not importlib.util.find_spec("opencensus"):
+        assert metrics.told().startswith("metrics: none")
+        pytest.skip("this Ray has no agent: ray[default] has it")
+    work = Work(5, 1, 2, with_bar=False, show=metrics.Metrics("s3://key:secret@bucket/navtrain").show)
+    work.started(1)
+    work.add(receipt(0, "image_missing"))
+    work.add(receipt(1, "image_damaged"))
+    work.look(2, 3)
+    figures = work.figures()
+    address = metrics.told().removeprefix("metrics: http://").removesuffix("/metrics")
+    asked = block("clusters", "scrape").replace("HOST:PORT", address)
+    until = time.monotonic() + 60
+    while (found := served(asked)).keys() != metrics.EXPORTED and time.monotonic() < until:
+        time.sleep(0.2)
+    assert found.keys() == metrics.EXPORTED
+    assert {label for of in found.values() for label, _ in of} == {"s3://...@bucket/navtrain"}
+    assert {reason: n for (_, reason), n in found["ray_last_shards_quarantined_total"].items()} == {
+        "image_missing": 1,
+        "image_damaged": 1,
+    }
+    for name in ("scenes", "bytes", "retries"):
+        assert [*found[f"ray_last_shards_{name}_total"].values()] == [figures[name]]
+    for name in ("shards_left", "workers"):
+        assert [*found[f"ray_last_shards_{name}"].values()] == [figures[name]]
+    assert (figures["scenes"], figures["bytes"], figures["retries"], figures["shards_left"]) == (8, 140, 3, 2)
+    assert figures["device_utilisation"] is not None
+
+
+def served(asked: str) -> dict[str, dict[tuple[str, str], float]]:
+    """Metric -> dataset and reason -> value, as the shell has them."""
+    shown = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=False).stdout
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    for name, labels, value in re.findall(r"^(ray_last_shards_\w+)\{(.*)\} (\S+)$", shown, re.MULTILINE):
+        told = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        found.setdefault(name, {})[told["dataset"], told.get("reason", "")] = float(value)
+    return found
+
+
+def test_the_dashboard_asks_for_what_is_exported_and_for_all_of_it() -> None:
+    board = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    assert {name for text in asked for name in re.findall(r"ray_\w+", text)} == metrics.EXPORTED
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    variables = {variable["name"] for variable in board["templating"]["list"]}
+    assert set(re.findall(r"\$\{?(\w+)", json.dumps(board["panels"]))) == variables
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from shards_schema.errors import ConfigError, HeldError
 from shards_schema.records import Scene
 from shards_schema.specs import TargetSpec
 from shards_schema.storage import decode, encode, stored_specs
+from tests.blocks import block
 from tests.chaos import small
 from tests.chaos.processes import ROOT, kill, records
 from tests.chaos.small import SmallJob
@@ -125,13 +126,13 @@ def test_the_format_page_is_true(undisturbed: Path) -> None:
     blocks = [b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "targets.view" not in b]
     assert len(blocks) == 8
     names: dict[str, Any] = {}
-    for block in blocks:
-        assert "shards_schema" not in block
-        assert "pipeline" not in block
-        if "l23_grid_scale" in block:  # nothing is encoded in the job's own dataset
+    for text in blocks:
+        assert "shards_schema" not in text
+        assert "pipeline" not in text
+        if "l23_grid_scale" in text:  # nothing is encoded in the job's own dataset
             assert names["grid"].shape[:2] == (10, 3)
             names["sample"], expected = encoded_sample()
-        exec(block.replace("out/demo", str(undisturbed)), names)
+        exec(text.replace("out/demo", str(undisturbed)), names)
     assert names["pose"].shape == (3, 9)
     for name in ("special", "grid"):
         np.testing.assert_array_equal(names[name], expected[name])
@@ -141,10 +142,16 @@ def test_the_format_page_is_true(undisturbed: Path) -> None:
     assert len(names["bad"]) == 0
 
 
+def json_lines(output: str) -> list[dict[str, Any]]:
+    """The lines of JSON among what was printed."""
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
 def test_interrupt_then_kill_then_finish(undisturbed: Path, job: SmallJob) -> None:
     """Ctrl-C ends the first run, the end of its machine the second; the third finishes, and nothing differs."""
     out = job.folder / "disturbed"
-    first = job.start(out)
+    (log_json,) = (word for word in block("clusters", "log").split() if word.startswith("log="))
+    first = job.start(out, log_json)
     first.reach(1)
     os.kill(first.process.pid, signal.SIGINT)
     there = len(records(out))
@@ -153,12 +160,19 @@ def test_interrupt_then_kill_then_finish(undisturbed: Path, job: SmallJob) -> No
     assert code == 130, f"{there} records at the signal, {len(left)} at the end\n{output}"
     assert "run the same command again" in output
     assert 1 <= len(left) < RECORDS  # mid-run, or the test shows nothing
+    assert [line["state"] for line in json_lines(output)] == ["starting", "interrupted"]
+    assert "shard/s" not in output, "there is a bar beside the lines of JSON"
     second = job.start(out)
     second.reach(len(left) + 1)
     second.kill()
     assert len(left) < len(records(out)) < RECORDS
-    code, output = job.run(out)
+    code, output = job.run(out, log_json)
     assert code == 0, output
+    last = json_lines(output)[-1]
+    assert (last["state"], last["shards_left"], last["workers"], last["quarantined"]) == ("done", 0, 1, {})
+    assert last["bytes"] > 0
+    assert 0 < last["scenes"] <= 10
+    assert 0 < last["device_utilisation"] <= 1
     assert "planned 10 scenes in 5 shards" in output
     assert "RANDOM WEIGHTS: vggt, cosmos" in output
     assert "synthetic" in output
