@@ -4,6 +4,8 @@ The ceiling is a loop that does nothing but call the teacher on batches that lie
 threads, and the same worker in Ray actors, which read, decode, resize, batch, teach, hash, write both stores with
 fsync, and commit. Time runs from the moment that the (last) worker is ready to the last receipt, so the filling and the
 emptying of the pipeline count. The teacher sleeps: an imitated GPU that takes no CPU, and no more is claimed.
+
+With `pdm` in the recipe the scenes are a generated town's, and NAVSIM's PDM works beside the imitated GPU, on the CPU.
 """
 
 from __future__ import annotations
@@ -28,18 +30,25 @@ from benchmarks.workload import (
     HISTORY,
     LATENT_BYTES,
     WIDTH,
+    FixedDevice,
     FixedTeacher,
     WindowSource,
     begin,
     write_logs,
 )
 from cluster import driver, session
+from pipeline.sources import registry as sources
+from pipeline.sources.base import Source
 from pipeline.writing import run as runs
 from pipeline.writing.task import ShardReceipt
 from pipeline.writing.worker import WorkerConfig
 from reports.tables import table
 from shards_schema.inputs.models import StrictModel
-from teachers.base import TeacherInput
+from teachers import registry
+from teachers.base import Teacher, TeacherInput
+
+TOWN_FUTURE = 10
+"""What `pdm` asks for."""
 
 
 class Load(StrictModel):
@@ -48,13 +57,20 @@ class Load(StrictModel):
     size: tuple[int, int]
     batch_ms: float
     batch_size: int = 8
+    pdm: bool = False
+    """Whether the recipe has the real `pdm` too; then shards have a quarter of `shard_size`, for it takes its time."""
 
 
 class Config(StrictModel):
     """Knobs."""
 
-    loads: tuple[Load, ...] = (Load(size=(480, 270), batch_ms=80), Load(size=(1920, 1080), batch_ms=160))
-    """What is run. Full HD costs a core 9 ms an image against 1 ms, so two cores are asked for half the speed."""
+    loads: tuple[Load, ...] = (
+        Load(size=(480, 270), batch_ms=80),
+        Load(size=(1920, 1080), batch_ms=160),
+        Load(size=(480, 270), batch_ms=640, pdm=True),
+    )
+    """What is run. Full HD costs a core 9 ms an image against 1 ms, so two cores are asked for half the speed; `pdm`
+    costs one some 30 ms a scene, so they are asked for an eighth."""
     shards: int = Field(default=8, ge=1)
     """Of a run; each is one log."""
     shard_size: int = Field(default=96, ge=1)
@@ -87,32 +103,49 @@ class Outcome:
 def run(config: Config) -> None:
     print(
         f"a clip of {CLIP} frames a scene, decoded and resized to {WIDTH} x {HEIGHT}; {LATENT_BYTES / 1e6:.1f} MB of "
-        f"latents a scene, written twice (tar, Zarr);\n{config.shards} shards of {config.shard_size} scenes, "
-        f"{config.worker.shards_in_flight} in flight, {config.worker.decode_threads} decode threads, "
+        f"latents a scene, written twice (tar, Zarr);\n{config.worker.shards_in_flight} in "
+        f"flight, {config.worker.decode_threads} decode threads, "
         f"{config.repeats} runs of each, taken in turn"
     )
     for load in config.loads:
         _run_load(config, load)
 
 
+def _windows(root: Path, load: Load, logs: int, scenes: int) -> tuple[Source, list[Teacher]]:
+    """So many logs of so many scenes, and no teacher beside the imitated one."""
+    frames = (scenes + HISTORY + FUTURE - 1,) * logs
+    write_logs(root, frames, load.size)
+    return WindowSource(str(root), frames), []
+
+
+def _town(root: Path, load: Load, logs: int, scenes: int) -> tuple[Source, list[Teacher]]:
+    """Generated drives with a front camera, so many logs of so many scenes; and `pdm`."""
+    told = {"kind": "synthetic", "root": str(root), "logs": logs, "width": load.size[0], "height": load.size[1]}
+    windows = {"frame_interval": 1, "num_history_frames": HISTORY, "num_future_frames": TOWN_FUTURE}
+    frames = scenes + HISTORY + TOWN_FUTURE - 1
+    source = sources.build({**told, "frames": frames, "cameras": ["CAM_F0"], "lidar_points": 0, "filter": windows})
+    return source, [registry.build("pdm", {"maps_root": str(root / "maps")})]
+
+
 def _run_load(config: Config, load: Load) -> None:
+    if load.pdm:
+        config = config.model_copy(update={"shard_size": max(load.batch_size, config.shard_size // 4)})
     with temporary() as root:
-        frames = (config.shard_size + HISTORY + FUTURE - 1,) * config.shards
-        write_logs(root / "data", frames, load.size)
-        source = WindowSource(str(root / "data"), frames)
-        size = (root / "data/base/0.jpg").stat().st_size
+        source, beside = (_town if load.pdm else _windows)(root / "data", load, config.shards, config.shard_size)
+        size = next((root / "data").rglob("*.jpg")).stat().st_size
         print(
             f"\n{load.size[0]} x {load.size[1]} JPEGs of {size / 1e3:.0f} kB; teacher {load.batch_ms:.0f} ms a batch "
-            f"of {load.batch_size}\n",
+            f"of {load.batch_size}{', and pdm beside it' if load.pdm else ''}; {config.shards} shards of "
+            f"{config.shard_size} scenes\n",
             flush=True,
         )
         variants: dict[str, Callable[[], Outcome]] = {
             "bare teacher loop (ceiling)": lambda: _bare(config, load),
-            "worker in threads": lambda: _plain(config, load, source, root / "out"),
+            "worker in threads": lambda: _plain(config, load, source, beside, root / "out"),
         }
         for actors in config.actors:
             variants[f"worker in {actors} Ray actor{'s' * (actors > 1)}"] = partial(
-                _ray, config, load, source, root / "out", actors
+                _ray, config, load, source, beside, root / "out", actors
             )
         outcomes: dict[str, list[Outcome]] = {name: [] for name in variants}
         for _ in range(config.repeats):
@@ -135,9 +168,8 @@ def _run_load(config: Config, load: Load) -> None:
 
 
 def _teacher(load: Load, stamp: Path | None = None) -> FixedTeacher:
-    return FixedTeacher(
-        seconds=load.batch_ms / 1e3, batch_size=load.batch_size, stamp=None if stamp is None else str(stamp)
-    )
+    kind = FixedDevice if load.pdm else FixedTeacher
+    return kind(seconds=load.batch_ms / 1e3, batch_size=load.batch_size, stamp=None if stamp is None else str(stamp))
 
 
 def _bare(config: Config, load: Load) -> Outcome:
@@ -157,9 +189,9 @@ def _bare(config: Config, load: Load) -> Outcome:
     return Outcome(batches * load.batch_size / seconds, busy / seconds, 0.0, 0.0)
 
 
-def _plain(config: Config, load: Load, source: WindowSource, out: Path) -> Outcome:
+def _plain(config: Config, load: Load, source: Source, beside: list[Teacher], out: Path) -> Outcome:
     stamp = out.parent / "stamp"
-    run, make = begin(source, out, [_teacher(load, stamp)], shard_size=config.shard_size, worker=config.worker)
+    run, make = begin(source, out, [_teacher(load, stamp), *beside], shard_size=config.shard_size, worker=config.worker)
     began = time.monotonic()
     worker = make()
     worker.load()
@@ -172,9 +204,9 @@ def _plain(config: Config, load: Load, source: WindowSource, out: Path) -> Outco
     return _outcome(receipts, began, ready, ended, stamp)
 
 
-def _ray(config: Config, load: Load, source: WindowSource, out: Path, actors: int) -> Outcome:
+def _ray(config: Config, load: Load, source: Source, beside: list[Teacher], out: Path, actors: int) -> Outcome:
     stamp = out.parent / "stamp"
-    run, make = begin(source, out, [_teacher(load, stamp)], shard_size=config.shard_size, worker=config.worker)
+    run, make = begin(source, out, [_teacher(load, stamp), *beside], shard_size=config.shard_size, worker=config.worker)
     ray = session.ClusterConfig(workers=actors, cpus=max(actors, 2))
     receipts: list[tuple[float, ShardReceipt]] = []
     times: list[float] = []
@@ -195,6 +227,6 @@ def _ray(config: Config, load: Load, source: WindowSource, out: Path, actors: in
 
 def _outcome(receipts: list[ShardReceipt], began: float, ready: float, ended: float, stamp: Path) -> Outcome:
     scenes = sum(c.written for r in receipts for c in r.columns if c.column == "latents")
-    busy = sum(c.teacher_seconds for r in receipts for c in r.columns)
+    busy = sum(c.teacher_seconds for r in receipts for c in r.columns if c.column == "latents")
     seconds = ended - ready
     return Outcome(scenes / seconds, busy / seconds, ready - began, float(stamp.read_text()) - ready)

@@ -170,13 +170,59 @@ class FixedTeacher:
     def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
         """See `Teacher`."""
         began = time.monotonic()
-        if self.stamp is not None:
-            Path(self.stamp).write_text(str(began))
-            self.stamp = None
-        assert self._pool is not None
-        out: list[Targets] = [{"latents": self._pool[i % 16].copy()} for i in range(len(batch))]
+        self._stamp(began)
+        out = self._latents(len(batch))
         time.sleep(max(0.0, self.seconds - (time.monotonic() - began)))
         return out
+
+    def _stamp(self, now: float) -> None:
+        if self.stamp is not None:
+            Path(self.stamp).write_text(str(now))
+            self.stamp = None
+
+    def _latents(self, scenes: int) -> list[Targets]:
+        assert self._pool is not None
+        return [{"latents": self._pool[i % 16].copy()} for i in range(scenes)]
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A batch of `scenes` on its imitated device, which is at work on it from `began` to `ends` (`time.monotonic`)."""
+
+    began: float
+    ends: float
+    scenes: int
+
+    def wait(self) -> None:
+        time.sleep(max(0.0, self.ends - time.monotonic()))
+
+    @property
+    def seconds(self) -> float:
+        return self.ends - self.began
+
+
+@dataclass
+class FixedDevice(FixedTeacher):
+    """The same as a device of its own: `launch` returns at once, and its batches take `seconds` one after the other."""
+
+    _free: float = 0.0
+
+    def stage(self, batch: Sequence[TeacherInput]) -> int:
+        """See `PhasedTeacher`."""
+        return len(batch)
+
+    def launch(self, staged: int) -> _Flight:
+        """See `PhasedTeacher`."""
+        began = time.monotonic()
+        self._stamp(began)
+        began = max(began, self._free)
+        self._free = began + self.seconds
+        return _Flight(began, self._free, staged)
+
+    def collect(self, launch: _Flight) -> list[Targets]:
+        """See `PhasedTeacher`."""
+        launch.wait()
+        return self._latents(launch.scenes)
 
 
 def begin(
