@@ -14,6 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 
+# what pydantic says in Python's words
+_PLAIN = {
+    "tuple_type": "expected a list",
+    "list_type": "expected a list",
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+}
+
+
 def problems(
     errors: Iterable[Mapping[str, Any]],
     model: Any = None,
@@ -41,7 +50,9 @@ def problems(
         else:
             if error["loc"] and _walk(model, error["loc"])[0] == key:  # the last one is a tag
                 path = key
-            what = str(error["msg"]).removeprefix("Value error, ")
+            what = _PLAIN.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+            if error["type"] in ("tuple_type", "list_type") and isinstance(error["input"], str | int | float):
+                what += f", of one here: [{error['input']}]"
             of_all = error["type"] == "value_error" and isinstance(error["input"], Mapping)
             if error["type"] != "missing" and not of_all and ", got " not in what:
                 what += f", got {shown(error['input'])[:80]}"

@@ -237,6 +237,8 @@ class Tree(BaseModel):
         ({"listed": [{}, {"sise": 1}]}, "listed.1.sise: unknown key; did you mean listed.1.size?"),
         ({"maybe": {"zzz": 1}}, "maybe.zzz: unknown key; there are: kind, size"),
         ({"tagged": {"kind": "b", "width": "x"}}, "tagged.width: Input should be a valid integer"),
+        ({"listed": "vggt"}, "listed: expected a list, of one here: [vggt], got 'vggt'"),
+        ({"maybe": 3}, "maybe: expected a mapping, got 3"),
     ],
 )
 def test_an_unknown_key_has_a_neighbour(values: dict[str, Any], said: str) -> None:
