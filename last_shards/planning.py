@@ -26,9 +26,7 @@ def plan(recipe: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> 
         found.size(), found.size(100_000, zarr=False)           # bytes
         found.hours(100_000, devices=8)                         # None where nobody knows a rate
 
-    No weights are loaded and no GPU is asked for; a synthetic source is generated where it is not there yet. Logs are
-    read in this process, whatever the recipe says: processes of a program's own start that program anew, so
-    ``scan_processes=8`` is for one that stands under ``if __name__ == "__main__":``.
+    No weights are loaded and no GPU is asked for; a synthetic source is generated where it is not there yet.
 
     Args:
         recipe: a YAML as those in `configs/`, or what stands in one.
@@ -41,7 +39,7 @@ def plan(recipe: str | os.PathLike[str] | Mapping[str, Any], **changes: Any) -> 
     """
     name = "the recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)
     values = recipe if isinstance(recipe, Mapping) else read_yaml(Path(name), f"recipe {name}")
-    config = Recipe.of({**values, "scan_processes": 1, **changes}, name)
+    config = Recipe.of({**values, **changes}, name)
     # a batch size that nobody has measured yet decides nothing that is told here
     sized = {column: told.sized(None) if told.batch_size == AUTO else told for column, told in config.teachers.items()}
     config, volume = config.model_copy(update={"teachers": sized}), Volume(config.out)

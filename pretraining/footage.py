@@ -7,14 +7,13 @@ drives are filmed at the size of `configs/demo.yaml`, half at that of `configs/w
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
+from loky import ProcessPoolExecutor
 from numpy.typing import NDArray
 
 from shards_schema.poses import Float64
@@ -97,7 +96,7 @@ def films(count: int, first: int, processes: int) -> Iterator[Footage]:
     if processes <= 1:
         yield from (film(number, first) for number in range(count))
         return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes) as pool:
         yield from pool.map(film, range(count), [first] * count)
 
 

@@ -9,14 +9,15 @@ the marker ``SYNTHETIC.json``, written last, says so, holds the whole config, an
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from loky import ProcessPoolExecutor
 
 from pipeline.stores.disk import write_json
 from pipeline.stores.lease import hold
@@ -103,14 +104,16 @@ def _make(config: SyntheticConfig, root: Path, progress: Callable[[str], None]) 
 
 
 def each(specs: Sequence[LogSpec], make: Callable[[LogSpec], None], processes: int) -> Iterator[LogSpec]:
-    """Make logs, in so many processes at most; each is given when it is there."""
+    """Make logs, in so many processes at most; each is given when it is there.
+
+    The processes are loky's: the standard library's would run the caller's script again, from its top.
+    """
     if min(processes, len(specs)) <= 1:
         for spec in specs:
             make(spec)
             yield spec
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(specs)), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(processes, len(specs))) as pool:
         jobs = {pool.submit(make, spec): spec for spec in specs}
         for job in as_completed(jobs):
             job.result()

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import re
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from loky import ProcessPoolExecutor
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.sources import files
@@ -270,16 +269,15 @@ _worker: list[_One] = []
 
 
 def each_log(one: _One, logs: Sequence[str], processes: int, chunk: int) -> Generator[LogScan | str, None, None]:
-    """What each log holds, in order."""
+    """What each log holds, in order. The processes are loky's, which do not run the caller's script again."""
     if processes <= 1 or len(logs) <= 1:
         yield from map(one, logs)
         return
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(min(processes, len(logs)), context, _begin_worker, (one,)) as pool:
+    with ProcessPoolExecutor(min(processes, len(logs)), initializer=_begin_worker, initargs=(one,)) as pool:
         try:
             yield from pool.map(_in_worker, logs, chunksize=chunk)
         finally:  # when max_scenes ended the scan, do not read the rest
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(kill_workers=True)
 
 
 def _begin_worker(one: _One) -> None:

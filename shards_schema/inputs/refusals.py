@@ -13,7 +13,6 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-
 # what pydantic says in Python's words
 _PLAIN = {
     "tuple_type": "expected a list",

@@ -129,15 +129,22 @@ def test_a_program_is_told_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ls.plan(tmp_path / "mine.yaml").todo == ()
 
 
-def test_a_program_without_a_guard_is_told_too(tmp_path: Path) -> None:
-    """A script of a few lines; the recipe's processes would start it anew."""
-    navsim_root.write(tmp_path / "data", {f"log_{i}": 14 for i in range(10)})
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(given_recipe(tmp_path) | {"scan_processes": 2}))
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_program_without_a_guard_is_told_too(tmp_path: Path, drawn: bool) -> None:
+    """A script of a few lines, whose logs are read, or drawn, in processes: they must not run the script anew."""
+    recipe = given_recipe(tmp_path) | {"scan_processes": 2}
+    if drawn:
+        small = {"logs": 4, "frames": 14, "width": 64, "height": 36, "lidar_points": 0, "processes": 2}
+        recipe |= {"source": {"kind": "synthetic", "root": str(tmp_path / "data"), **small, "cameras": ["CAM_F0"]}}
+    else:
+        navsim_root.write(tmp_path / "data", {f"log_{i}": 14 for i in range(10)})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "script.py").write_text("import last_shards as ls\nprint(ls.plan('mine.yaml'))\n")
     environment = os.environ | {"PYTHONPATH": str(Path(ls.__file__).parents[1])}
     run = [sys.executable, "script.py"]
     done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("Forecast(10 scenes, with all images: samples 10, cosmos 10, vggt 10; ")
+    scenes = 4 if drawn else 10
+    assert done.stdout.startswith(f"Forecast({scenes} scenes, with all images: samples {scenes}, ")
 
 
 @pytest.mark.parametrize(
