@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -21,6 +22,7 @@ from pipeline.stores.fidelity import COSINE
 from pipeline.stores.places import OutText, Place
 from reports.inspection.facts import NAVTRAIN_SCENES
 from reports.storage.figures import HEAD, Figures, measure, stored
+from reports.storage.probed import Probed
 from reports.storage.restored import restore
 from reports.tables import table
 from shards_schema import layout
@@ -38,7 +40,9 @@ class FidelityConfig(StrictModel):
     columns: tuple[str, ...] | None = None
     """Of it; None is all teachers' columns."""
     samples: int = Field(default=64, ge=1)
-    """Of the dataset, spread over it."""
+    """Of the dataset, spread over it, whose bytes and cosines are measured."""
+    probes: int = Field(default=2000, ge=0)
+    """At most so many scenes, spread over it, that linear probes (`jobs.signal`) learn on; 0 is no probes."""
     sft: str | None = None
     """A recipe of `jobs.sft`; its targets are stored in each choice, and the student trained on each."""
     overrides: tuple[str, ...] = ()
@@ -56,14 +60,21 @@ def main(arguments: list[str]) -> dict[str, list[Figures]]:
         raise ConfigError("sft needs out=DIR (where the datasets and students go)")
     dataset = Dataset(config.data)
     results: dict[str, list[Figures]] = {}
-    for column in config.columns or [c for c in dataset.columns if c != layout.SAMPLES]:
+    columns = config.columns or [c for c in dataset.columns if c != layout.SAMPLES]
+    probed = Probed(dataset, columns, config.probes)
+    for column in columns:
         for spec, samples in stored(dataset, column, config.samples):
-            results[name := f"{column}/{spec.name}"] = measure(spec, samples)
+            lost = probed.choices(column, spec)
+            rows = [replace(f, probes=lost.get(f.choice)) for f in measure(spec, samples)]
+            results[name := f"{column}/{spec.name}"] = rows
             print(f"\n{name}: {spec.dtype} {list(spec.shape)}; {spec.meaning}")
-            print(table(HEAD, [f.row() for f in results[name]]), flush=True)
+            print(table(HEAD, [f.row() for f in rows]), flush=True)
+        for name, (largest, less) in probed.in_place(column).items():
+            print(f"\n{column}/{name} in place of {largest}: R2 lost {less.lost}, the most {less.most} of {less.worst}")
     print(
         f"\nTB for {NAVTRAIN_SCENES:,} scenes, tars alone (targets.zarr is as much again). int8 is offered where the "
-        f"1st percentile (p1) of both cosines is at least {COSINE}; the writer holds each shard to it."
+        f"1st percentile (p1) of both cosines is at least {COSINE}; the writer holds each shard to it.\n"
+        f"R2: {probed.about}."
     )
     for notice in dataset.manifest.notices:
         print(f"NOTE: {notice}")

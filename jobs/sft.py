@@ -63,7 +63,7 @@ def _print_opening(run: SFT) -> None:
     log(
         f"{len(run.train_tokens)} training samples, {len(run.held_tokens)} held out (whole logs) of {config.data}; "
         f"student {config.student.kind}, {student / 1e6:.2f} M weights, adapters {adapters / 1e6:.2f} M (in training); "
-        f"{config.counts['wm']} dynamics and {config.counts['geo']} geometry latents"
+        f"latents: {', '.join(f'{t.latents} of {t.column}/{t.target}' for t in config.aligned.values()) or 'none'}"
     )
     for notice in run.notices:
         log(f"WARNING: {notice}")

@@ -42,6 +42,7 @@ _TOLD = 0.2
 """R2 of a probe that can fail."""
 _SURE = 1.5
 """Halves of a 95 % interval that an entry must be better by, since each is held against all others."""
+_TOO_FEW = "too few to say what is usual"
 _MIXED = "Usual cause: another checkpoint or config in some run"
 _THREADS = 8
 _SIZES = (0.4, 2.5)
@@ -57,6 +58,12 @@ class Check:
     text: str
 
 
+def shard_of(dataset: Dataset) -> dict[str, int]:
+    """Token -> shard of every planned sample."""
+    plan = dataset.plan.table
+    return dict(zip(plan["token"].to_pylist(), plan["shard"].to_pylist(), strict=True))
+
+
 def of_shards(dataset: Dataset, column: str) -> dict[str, dict[int, ChannelStatistics]]:
     """Target -> shard -> its statistics, of the committed shards and the targets with a channel axis.
 
@@ -65,9 +72,8 @@ def of_shards(dataset: Dataset, column: str) -> dict[str, dict[int, ChannelStati
     """
     if not measured(dataset.columns[column].targets):
         return {}
-    plan = dataset.plan.table
-    shard_of = dict(zip(plan["token"].to_pylist(), plan["shard"].to_pylist(), strict=True))
-    numbers = sorted({shard_of[token] for token in dataset.tokens(column)})
+    shards = shard_of(dataset)
+    numbers = sorted({shards[token] for token in dataset.tokens(column)})
     volume, found = Volume(dataset.url), dict[str, dict[int, ChannelStatistics]]()
     read = map_ahead(lambda number: statistics.read_shard(volume, column, number), numbers, threads=_THREADS)
     for number, part in zip(numbers, read, strict=True):
@@ -80,17 +86,14 @@ def shards(by_number: Mapping[int, ChannelStatistics]) -> Check:
     """Whether a shard stands out among the others."""
     numbers, parts = list(by_number), list(by_number.values())
     if len(parts) < LEAST_SHARDS:
-        return Check("shards", "not told", f"{len(parts)} shards: too few to say what is usual")
+        return Check("shards", "not told", f"{len(parts)} shards: {_TOO_FEW}")
     rows = _described(parts, parts)
-    off = np.median(np.abs(rows - np.median(rows, axis=0)) / _usual(rows), axis=1)
-    worst = np.flatnonzero(off > APART)
-    if not len(worst):
-        return Check("shards", "good", f"no shard stands out (the furthest by {off.max():.1f} usual differences)")
-    named = ", ".join(f"{numbers[i]} (by {off[i]:.0f})" for i in worst[:8]) + ", ..." * (len(worst) > 8)
-    return Check(
+    off = np.median(np.abs(rows - np.median(rows, axis=0)) / _usual(rows, _LEAST), axis=1)
+    return _among_shards(
         "shards",
-        "bad",
-        f"shards that stand out, in usual differences of half of the channels: {named}. {_MIXED}",
+        f"no shard stands out (the furthest by {off.max():.1f} usual differences)",
+        "shards that stand out, in usual differences of half of the channels: ",
+        [f"{number} (by {away:.0f})" for number, away in zip(numbers, off, strict=True) if away > APART],
     )
 
 
@@ -105,20 +108,26 @@ def residuals(name: str, features: NDArray[np.float32], label: Float64, shards: 
     """
     numbers, place = np.unique(shards, return_inverse=True)
     if len(numbers) < LEAST_SHARDS:
-        return Check("probe", "not told", f"{len(numbers)} shards: too few to say what is usual")
+        return Check("probe", "not told", f"{len(numbers)} shards: {_TOO_FEW}")
     errors = probe(np.zeros((len(label), 0)), features, label, place % FOLDS, place)
     scenes = np.bincount(place)
     each = errors.full.sum(1) / scenes / (errors.mean.sum() / scenes.sum())
     if np.median(each) > 1 - _TOLD:
         return Check("probe", "not told", f"no label is told well enough; {name} with R2 {1 - np.median(each):.2f}")
-    off = each - np.median(each)
-    usual = max(1.4826 * float(np.median(np.abs(off))), 0.02)
-    worst = np.flatnonzero((off > APART * usual) & (each > 0.5))
-    told = f"error of {name} in units of its variance: {np.median(each):.2f} in the median shard"
-    if not len(worst):
-        return Check("probe", "good", f"{told}, {each.max():.2f} in the worst")
-    named = ", ".join(f"{each[i]:.2f} in shard {numbers[i]}" for i in worst[:8]) + ", ..." * (len(worst) > 8)
-    return Check("probe", "bad", f"{told}, {named}. {_MIXED}")
+    failed = errors.full.sum(1) > 0.5 * errors.mean.sum(1)  # else the label varies more there, and is told all the same
+    worst = (each - np.median(each) > APART * _usual(each, 0.02)) & (each > 0.5) & failed
+    told = f"error of {name} in units of its variance: {np.median(each):.2f} in the median shard, "
+    return _among_shards(
+        "probe",
+        f"{told}{each.max():.2f} in the worst",
+        told,
+        [f"{e:.2f} in shard {number}" for number, e, bad in zip(numbers, each, worst, strict=True) if bad],
+    )
+
+
+def _among_shards(kind: str, good: str, bad: str, worst: Sequence[str]) -> Check:
+    named = ", ".join(worst[:8]) + ", ..." * (len(worst) > 8)
+    return Check(kind, "bad", f"{bad}{named}. {_MIXED}") if worst else Check(kind, "good", good)
 
 
 def reference(parts: Sequence[ChannelStatistics], good: Sequence[ChannelStatistics]) -> Check:
@@ -126,7 +135,7 @@ def reference(parts: Sequence[ChannelStatistics], good: Sequence[ChannelStatisti
     if not good or len(good[0].mean) != len(parts[0].mean):
         return Check("reference", "not told", "the reference has no such target, or one of other channels")
     if max(len(good), len(parts)) < LEAST_SHARDS:
-        return Check("reference", "not told", "too few shards to say what is usual")
+        return Check("reference", "not told", f"shards: {_TOO_FEW}")
     ours, theirs = _described(parts, good), _described(good, good)
     usual = np.maximum(max((ours, theirs), key=len).std(axis=0, ddof=1), _LEAST)
     error = usual * np.sqrt(1 / len(ours) + 1 / len(theirs))
@@ -159,10 +168,10 @@ def _described(parts: Sequence[ChannelStatistics], unit: Sequence[ChannelStatist
     return np.concatenate((means, np.log(np.maximum(stds, floor))), axis=1)
 
 
-def _usual(rows: Float64) -> Float64:
-    """How far shards are apart, a robust standard deviation of each number."""
+def _usual(rows: Float64, least: float) -> Float64:
+    """How far shards are apart, a robust standard deviation of each number; no less than `least`."""
     away = 1.4826 * np.median(np.abs(rows - np.median(rows, axis=0)), axis=0)
-    return np.asarray(np.maximum(away, _LEAST))
+    return np.asarray(np.maximum(away, least))
 
 
 @dataclass(frozen=True)

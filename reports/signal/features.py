@@ -8,7 +8,7 @@ of a sample `dims` numbers are kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,11 @@ def probed(dataset: Dataset, column: str) -> list[TargetSpec]:
     return [s for s in floating if math.prod(s.fixed_shape)]
 
 
+def reader(dataset: Dataset, column: str, target: str) -> Callable[[str], NDArray[Any]]:
+    """Token -> the array of that target, of any thread."""
+    return lambda token: np.asarray(dataset.read(token, {column: [target]})[column][target])
+
+
 @dataclass(frozen=True, eq=False)
 class Features:
     """Of n samples.
@@ -58,18 +63,12 @@ class Features:
 
 
 def read(
-    dataset: Dataset,
-    column: str,
-    spec: TargetSpec,
-    tokens: Sequence[str],
-    dims: int,
-    names: Sequence[str] = (),
+    value: Callable[[str], NDArray[Any]], spec: TargetSpec, tokens: Sequence[str], dims: int, names: Sequence[str] = ()
 ) -> Features:
     """The features of a target.
 
     Args:
-        dataset: open with the column.
-        column: of the dataset.
+        value: token -> the target's array; called from several threads, twice for some.
         spec: of the target, as it is read.
         tokens: n, written in the column.
         dims: numbers that are kept of a sample; of each slot a quarter of them.
@@ -78,8 +77,7 @@ def read(
     grid = _grid(spec)
 
     def coarse(token: str) -> Float32:
-        array = np.asarray(dataset.read(token, {column: [spec.name]})[column][spec.name])
-        return _coarse(array, spec.dims, grid)
+        return _coarse(value(token), spec.dims, grid)
 
     subset = np.stack(list(map_ahead(coarse, spread(tuple(tokens), SUBSET), threads=_THREADS)))
     parts = {"": slice(None)}

@@ -19,6 +19,7 @@ from pipeline.reading.reader import Dataset
 from pipeline.stores.threads import map_ahead
 from questions.making.seeing import see
 from shards_schema import layout
+from shards_schema.poses import to_local
 from shards_schema.records import COMMANDS
 
 Float64 = NDArray[np.float64]
@@ -33,6 +34,9 @@ DIRECTIONS = {
 """Where the cameras of nuPlan's rig look, degrees, left positive; each sees some 32 to either side."""
 _HALF_VIEW = 32.0
 _SECONDS = (1, 2, 4)
+_THIRDS = ("left", "middle", "right")
+_THEN = 2
+"""Seconds after which the agent ahead is looked for once more; pdm's agents have a step each 0.1 s."""
 _THREADS = 4
 
 MEANINGS = {
@@ -41,15 +45,18 @@ MEANINGS = {
     **{f"{axis} {s} s": f"where the ego is after {s} s, {side}, m" for s in _SECONDS
        for axis, side in (("x", "forward"), ("y", "to the left"))},
     "distance ahead": f"to the nearest agent within {ASIDE_M:g} m aside of straight ahead; {AHEAD_M:g} m where none is",
+    f"distance ahead {_THEN} s": f"the same {_THEN} s later, from where the ego is then (pdm)",
     "class ahead": f"its class, one of {', '.join(AGENTS)} or none (one 0 or 1 each, R2 over all of them)",
     **{f"agents {third}": f"within {NEAR_M:g} m in the {third} third of the front image, half hidden at most"
-       for third in ("left", "middle", "right")},
+       for third in _THIRDS},
     "red light": "1 where one is red: on the route (pdm's v2), or, without that column, any that the log names",
     "path curvature": "of the path that is driven next, 1/m, where it is at least 4 m",
     "road curvature": f"of the {ROAD_M:g} m of the route's middle line ahead (pdm), 1/m",
 }  # fmt: skip
 KNOWN = frozenset(("speed", "yaw rate"))
 """What stands in ego status: nothing can be added to it."""
+LATER = frozenset((*(f"{axis} {s} s" for s in _SECONDS for axis in "xy"), f"distance ahead {_THEN} s"))
+"""What comes later: a target of frames after now must tell it better than one of now."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +64,6 @@ class Labels:
     """Of n scenes.
 
     Attributes:
-        tokens: n, in plan order.
         logs: n.
         status: float64 [n, s], what an ego-status baseline sees: poses, velocities and accelerations of history, the
             command, and products of what is now.
@@ -66,7 +72,6 @@ class Labels:
         around: camera -> float64 [n, 3]: agents in the left and the right half of where it looks, and how near one is.
     """
 
-    tokens: tuple[str, ...]
     logs: tuple[str, ...]
     status: Float64
     values: Mapping[str, Float64]
@@ -82,8 +87,10 @@ def read(dataset: Dataset, tokens: Sequence[str]) -> Labels:
         tokens: written in `samples`.
     """
     judge = next((c for c in dataset.columns if {"centerline", "ego_state"} <= dataset.specs(c).keys()), None)
-    lights = judge is not None and "v2_light_active" in dataset.specs(judge)
-    asked = ["centerline", *(["v2_light_active"] if lights else [])]
+    told = {} if judge is None else dataset.specs(judge)
+    version = "v1" if "v1_agents_pose" in told else "v2"
+    agents = [f"{version}_agents_{part}" for part in ("pose", "valid", "is_agent")]
+    asked = [name for name in ("centerline", "v2_light_active", *agents) if name in told]
     judged = frozenset(dataset.tokens(judge)) if judge is not None else frozenset[str]()
 
     def one(token: str) -> tuple[str, Float64, dict[str, Float64]]:
@@ -100,7 +107,6 @@ def read(dataset: Dataset, tokens: Sequence[str]) -> Labels:
         **{name: _why(name, judge) for name in MEANINGS if np.isnan(values[name]).all()},
     }
     return Labels(
-        tokens=tuple(tokens),
         logs=tuple(row[0] for row in rows),
         status=np.stack([row[1] for row in rows]),
         values={name: values[name] for name in MEANINGS if name not in absent},
@@ -110,7 +116,7 @@ def read(dataset: Dataset, tokens: Sequence[str]) -> Labels:
 
 
 def _why(name: str, judge: str | None) -> str:
-    if name == "road curvature" and judge is None:
+    if name in ("road curvature", f"distance ahead {_THEN} s") and judge is None:
         return "needs a pdm column"
     if name == "red light":
         return "no log names the state of a light"
@@ -141,10 +147,12 @@ def _values(document: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[str,
     future = np.array(document["future"]["trajectory"], dtype=np.float64).reshape(-1, 3)
     ahead = [(f["timestamp"] - document["timestamp"]) * 1e-6 for f in document["frames"] if f["step"] > 0]
     out = {"speed": [math.hypot(*document["ego"]["velocity"])], "yaw rate": [_yaw_rate(document, math.nan)]}
+    there = dict[int, Float64]()
     for seconds in _SECONDS:
         at = [i for i, t in enumerate(ahead[: len(future)]) if abs(t - seconds) < 0.05]
-        x, y = future[at[0], :2].tolist() if at else (math.nan, math.nan)
-        out |= {f"x {seconds} s": [x], f"y {seconds} s": [y]}
+        there[seconds] = future[at[0]] if at else np.full(3, math.nan)
+        out |= {f"{axis} {seconds} s": [float(there[seconds][i])] for i, axis in enumerate("xy")}
+    out[f"distance ahead {_THEN} s"] = [distance_then(judged, there[_THEN])]
     steps = np.diff(future[:, :2], axis=0, prepend=np.zeros((min(1, len(future)), 2)))
     length = float(np.hypot(*steps.T).sum())
     out["path curvature"] = [math.remainder(float(future[-1, 2]), math.tau) / length if length >= 4 else math.nan]
@@ -154,6 +162,23 @@ def _values(document: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[str,
         lights = [float(judged["v2_light_active"][:, :1].any())]
     out["red light"] = [max(lights, default=math.nan)]
     return {name: np.array(value) for name, value in {**out, **_agents(document)}.items()}
+
+
+def distance_then(judged: Mapping[str, Any], ego: Float64) -> float:
+    """How far the nearest agent ahead is after `_THEN` seconds, from where the ego, [x, y, heading], is by then."""
+    told = {name.partition("_agents_")[2]: value for name, value in judged.items() if "_agents_" in name}
+    if not told or np.isnan(ego).any():
+        return math.nan
+    step = 10 * _THEN
+    agents = np.asarray(told["pose"], dtype=np.float64)[told["valid"][:, step] & told["is_agent"], step]
+    return _ahead(to_local(agents, ego)[:, :2])[1]
+
+
+def _ahead(places: Float64) -> tuple[int | None, float]:
+    """Which of [N, 2] is the nearest straight ahead of the origin, and how far; `AHEAD_M` where none is."""
+    before = [i for i, (x, y) in enumerate(places) if 0 < x <= AHEAD_M and abs(y) < ASIDE_M]
+    first = min(before, key=lambda i: float(places[i, 0]), default=None)
+    return first, AHEAD_M if first is None else float(places[first, 0])
 
 
 def _road(line: Float64) -> float:
@@ -174,17 +199,16 @@ def _road(line: Float64) -> float:
 def _agents(document: Mapping[str, Any]) -> dict[str, list[float]]:
     labels = document["annotations"]
     if labels is None:
-        nothing = {"distance ahead": [math.nan], "class ahead": [math.nan] * (len(AGENTS) + 1)}
-        nothing |= {f"agents {third}": [math.nan] for third in ("left", "middle", "right")}
+        one = {name: [math.nan] for name in ("distance ahead", *(f"agents {third}" for third in _THIRDS))}
+        nothing = {**one, "class ahead": [math.nan] * (len(AGENTS) + 1)}
         return {**nothing, **{camera: [math.nan] * 3 for camera in DIRECTIONS}}
     boxes = np.array(labels["boxes"], dtype=np.float64).reshape(-1, 7)
     names, away = labels["names"], np.hypot(boxes[:, 0], boxes[:, 1])
     agents = [i for i in range(len(names)) if names[i] in AGENTS]
-    before = [i for i in agents if 0 < boxes[i, 0] <= AHEAD_M and abs(boxes[i, 1]) < ASIDE_M]
-    first = min(before, key=lambda i: float(boxes[i, 0]), default=None)
-    kind = "none" if first is None else names[first]
+    first, distance = _ahead(boxes[agents, :2])
+    kind = "none" if first is None else names[agents[first]]
     out = {
-        "distance ahead": [AHEAD_M if first is None else float(boxes[first, 0])],
+        "distance ahead": [distance],
         "class ahead": [float(kind == c) for c in (*AGENTS, "none")],
     }
     near = [i for i in agents if away[i] < NEAR_M]
@@ -202,4 +226,4 @@ def _agents(document: Mapping[str, Any]) -> dict[str, list[float]]:
         shown = [s for s in see({**document, "annotations": some}, "cam_f0") if s.hidden <= 0.5]
         places = [min(2, max(0, int(3 * s.centre[0] / width))) for s in shown]
         thirds = [float(places.count(i)) for i in range(3)]
-    return {**out, **{f"agents {side}": [n] for side, n in zip(("left", "middle", "right"), thirds, strict=True)}}
+    return {**out, **{f"agents {third}": [n] for third, n in zip(_THIRDS, thirds, strict=True)}}

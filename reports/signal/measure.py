@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 from pipeline.reading.reader import Dataset
 from reports.intervals import Interval
-from reports.signal import checks, features, labels, probe
+from reports.signal import checks, features
 from reports.signal.checks import Check
-from reports.signal.labels import KNOWN, Labels
-from reports.signal.probe import Errors, Float64, Int
+from reports.signal.ground import Ground
+from reports.signal.labels import KNOWN, LATER
+from reports.signal.probe import Errors, Int
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError
 from shards_schema.statistics import ChannelStatistics
 from trainer.splits import spread
 
-_Probed = dict[str, tuple[int, list[Errors]]]
-
 LEAST = 0.01
 """Of R2: what is less is not called something."""
+RANDOM, NOW = "random weights", "frames of now"
+"""What a target is held against, where the dataset has it: a target of the same name in another column of its kind."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Told:
         status: R2 of ego status.
         adds: R2 of status and target less that of status; None for a label that stands in status.
         shuffled_adds: the same, with the features of another scene.
-        over_random: `alone` less the same of the target's twin with random weights; None without one.
+        over: `RANDOM`, `NOW` -> `alone` less the same of that target.
     """
 
     scenes: int
@@ -45,31 +46,35 @@ class Told:
     status: float
     adds: Interval | None
     shuffled_adds: float
-    over_random: Interval | None = None
+    over: Mapping[str, Interval]
 
     @property
     def knows(self) -> bool:
         """Whether the target alone tells something."""
-        return _something(self.alone, self.shuffled)
+        return something(self.alone, self.shuffled)
 
     @property
     def pays(self) -> bool:
         """Whether it tells more than ego status does."""
-        return self.adds is not None and _something(self.adds, self.shuffled_adds)
+        return self.adds is not None and something(self.adds, self.shuffled_adds)
 
 
-def _something(found: Interval, shuffled: float) -> bool:
-    return found.middle >= max(LEAST, shuffled) and found.excludes_zero
+def something(found: Interval, least: float = LEAST) -> bool:
+    """Whether an R2 is more than nothing, and than `least`."""
+    return found.middle >= max(LEAST, least) and found.excludes_zero
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target of a column: how its features were made, what they tell by label, and what the checks say."""
+    """A target of a column: how its features were made, what they tell by label, and what the checks say.
+
+    `against` names the targets that it is held against, by `RANDOM` and `NOW`.
+    """
 
     name: str
     how: str
     random_weights: bool
-    twin: str | None
+    against: Mapping[str, str]
     told: Mapping[str, Told]
     checks: Sequence[Check]
 
@@ -94,20 +99,6 @@ class Signal:
     logs: int
     folds: int
     targets: Sequence[Target]
-    absent: Mapping[str, str]
-
-
-@dataclass(frozen=True, eq=False)
-class _Ground:
-    """What all targets are probed on; `groups` are labels that are known of the same scenes, `order` shuffles."""
-
-    labels: Labels
-    status: Float64
-    folds: Int
-    logs: Int
-    shards: Int
-    order: Int
-    groups: Sequence[tuple[NDArray[np.bool_], Sequence[str]]]
     absent: Mapping[str, str]
 
 
@@ -149,119 +140,78 @@ def measure(
     if not written:
         raise DatasetError(f"{dataset.url}: no scene is written in all of samples, {', '.join(chosen)}; finish the run")
     tokens = spread(written, samples)
-    folds = probe.folds_of(dataset, tokens, seed)
     say(f"labels of {len(tokens)} scenes")
-    plan = dataset.plan.table
-    shard_of = dict(zip(plan["token"].to_pylist(), plan["shard"].to_pylist(), strict=True))
-    ground = _ground(labels.read(dataset, tokens), folds, np.array([shard_of[token] for token in tokens]), seed)
-    errors: dict[str, _Probed] = {}
-    made: dict[str, tuple[str, str, list[Check]]] = {}
+    ground = Ground.of(dataset, tokens, seed)
+    order, shards = np.random.default_rng(seed).permutation(len(tokens)), checks.shard_of(dataset)
+    errors: dict[str, Sequence[dict[str, Errors]]] = {}
+    made: dict[str, tuple[str, list[Check]]] = {}
     for column in chosen:
-        shards = checks.of_shards(dataset, column)
+        says = dataset.columns[column].provenance
+        parts = checks.of_shards(dataset, column)
         good = {} if reference is None or column not in reference.columns else checks.of_shards(reference, column)
         for spec in specs[column]:
             name = f"{column}/{spec.name}"
             say(name)
-            axis = checks.axis_of(spec, dataset.columns[column].provenance)
-            found = features.read(dataset, column, spec, tokens, dims, () if axis is None else axis.names)
-            errors[name] = _probed(ground, found.values)
-            standardised = spec.name == "latent" and dataset.columns[column].provenance.get("kind") == "cosmos"
-            told = _statistics(shards.get(spec.name), good.get(spec.name, {}), reference is not None, standardised)
-            told += _residuals(ground, errors[name], found.values)
+            axis = checks.axis_of(spec, says)
+            value = features.reader(dataset, column, spec.name)
+            found = features.read(value, spec, tokens, dims, () if axis is None else axis.names)
+            alone, *rest = (
+                ground.probed(x, base) for base in (None, ground.status) for x in (found.values, found.values[order])
+            )
+            errors[name] = alone, *rest
+            standardised = spec.name == "latent" and says.get("kind") == "cosmos"
+            told = _statistics(parts.get(spec.name), good.get(spec.name, {}), reference is not None, standardised)
+            told += _residuals(ground, alone, found.values, np.array([shards[token] for token in tokens]))
             if axis is not None:
                 told += checks.slots(axis, found, ground.labels, ground.folds, ground.logs)
-            made[name] = column, found.how, told
-    random = {c for c in chosen if dataset.columns[c].random_weights}
+            made[name] = found.how, told
     targets = []
-    for name, (column, how, told) in made.items():
-        twin = None if column in random else _twin(dataset, column, name.partition("/")[2], random)
-        by_label = _told(errors[name], None if twin is None else errors[twin])
-        targets.append(Target(name, how, column in random, twin, by_label, told))
+    for name, (how, told) in made.items():
+        column, _, target = name.partition("/")
+        against = _against(dataset, column, target, chosen)
+        by_label = {
+            label: _told(ground.scenes[label], label, [e[label] for e in errors[name]],
+                         {why: errors[other][0][label] for why, other in against.items()})
+            for label in ground.labels.values
+        }  # fmt: skip
+        targets.append(Target(name, how, dataset.columns[column].random_weights, against, by_label, told))
     return Signal(
         url=dataset.url,
         notices=dataset.manifest.notices,
         scenes=len(tokens),
         written=len(written),
         logs=int(ground.logs.max()) + 1,
-        folds=len(np.unique(folds)),
+        folds=len(np.unique(ground.folds)),
         targets=targets,
-        absent=ground.absent,
+        absent=ground.labels.absent,
     )
 
 
-def _ground(known: Labels, folds: Int, shards: Int, seed: int) -> _Ground:
-    absent, values = dict(known.absent), {}
-    for name, label in known.values.items():
-        there = ~np.isnan(label).any(1)
-        if len(np.unique(folds[there])) < 3:
-            absent[name] = "fewer than three held-out parts of the logs tell it"
-        elif (label[there] == label[there][0]).all():
-            absent[name] = f"it is the same in all of its {int(there.sum())} scenes"
-        else:
-            values[name] = label
-    return _Ground(
-        labels=replace(known, values=values),
-        status=probe.standardised(known.status),
-        folds=folds,
-        logs=np.unique(known.logs, return_inverse=True)[1].astype(np.int64),
-        shards=shards,
-        order=np.random.default_rng(seed).permutation(len(folds)),
-        groups=probe.groups(values),
-        absent=absent,
-    )
-
-
-def _probed(ground: _Ground, values: NDArray[np.float32]) -> _Probed:
-    """Label -> its scenes, and the errors of: alone, shuffled, over status, shuffled over status."""
-    out: _Probed = {}
-    for there, names in ground.groups:
-        label = np.concatenate([ground.labels.values[name][there] for name in names], axis=1)
-        blank, status = np.zeros((int(there.sum()), 0)), ground.status[there]
-        own, other = values[there], values[ground.order][there]
-        four = [
-            probe.probe(base, x, label, ground.folds[there], ground.logs[there])
-            for base, x in ((blank, own), (blank, other), (status, own), (status, other))
-        ]
-        at = 0
-        for name in names:
-            part = slice(at, at := at + ground.labels.values[name].shape[1])
-            out[name] = int(there.sum()), [Errors(e.mean[:, part], e.base[:, part], e.full[:, part]) for e in four]
-    return out
-
-
-def _residuals(ground: _Ground, probed: _Probed, values: NDArray[np.float32]) -> list[Check]:
+def _residuals(ground: Ground, alone: Mapping[str, Errors], values: NDArray[np.float32], shards: Int) -> list[Check]:
     """The check of shards by the label that is told best."""
-    left = {name: float(alone.full.sum() / alone.mean.sum()) for name, (_, (alone, *_)) in probed.items()}
+    left = {name: float(e.full.sum() / e.mean.sum()) for name, e in alone.items()}
     if not left:
         return []
     best = min(left, key=left.__getitem__)
     label = ground.labels.values[best]
     there = ~np.isnan(label).any(1)
-    return [checks.residuals(best, values[there], label[there], ground.shards[there])]
+    return [checks.residuals(best, values[there], label[there], shards[there])]
 
 
-def _told(probed: _Probed, twin: _Probed | None) -> dict[str, Told]:
-    out = {}
-    for name, (scenes, (alone, shuffled, over, over_shuffled)) in probed.items():
-        own, status = probe.r2(alone.full, alone.mean), probe.r2(over.base, over.mean)
-        assert own is not None, "a label that varies has an error of its mean"
-        assert status is not None
-        before = over.base if status.middle > 0 else over.mean  # who would use what is worse than nothing
-        out[name] = Told(
-            scenes=scenes,
-            alone=own,
-            shuffled=_middle(probe.r2(shuffled.full, shuffled.mean)),
-            status=status.middle,
-            adds=None if name in KNOWN else probe.r2(over.full, over.mean, before),
-            shuffled_adds=_middle(probe.r2(over_shuffled.full, over.mean, before)),
-            over_random=None if twin is None else probe.r2(alone.full, alone.mean, twin[name][1][0].full),
-        )
-    return out
-
-
-def _middle(found: Interval | None) -> float:
-    assert found is not None
-    return found.middle
+def _told(scenes: int, label: str, probed: Sequence[Errors], others: Mapping[str, Errors]) -> Told:
+    """Of the errors of: alone, shuffled, over status, shuffled over status; and of other targets alone."""
+    alone, shuffled, over, over_shuffled = probed
+    status = replace(over, full=over.base).r2()
+    before = over.base if status.middle > 0 else over.mean  # who would use what is worse than nothing
+    return Told(
+        scenes=scenes,
+        alone=alone.r2(),
+        shuffled=shuffled.r2().middle,
+        status=status.middle,
+        adds=None if label in KNOWN else over.r2(before),
+        shuffled_adds=over_shuffled.r2(before).middle,
+        over={why: alone.r2(e.full) for why, e in others.items() if why == RANDOM or label in LATER},
+    )
 
 
 def _statistics(
@@ -282,11 +232,24 @@ def _statistics(
     return out
 
 
-def _twin(dataset: Dataset, column: str, target: str, random: Collection[str]) -> str | None:
-    """The same target of a column of the same kind with random weights."""
+def _against(dataset: Dataset, column: str, target: str, chosen: Sequence[str]) -> dict[str, str]:
+    """What a target is held against, `RANDOM` and `NOW`: the same target of a column of the same kind that has random
+    weights; and, where its own frames are all after now, of one whose frames are not. Views and times may be others.
+    """
 
-    def described(of: str) -> tuple[object, object]:
+    def described(of: str) -> tuple[object, ...]:
         spec = dataset.specs(of).get(target)
-        return spec and spec.shape, dataset.columns[of].provenance.get("kind")
+        shape = spec and (spec.shape if "window" not in dataset.columns[of].provenance else spec.shape[1:])
+        return spec and spec.dims, shape, dataset.columns[of].provenance.get("kind")
 
-    return next((f"{c}/{target}" for c in sorted(random) if described(c) == described(column)), None)
+    def ahead(of: str) -> bool:
+        return bool(min(dataset.columns[of].provenance.get("window", [0])) > 0)
+
+    random = {c for c in chosen if dataset.columns[c].random_weights}
+    alike = [c for c in sorted(chosen) if c != column and described(c) == described(column)]
+    found = {}
+    if column not in random:
+        found[RANDOM] = next((c for c in alike if c in random and ahead(c) == ahead(column)), None)
+    if ahead(column):
+        found[NOW] = next((c for c in alike if (c in random) == (column in random) and not ahead(c)), None)
+    return {why: f"{other}/{target}" for why, other in found.items() if other is not None}

@@ -26,6 +26,8 @@ Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 FOLDS = 5
+LEAST_LOGS = 3
+"""So that something is left to choose a penalty by."""
 PENALTIES = (*10.0 ** np.arange(-5, 2), np.inf)
 """A sample, of features with a mean square of 1; infinity is last."""
 
@@ -34,11 +36,11 @@ def folds_of(dataset: Dataset, tokens: Sequence[str], seed: int) -> Int:
     """Which fold each token is in, int64 [n]; the first fold is what a trainer holds out with the same share and seed.
 
     Raises:
-        DatasetError: fewer than three logs, so that nothing is left to choose a penalty by.
+        DatasetError: fewer than three logs.
     """
     log_of = logs_of(dataset)
     logs = {log_of[token] for token in tokens}
-    if len(logs) < 3:
+    if len(logs) < LEAST_LOGS:
         raise DatasetError(
             f"{dataset.url}: {len(logs)} logs with scenes to probe; probes hold whole logs out, which takes at least "
             "three of them"
@@ -63,6 +65,12 @@ class Errors:
     mean: Float64
     base: Float64
     full: Float64
+
+    def r2(self, before: Float64 | None = None) -> Interval:
+        """`r2` of both, of a label that varies; less that of a probe with the errors `before`, where they are given."""
+        found = r2(self.full, self.mean, before)
+        assert found is not None, "a label that varies has an error of its mean"
+        return found
 
 
 def probe(base: Float64, features: NDArray[np.floating], labels: Float64, folds: Int, logs: Int) -> Errors:

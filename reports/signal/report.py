@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from reports import pages
 from reports.signal.labels import MEANINGS
-from reports.signal.measure import LEAST, Signal, Target, Told
+from reports.signal.measure import LEAST, NOW, RANDOM, Signal, Target, Told
 from reports.tables import table
 
 
@@ -58,14 +58,22 @@ def sentences(target: Target) -> list[str]:
         out.append(f"{target.name} adds over status for {added}{'; nothing for ' * bool(rest)}{', '.join(rest)}.")
     elif asked:
         out.append(f"{target.name} adds nothing over status for {', '.join(asked)}. {cause(target)}")
-    if target.twin is not None:
-        better = [n for n, t in target.told.items() if t.over_random and t.over_random.middle > t.over_random.half]
-        told = f"better than random weights ({target.twin}) for {', '.join(better)}" if better else (
-            f"no better than random weights ({target.twin}) for anything: the weights were perhaps not loaded"
-        )  # fmt: skip
-        out.append(f"{target.name} is {told}.")
+    for why, other in target.against.items():
+        over = {name: told.over[why] for name, told in target.told.items() if why in told.over}
+        better = [name for name, found in over.items() if found.middle > found.half]
+        out.append(
+            f"{target.name} is better than {why} ({other}) for {', '.join(better)}."
+            if better
+            else f"{target.name} is no better than {why} ({other}) for anything{_NO_BETTER[why]}."
+        )
     out += [f"{target.name}, {c.kind}: LOOK HERE: {c.text}." for c in target.checks if c.verdict == "bad"]
     return out
+
+
+_NO_BETTER = {
+    RANDOM: ": the weights were perhaps not loaded",
+    NOW: " that comes later: its frames are perhaps not those that its window names",
+}
 
 
 def cause(target: Target) -> str:
@@ -108,6 +116,6 @@ def _detail(name: str, told: Told) -> Sequence[str]:
         f"{told.status:+.3f}",
         "stands in status" if told.adds is None else told.adds.text(digits=3),
         f"{told.shuffled_adds:+.3f}",
-        "-" if told.over_random is None else told.over_random.text(digits=3),
+        *(told.over[why].text(digits=3) if why in told.over else "-" for why in (RANDOM, NOW)),
         "adds" if told.pays else "knows" if told.knows else "",
     ]

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from pipeline.reading.reader import Dataset
 from pipeline.stores.fidelity import COSINE, cosines, standardised, vectors
 from reports.inspection.facts import NAVTRAIN_SCENES
+from reports.storage.probed import HEAD as PROBES
+from reports.storage.probed import Lost
 from shards_schema.codecs import npy_bytes
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics
@@ -32,7 +34,7 @@ _ZSTD = 3
 
 HEAD = [
     "stored as", "B a sample", "TB", "zstd-3", "cosine", "p1", "min", "standardised", "p1", "min", "rel. L2",
-    "overflow", "",
+    "overflow", *PROBES, "",
 ]  # fmt: skip
 
 
@@ -63,6 +65,7 @@ class Figures:
         relative: L2 norm of the error over that of the values.
         overflow: finite values (int8: groups) that the choice cannot hold.
         quarantined: samples that have one.
+        probes: what linear probes lose by it; None where they were not asked, or tell nothing.
     """
 
     choice: str
@@ -74,6 +77,7 @@ class Figures:
     relative: float
     overflow: int
     quarantined: int
+    probes: Lost | None = None
 
     def row(self) -> list[str]:
         """A line of the table, below `HEAD`."""
@@ -87,6 +91,7 @@ class Figures:
             *(cell for cells in spreads for cell in cells),
             f"{self.relative:.1e}",
             str(self.overflow),
+            *(["-"] * len(PROBES) if self.probes is None else self.probes.row()),
             f"quarantines {self.quarantined}" if self.quarantined else verdict,
         ]
 
@@ -95,7 +100,8 @@ class Figures:
         spreads = {"cosine": self.cosine, "standardised": self.standardised}
         plain = ("choice", "computed", "offered", "size", "zstd", "relative", "overflow", "quarantined")
         return {name: getattr(self, name) for name in plain} | {
-            name: s and dict(zip(("mean", "p1", "min"), s, strict=True)) for name, s in spreads.items()
+            **{name: s and dict(zip(("mean", "p1", "min"), s, strict=True)) for name, s in spreads.items()},
+            "probes": self.probes and self.probes.to_json(),
         }
 
     @property

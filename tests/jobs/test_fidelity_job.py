@@ -122,6 +122,8 @@ def test_the_whole_job(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [f.choice for f in found["toy/mean"]] == ["float32", "float16", "bfloat16", "int8"]
     assert "toy/path" not in found
     assert "NOTE: Made with RANDOM WEIGHTS" in text
+    assert "R2: of linear probes on 20 scenes of 4 logs" in text
+    assert "R2 lost (95 %)" in text
     document = json.loads((tmp_path / "out" / "fidelity.json").read_text())
     assert set(document["sft"]) == {"as it is", "int8"}  # the grid is float16 already
     for rows in document["sft"].values():
@@ -129,4 +131,5 @@ def test_the_whole_job(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     before, after = (document["sft"][c]["cosine_wm"] for c in ("as it is", "int8"))
     assert after == pytest.approx(before, abs=0.1)
     assert before != after
+    assert all("probes" in row for rows in document["targets"].values() for row in rows)
     assert document["targets"]["toy/grid"][1]["size"] == found["toy/grid"][1].size

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,131 +15,30 @@ from jobs import config as job_config
 from jobs import signal as job
 from jobs.recipe import TeachersConfig
 from pipeline.reading.reader import Dataset
-from reports.signal import report
-from reports.signal.labels import DIRECTIONS, KNOWN
-from reports.signal.measure import Signal, measure
+from reports.signal import checks, labels, report
+from reports.signal.labels import KNOWN, LATER
+from reports.signal.measure import NOW, Signal, measure
 from shards_schema.errors import ConfigError, DatasetError
-from shards_schema.records import Annotations, Frame, Scene
-from shards_schema.specs import TargetSpec
-from teachers.base import ImageRequest, Targets, TeacherInput
+from shards_schema.records import Scene
 from teachers.registry import build_teacher
 from tests.blocks import DOCS, block
-from tests.committed import begin, commit
+from tests.committed import begin
 from tests.pages import Page
+from tests.reports.invented import (
+    CAMERAS,
+    FRAMES,
+    LOGS,
+    SHARD,
+    Float64,
+    Invented,
+    Street,
+    around,
+    made,
+    next_second,
+    speed,
+)
 from tests.test_tutorial import jobs_of
-from tests.toys import ToySource, write_images
-
-Float64 = np.ndarray[Any, np.dtype[np.float64]]
-
-FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
-LOGS, FRAMES, SHARD = 16, 13, 18
-CAMERAS = ("CAM_F0", "CAM_L0", "CAM_R0")
-
-
-@dataclass(frozen=True)
-class Street(ToySource):
-    """Each step of a drive is drawn by itself, so that no status tells the next; agents stand anywhere around."""
-
-    logs: int = LOGS
-    frames: int = FRAMES
-    known: bool = True
-
-    def _frame(self, log: str, index: int) -> Frame:
-        number, frame = int(log[3:]), super()._frame(log, index)
-        steps = np.random.default_rng([number, 1]).uniform(1, 5, self.frames + 1)
-        rng = np.random.default_rng([number, index, 2])
-        away, bearing = rng.uniform(6, 38, 24), rng.uniform(-math.pi, math.pi, 24)
-        boxes = np.zeros((24, 7))
-        boxes[:, 0], boxes[:, 1] = away * np.cos(bearing), away * np.sin(bearing)
-        boxes[:, 2], boxes[:, 3:6] = 0.5, 0.6
-        names = tuple(("vehicle", "pedestrian", "bicycle", "barrier")[i % 4] for i in range(24))
-        camera = replace(
-            frame.cameras["CAM_F0"], sensor2ego_rotation=FORWARD, sensor2ego_translation=np.array([1.0, 0, 1.5])
-        )
-        return replace(
-            frame,
-            ego_pose=np.array([steps[: index + 1].sum(), 5.0, 0.0]),
-            velocity=np.array([2 * steps[index], 0.0]),
-            cameras={"CAM_F0": camera},
-            annotations=Annotations(
-                boxes=boxes, names=names, velocity=np.zeros((24, 3)), track_tokens=tuple(map(str, range(24)))
-            )
-            if self.known
-            else None,
-        )
-
-
-def speed(scene: Scene) -> Float64:
-    return scene.current.velocity[:1]
-
-
-def next_second(scene: Scene) -> Float64:
-    return scene.future_trajectory()[1, :1]
-
-
-def around(camera: str) -> Callable[[Scene], Float64]:
-    """Agents in the left and the right half of what a camera sees within 40 m."""
-
-    def tell(scene: Scene) -> Float64:
-        found = scene.current.annotations
-        assert found is not None
-        aside = np.degrees(np.arctan2(found.boxes[:, 1], found.boxes[:, 0])) - DIRECTIONS[camera]
-        agent = np.array([name != "barrier" for name in found.names])
-        left, right = agent & (aside > 0) & (aside < 32), agent & (aside < 0) & (aside > -32)
-        return np.array([left.sum(), right.sum()], float)
-
-    return tell
-
-
-@dataclass
-class Invented:
-    """A teacher that knows: entry i of its first axis mixes what `tells[i]` says of a scene, and noise."""
-
-    name: str
-    tells: Sequence[Callable[[Scene], Float64]] = (speed,)
-    dims: tuple[str, ...] = ("token", "channel")
-    says: dict[str, Any] = field(default_factory=dict)
-    random_weights: bool = False
-    target: str = "grid"
-    seed: int = 0
-    gain: float = 1.0
-    aside: float = 3.0
-    other_logs: frozenset[str] = frozenset()
-    shuffle: bool = False
-    batch_size: int = 4
-
-    @property
-    def specs(self) -> tuple[TargetSpec, ...]:
-        shape = (len(self.tells), 12, *[1] * (len(self.dims) - 2))
-        return (
-            TargetSpec(name=self.target, dims=self.dims, shape=shape, dtype="float32", unit="1", meaning="invented"),
-        )
-
-    def provenance(self) -> dict[str, Any]:
-        return {"gain": 1.0, **self.says}  # not what it does: that is the harm
-
-    def requests(self, scene: Scene) -> list[ImageRequest]:
-        return []
-
-    def preprocess(self, image: Any) -> Any:
-        return image
-
-    def load(self, device: str) -> None:
-        pass
-
-    def compute(self, batch: Sequence[TeacherInput]) -> list[Targets]:
-        return [{self.target: self._grid(item.scene)} for item in batch]
-
-    def _grid(self, scene: Scene) -> Any:
-        noise = np.random.default_rng([int(scene.token, 16) % 2**32, int(scene.token, 16) >> 32, self.seed])
-        weights = np.random.default_rng(self.seed + 100 * (scene.log in self.other_logs))
-        out = []
-        order = noise.permutation(len(self.tells)) if self.shuffle else range(len(self.tells))
-        for i in order:
-            told = self.tells[i](scene)
-            mixed = told @ weights.normal(size=(len(told), 12)) + self.aside * weights.normal(size=12)
-            out.append(self.gain * (mixed + 0.1 * noise.normal(size=12)))
-        return np.array(out, dtype=np.float32).reshape(self.specs[0].fixed_shape)
+from tests.toys import write_images
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +46,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Street:
     root = tmp_path_factory.mktemp("street")
     write_images(root, logs=LOGS, frames=FRAMES)
     return Street(str(root))
-
-
-def made(source: ToySource, out: Path, *teachers: Invented) -> Dataset:
-    commit(source, out, teachers, shard_size=SHARD, zarr=False)
-    return Dataset(str(out))
 
 
 def signal(dataset: Dataset, reference: Dataset | None = None, samples: int = 1000) -> Signal:
@@ -250,6 +142,41 @@ def test_a_twin_with_random_weights_is_held_against_it(source: Street, tmp_path:
     assert "zero/grid is" not in told["zero/grid"]
 
 
+def test_frames_that_come_later_are_held_against_those_of_now(source: Street, tmp_path: Path) -> None:
+    """Of columns of one kind; a window whose frames are those of now after all is told by what it does not know."""
+    now = Invented("now", [around("CAM_F0")], ("view", "channel"), {"window": [0]})
+    later = Invented("later", [next_second, next_second], ("view", "channel"), {"window": [2, 4]})
+    wrong = Invented("wrong", [around("CAM_F0")], ("view", "channel"), {"window": [2]})
+    found = signal(made(source, tmp_path / "out", now, later, wrong))
+    assert {target.name: target.against for target in found.targets} == {
+        "now/grid": {}, "later/grid": {NOW: "now/grid"}, "wrong/grid": {NOW: "now/grid"}
+    }  # fmt: skip
+    told = said(found)
+    assert "later/grid is better than frames of now (now/grid) for x 1 s." in told["later/grid"]
+    assert (
+        "wrong/grid is no better than frames of now (now/grid) for anything that comes later: its" in told["wrong/grid"]
+    )
+    over = next(t for t in found.targets if t.name == "later/grid").told
+    assert over["x 1 s"].over[NOW].middle > 0.8
+    assert "agents left" not in LATER
+    assert over["agents left"].over == {}
+    assert not over["x 1 s"].over.keys() - {NOW}
+
+
+def test_the_agent_ahead_in_two_seconds_is_looked_for_from_where_the_ego_is_then() -> None:
+    """The ego has gone 10 m and turned left; of the agents that are there by then, one stands 7 m before it."""
+    pose, valid = np.zeros((4, 41, 3), np.float32), np.ones((4, 41), bool)
+    pose[:, 20, :2] = [(10, 7), (10, 5), (10, 3), (17, 0)]  # 3 m before it is not an agent, 5 m away is gone by then
+    valid[1, 20] = False
+    told = {"v2_agents_pose": pose, "v2_agents_valid": valid, "v2_agents_is_agent": np.array([1, 1, 0, 1], bool)}
+    left = np.array([10.0, 0.0, math.pi / 2])
+    assert labels.distance_then({**told, "centerline": pose}, left) == pytest.approx(7)
+    assert labels.distance_then(told, np.array([10.0, 0.0, 0.0])) == pytest.approx(7)  # the last one, straight on
+    assert labels.distance_then(told, np.array([10.0, 0.0, math.pi])) == labels.AHEAD_M  # nobody there
+    assert math.isnan(labels.distance_then(told, np.full(3, math.nan)))
+    assert math.isnan(labels.distance_then({"centerline": pose}, left))
+
+
 def test_fewer_samples_are_spread_over_the_logs(honest: Dataset) -> None:
     found = signal(honest, samples=64)
     assert (found.scenes, found.logs) == (64, LOGS)
@@ -291,6 +218,17 @@ def test_a_shard_of_another_checkpoint_is_told(
         assert re.search(r"LOOK HERE: shards that stand out.*: 3 \(by \d+\)\. Usual cause: another", told)
     whole = made(source, tmp_path / "whole", replace(teacher))
     assert verdicts(signal(whole))["future/grid"] == [("shards", "good"), ("probe", "good")]
+
+
+def test_a_shard_whose_label_varies_more_is_not_one_of_another_checkpoint() -> None:
+    """Its errors are large beside the others', and small beside its own spread: until features are strange."""
+    rng = np.random.default_rng(0)
+    shards = np.repeat(np.arange(10), 40)
+    label = rng.normal(size=(400, 1)) * np.where(shards == 3, 4, 1)[:, None]
+    features = (label + 0.4 * label * rng.normal(size=(400, 1))).astype(np.float32)
+    assert checks.residuals("curvature", features, label, shards).verdict == "good"
+    features[shards == 3] = features[shards == 3][::-1]
+    assert checks.residuals("curvature", features, label, shards).verdict == "bad"
 
 
 @pytest.mark.parametrize("swapped", [False, True])
