@@ -73,20 +73,22 @@ def grpo_needs(config: GRPOConfig, sft: SFTConfig) -> Needs:
     group, length = config.group, shape.prompt + shape.answers - 1
     answers = config.stream.batch_size * group
     rows = min(config.micro or answers, answers)
+    together = min(rows, group)  # answers behind a prompt
+    behind = shape.prompt + together * (shape.answers - 1)
     memory = shape.states(config, shape.adapters if config.regulariser.on else [])
-    learning = shape.activations(rows * length, config.dtype)
+    learning = shape.activations(max(1, rows // group) * behind, config.dtype)
     reference = bool(config.beta)
     samples = step_samples(config, config.machine.gpus)
-    asked = (shape.forward(length) + shape.seen) * reference + config.inner * (shape.learned(length) + shape.seen)
+    asked = (shape.forward(behind) + shape.seen) * reference + config.inner * (shape.learned(behind) + shape.seen)
     drawn = shape.forward(shape.prompt) + shape.seen + group * shape.forward(shape.answers)
     return Needs(
         memory=memory
         | ({"reference": memory["weights"]} if reference else {})
         | {"activations, or the rollouts' cache": max(learning, answers * length * shape.cache)}
         | {"logits": shape.logits(rows)},
-        tokens=length,
+        tokens=behind,
         samples=samples,
-        flops=samples * (group * asked + drawn),
+        flops=samples * (group / together * asked + drawn),
         steps=config.steps,
     )
 

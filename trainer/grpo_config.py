@@ -72,7 +72,8 @@ class GRPOConfig(StrictModel):
     inner: int = Field(default=1, ge=1)
     """Optimiser steps on the same answers."""
     micro: int | None = Field(default=None, ge=1)
-    """Answers that go through the network at once; None: all."""
+    """Answers that go through the network at once, those of a scene behind its one prompt; None: all. A multiple of
+    `group`, or prompts are read more than once."""
     loss: LossKind = "grpo"
     """How tokens are averaged, see `policy_loss`."""
     scale: bool = True

@@ -52,7 +52,7 @@ class PolicyPass(nn.Module):
         self.model, self._config, self._table = model, config, table
 
     def forward(self, batch: Batch, answers_BA: Tensor) -> PolicyOutput:
-        """What the policy thinks of answers int64 [B, A], padded with -1, to the scenes of a batch of B."""
+        """What the policy thinks of answers int64 [B, A], padded with -1, to the scenes of a batch, as many to each."""
         out = self.model.student(batch, answers_BA, self._table)
         logp_BA, logp_BAV = token_logp(out.logits, answers_BA, self._config.temperature)
         with torch.no_grad():  # it is only logged, and would keep [B, A, V] twice for the backward pass
@@ -118,7 +118,7 @@ def backward(
             )  # fmt: skip
             # losses of passes and ranks add up, and DDP and FSDP average: hence the factor; alignment is a mean
             loss = found.loss * world
-            share = len(part.places) / rollout.rows
+            share = len(part.rows) / rollout.rows
             for kind, value in asked.alignment.items():
                 loss = loss + share * getattr(config.regulariser, kind) * value
             loss.backward()  # type: ignore[no-untyped-call]

@@ -26,12 +26,12 @@ from trainer.tally import Number
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Answers that go through the network together.
+    """Answers that go through the network together, those of a scene behind its one prompt: as many of each scene.
 
     Attributes:
         rows: int64 [n] of B, on the device.
-        scenes: int64 [n] of S, whose they are, on the device.
-        places: the same n numbers, here.
+        scenes: int64 [s] of S, whose they are, on the device.
+        places: the same s numbers, here.
         counts: a pass that does not is there for the other ranks' sake: one row, and nothing for the policy loss.
     """
 
@@ -64,10 +64,10 @@ class Rollout:
     @property
     def rows(self) -> int:
         """Rows in all passes of this rank, those that do not count among them."""
-        return sum(len(part.places) for part in self.passes)
+        return sum(len(part.rows) for part in self.passes)
 
     def scenes(self, part: Pass) -> Batch:
-        """Those of a pass, one an answer: only so many copies of images are there at once."""
+        """Those of a pass."""
         return self.batch.take(part.scenes, part.places)
 
 
@@ -124,14 +124,19 @@ def _divide(
 ) -> tuple[list[Pass], StepSize]:
     """The passes over the rows that are kept, `micro` at a time, and the size of the whole step. Every rank calls.
 
-    Rows and lengths are on the CPU; they go to the device together, here, where it has nothing to do anyway.
+    A pass has all answers of as many scenes as `micro` has room for, or of one scene as many as there is room for. Rows
+    and lengths are on the CPU; they go to the device together, here, where it has nothing to do anyway.
     """
     places = torch.stack((kept, kept // config.group))
     there, at_once = places.to(device), config.micro or max(1, len(kept))
-    passes = []
-    for i in range(0, len(kept), at_once):
-        rows, scenes = there[:, i : i + at_once]
-        passes.append(Pass(rows, scenes, tuple(places[1, i : i + at_once].tolist()), counts=True))
+    passes, span = [], max(1, at_once // config.group) * config.group
+    for begin in range(0, len(kept), span):
+        end = min(begin + span, len(kept))
+        for i in range(begin, end, at_once):
+            of = slice(i, min(i + at_once, end))
+            each = min(of.stop - i, config.group)
+            rows, scenes = there[0, of], there[1, of][::each]
+            passes.append(Pass(rows, scenes, tuple(places[1, of][::each].tolist()), counts=True))
     own = (len(kept), lengths_B[kept].sum().item(), len(passes))
     every = distributed.each_rank(own, device)
     answers, tokens, count = (sum(numbers) for numbers in zip(*every, strict=True))

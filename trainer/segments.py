@@ -92,6 +92,22 @@ def attention_mask(segments_BL: Tensor, table: Tensor) -> Tensor:
     return ((mask_BLL & causal_LL) | eye_LL).unsqueeze(1)
 
 
+def apart(prompt: int, length: int, group: int, device: torch.device) -> Tensor:
+    """Who may look at whom where several answers stand behind one prompt: bool [P + G T, P + G T] over (query, key).
+
+    False where a query of one answer meets a key of another; all else is up to `attention_mask`.
+
+    Args:
+        prompt: P, positions before the answers.
+        length: T, positions of each answer.
+        group: G, answers.
+        device: of the mask.
+    """
+    own = torch.arange(1, group + 1, device=device).repeat_interleave(length)
+    own = torch.cat((torch.zeros(prompt, dtype=own.dtype, device=device), own))
+    return (own == own.unsqueeze(1)) | (own == 0)
+
+
 def attention_row(segments_BL: Tensor, table: Tensor) -> Tensor:
     """The last row of `attention_mask`, bool [B, 1, 1, L], without the others."""
     row_BL = table.to(segments_BL.device)[segments_BL[:, -1:], segments_BL] & (segments_BL != Segment.PAD)

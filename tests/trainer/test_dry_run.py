@@ -145,10 +145,12 @@ def test_grpo_keeps_a_reference_and_answers_of_groups(model: str, tmp_path: Path
     path = tmp_path / "sft.yaml"
     path.write_text(yaml.safe_dump(configured(model).model_dump(mode="json")))
     asked = {"policy": str(path), "data": "not there", "out": str(tmp_path / "out"), "steps": 5, "micro": 4}
-    config, small = (GRPOConfig.model_validate(asked | more) for more in ({}, {"beta": 0.0, "group": 2}))
-    needs, less = grpo_needs(config, configured(model)), grpo_needs(small, configured(model))
+    changes = ({}, {"beta": 0.0, "group": 2}, {"micro": 1})
+    needs, less, alone = (grpo_needs(GRPOConfig.model_validate(asked | more), configured(model)) for more in changes)
     assert needs.memory["reference"] == needs.memory["weights"] == less.memory["weights"]
     assert "reference" not in less.memory
-    assert needs.flops > 4 * less.flops
+    assert needs.flops > 2 * less.flops
+    assert alone.flops > 3 * needs.flops, "four of a scene's answers stand behind one prompt"
+    assert 2 * (needs.tokens - alone.tokens) == 3 * (needs.tokens - less.tokens) > 0
     (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(asked))
     assert grpo.main([str(tmp_path / "grpo.yaml"), "dry_run=true"]) is None

@@ -15,6 +15,7 @@ from tests.trainer.shard_toys import recipe
 from tests.trainer.trainer_toys import (
     CHANNELS,
     COUNTS,
+    a_group_of_answers_stands_behind_one_prompt,
     a_group_shares_the_pass_over_its_prompt,
     batch_of,
     motion_answers,
@@ -101,6 +102,14 @@ def test_a_group_shares_the_pass_over_its_prompt(family: str, kind: str) -> None
     batch, table = batch_of(3), allow_table(1)
     batch.status[0, :3] *= 30  # prompts of different length
     a_group_shares_the_pass_over_its_prompt(student, batch, table)
+
+
+@pytest.mark.parametrize(("family", "kind"), [("internvl", "text"), ("qwen2_5_vl", "motion"), ("qwen3_vl", "text")])
+def test_a_group_of_answers_stands_behind_one_prompt(family: str, kind: str) -> None:
+    student = hf_student(family, text_answers() if kind == "text" else None).eval()
+    batch, stage = batch_of(2), 1 if kind == "text" else 2
+    batch.status[0, :3] *= 30  # prompts of different length
+    a_group_of_answers_stands_behind_one_prompt(student, batch, allow_table(stage))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.trainer.trainer_toys import a_group_shares_the_pass_over_its_prompt, batch_of, motion_answers, tiny_student
+from tests.trainer.trainer_toys import (
+    a_group_of_answers_stands_behind_one_prompt,
+    a_group_shares_the_pass_over_its_prompt,
+    batch_of,
+    motion_answers,
+    tiny_student,
+)
 from trainer.answers.text import TextAnswers
 from trainer.batch import Batch
 from trainer.leaks import LeakError, check, cut, faults, influence
@@ -113,6 +119,13 @@ def test_a_group_shares_the_pass_over_its_prompt(kind: str) -> None:
     student = tiny_student(TextAnswers(steps=1) if kind == "text" else motion_answers()).eval()
     batch, table = batch_of(3), allow_table(1)
     a_group_shares_the_pass_over_its_prompt(student, batch, table)
+
+
+@pytest.mark.parametrize("kind", ["motion", "text"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_group_of_answers_stands_behind_one_prompt(kind: str, stage: int) -> None:
+    student = tiny_student(TextAnswers(steps=1) if kind == "text" else motion_answers()).eval()
+    a_group_of_answers_stands_behind_one_prompt(student, batch_of(3), allow_table(stage))
 
 
 def test_sampling_is_a_function_of_the_generator_and_greedy_of_nothing() -> None:

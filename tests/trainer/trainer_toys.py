@@ -157,3 +157,32 @@ def a_group_shares_the_pass_over_its_prompt(student: Student, batch: Batch, tabl
     alone = student.sample(many, table, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(alone.logp, sampled.logp, atol=1e-5, rtol=0)
     assert torch.equal(alone.tokens, sampled.tokens)
+
+
+def a_group_of_answers_stands_behind_one_prompt(student: Student, batch: Batch, table: torch.Tensor) -> None:
+    """Each scene's answers in one sequence: log-probabilities and gradients are those of answers that stand alone."""
+    group, rows = 3, list[int]()
+    sampled = student.sample(batch, table, group=group, generator=torch.Generator().manual_seed(3)).tokens
+    places = tuple(i for i in range(len(batch)) for _ in range(group))
+    many, weight = batch.take(torch.tensor(places), places), torch.randn(sampled.shape)
+    seen = student.blocks[0].register_forward_pre_hook(lambda block, args: rows.append(args[0][..., 0].numel()))
+    found = []
+    for asked in (batch, many):
+        student.zero_grad()
+        logp = student.logp(asked, sampled, table)
+        (logp * weight).sum().backward()
+        found.append((logp.detach(), {n: p.grad for n, p in student.named_parameters() if p.grad is not None}))
+    seen.remove()
+    (together, gradients), (alone, expected) = found
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-4, msg=name)
+    prompt, said = student.prompt(batch).segments.numel(), (sampled.shape[1] - 1) * len(sampled)
+    assert rows == [prompt + said, group * prompt + said]
+    with torch.no_grad():  # no answer sees another
+        other = sampled.clone()
+        other[1::group] = sampled[::group]
+        changed = student.logp(batch, other, table)
+    kept = torch.arange(len(sampled)) % group != 1
+    assert torch.equal(changed[kept], student.logp(batch, sampled, table)[kept])

@@ -24,7 +24,7 @@ from trainer.answers.base import Answers
 from trainer.answers.words import Words
 from trainer.batch import THOUGHT, Batch
 from trainer.latents import LATENTS, LatentInputs
-from trainer.segments import Segment, attention_mask, attention_row
+from trainer.segments import Segment, apart, attention_mask, attention_row
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +32,14 @@ class Prompt:
     """A batch, made ready: `segments` int64 [B, P], what the back-end needs, and whether words are said to it.
 
     `thought` int64 [B, T], padded with -1, stands behind it: words that the student has thought before its answer.
+    Then `group` answers a row, one after the other, each as if it stood there alone.
     """
 
     segments: Tensor
     data: Any
     asks: bool = False
     thought: Tensor | None = None
+    group: int = 1
 
     @property
     def thoughts(self) -> Tensor:
@@ -181,8 +183,8 @@ class Student(nn.Module, ABC):
     def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
         """Hidden states of the prompt and `answers_BT` int64 [B, T] (T may be 0); mask bool [B, 1, P + T, P + T].
 
-        The prompt's thought, if it has one, stands between them, and counts in P. With a cache (of `new_cache`), keys
-        and values are kept in it.
+        The prompt's thought, if it has one, stands between them, and counts in P. Of a group each answer has T / G
+        tokens, and places that begin after the prompt. With a cache (of `new_cache`), keys and values are kept in it.
         """
 
     @abstractmethod
@@ -207,18 +209,27 @@ class Student(nn.Module, ABC):
         """The decoder layers: what FSDP shards one by one, and where `leaks` listens."""
 
     def forward(self, batch: Batch, answers_BA: Tensor, table: Tensor) -> StudentOutput:
-        """Teacher-forced: logits of every answer token, hidden states of every latent, under an allow table."""
-        prompt = replace(self.prompt(batch), thought=self.thinking(batch).prepared.get(THOUGHT))
-        said = torch.cat((prompt.thoughts, answers_BA[:, :-1]), 1)
-        segments = torch.cat((prompt.segments, _segments(said)), 1)
-        states = self.run(prompt, answers_BA[:, :-1], attention_mask(segments, table))
-        hidden, latents = states.last[:, self.at(prompt) :], self._latents(prompt, states)
-        if prompt.thought is None:
-            return StudentOutput(self.logits(hidden, prompt.asks), latents)
-        words, (length, width) = prompt.thought.shape[1], hidden.shape[1:]
-        ends = hidden.gather(1, prompt.thought_lengths.unsqueeze(2).expand(-1, 1, width))  # say the first answer token
-        behind = torch.cat((ends, hidden[:, words + 1 : length]), 1)
-        return StudentOutput(self.logits(behind, prompt.asks), latents, self.logits(hidden[:, :words], True))
+        """Teacher-forced: logits of every answer token, hidden states of every latent, under an allow table.
+
+        A batch of S scenes may have B = S G answers, those of a scene side by side (as `sample` gives them). They go
+        through the network behind one prompt, and see nothing of each other; latents are then [S, N, D].
+        """
+        group, shown_BT = len(answers_BA) // len(batch), answers_BA[:, :-1].reshape(len(batch), -1)
+        prompt = replace(self.prompt(batch), thought=self.thinking(batch).prepared.get(THOUGHT), group=group)
+        at, words = self.at(prompt), prompt.thoughts.shape[1]
+        segments = torch.cat((prompt.segments, _segments(torch.cat((prompt.thoughts, shown_BT), 1))), 1)
+        mask = attention_mask(segments, table)
+        if group > 1:
+            mask = mask & apart(at + 1 + words, answers_BA.shape[1] - 1, group, mask.device)
+        states = self.run(prompt, shown_BT, mask)
+        hidden, thought = states.last[:, at:], None
+        first = hidden[:, :1]  # says the first answer token
+        if prompt.thought is not None:
+            first = hidden.gather(1, prompt.thought_lengths.unsqueeze(2).expand(-1, 1, self.width))
+            thought = self.logits(hidden[:, :words], True)
+        behind = hidden[:, words + 1 :].reshape(len(answers_BA), -1, self.width)
+        hidden = torch.cat((first.repeat_interleave(group, 0), behind), 1)
+        return StudentOutput(self.logits(hidden, prompt.asks), self._latents(prompt, states), thought)
 
     def thinking(self, batch: Batch) -> Batch:
         """A batch with the thoughts to learn as words, where this student thinks before it answers; in any thread."""
@@ -229,7 +240,7 @@ class Student(nn.Module, ABC):
         return replace(batch, prepared={**batch.prepared, THOUGHT: words})
 
     def logp(self, batch: Batch, answers_BA: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
-        """Log-probability of each token of given answers, float32 [B, A]; 0 on padding.
+        """Log-probability of each token of given answers, float32 [B, A]; 0 on padding. Answers as in `forward`.
 
         The policy is softmax(logits / temperature): the same temperature as in `sample`, or it is another policy.
         """

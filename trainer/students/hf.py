@@ -273,8 +273,8 @@ class HFStudent(Student):
         """One pass over the whole sequence."""
         inputs: _Inputs = prompt.data
         thoughts, thought_lengths = prompt.thoughts, prompt.thought_lengths
-        more = thought_lengths + torch.arange(1, answers_BT.shape[1] + 1, device=inputs.ids.device)
-        more = torch.cat(((thoughts >= 0).cumsum(1), more), 1)
+        more = torch.arange(1, answers_BT.shape[1] // prompt.group + 1, device=inputs.ids.device).repeat(prompt.group)
+        more = torch.cat(((thoughts >= 0).cumsum(1), thought_lengths + more), 1)
         positions = torch.cat((inputs.positions, inputs.positions[..., -1:] + more), -1)
         latents = self.latents(len(inputs.ids))
         end = inputs.ids.shape[1]

@@ -262,7 +262,7 @@ class TinyStudent(Student):
         if self.training and self.config.answer_dropout and not prompt.asks:
             hidden = torch.rand(*answers_BT.shape, 1, device=answers.device) < self.config.answer_dropout
             answers = answers.masked_fill(hidden, 0.0)
-        answers = answers + place[: answers_BT.shape[1]] + self._summary(prompt)
+        answers = answers + place[: answers_BT.shape[1] // prompt.group].repeat(prompt.group, 1) + self._summary(prompt)
         return self._layers(torch.cat((prompt.data, thought, answers), 1), mask, cache)
 
     def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
