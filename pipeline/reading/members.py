@@ -175,6 +175,19 @@ def _keep(record: CommitRecord, dataset: str, fingerprint: str, volume: Volume) 
     return Shard(file, record.tokens, members)
 
 
+def by_column(targets: Mapping[str, Sequence[str] | None]) -> Mapping[str, Sequence[str] | None]:
+    """The targets that somebody asked for, each under its column.
+
+    Raises:
+        AbsentError: they are given in another way.
+    """
+    if not isinstance(targets, Mapping):
+        raise AbsentError(
+            f"targets are asked for by column, as {{'vggt': ['l3_grid']}} or {{'vggt': None}}, got {targets!r}"
+        )
+    return targets
+
+
 def several(names: Iterable[str]) -> tuple[str, ...]:
     """Names that somebody gave; one text would be taken for as many names as it has letters.
 

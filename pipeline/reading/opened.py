@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from pipeline.reading.members import Column, Value, nearest, open_column
+from pipeline.reading.members import Column, Value, by_column, nearest, open_column
 from pipeline.reading.values import Values
 from pipeline.stores import generations
 from pipeline.stores.cache import CacheConfig, CommittedFile
@@ -105,7 +105,7 @@ class Opened:
         Raises:
             AbsentError: see `Dataset.read`.
         """
-        wanted = dict.fromkeys(self.columns) if targets is None else targets
+        wanted = dict.fromkeys(self.columns) if targets is None else by_column(targets)
         values: list[Value] = []
         for name, names in wanted.items():
             column = self.column(name)
@@ -159,7 +159,7 @@ class Opened:
         if token in column.quarantined:
             q = column.quarantined[token]
             return QuarantinedError(f"{where} was quarantined as {q.code}: {q.reason}", q.code, q.reason)
-        planned = self.plan.table["token"].index(token).as_py()
+        planned = self.plan.table["token"].index(token).as_py() if isinstance(token, str) else -1
         if planned >= 0:
             shard = self.plan.table["shard"][planned].as_py()
             return AbsentError(f"{where} is planned for shard {shard}, which is not committed; finish the run first")

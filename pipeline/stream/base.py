@@ -27,6 +27,7 @@ from pipeline.stream.collate import Collate, pin
 from pipeline.stream.config import StreamConfig
 from pipeline.stream.fetch import Reading, ahead
 from shards_schema.errors import ConfigError, MismatchError
+from shards_schema.inputs.models import validated
 
 STATE_VERSION = 1
 
@@ -38,7 +39,7 @@ class Stream(IterableDataset[Any], ABC):
     """The part of `ShardStream` and `Mixture` that does not know what a sample is.
 
     Args:
-        config: see `StreamConfig`.
+        config: see `StreamConfig`; its fields in a mapping will do.
         size: samples of the global order of an epoch, over all ranks.
         rank: of this process; None asks torch.distributed, then the environment (torchrun's RANK), then it is 0.
         world_size: likewise.
@@ -47,10 +48,12 @@ class Stream(IterableDataset[Any], ABC):
         ConfigError: rank and world size do not fit, or an epoch would be empty.
     """
 
-    def __init__(self, config: StreamConfig, size: int, rank: int | None, world_size: int | None) -> None:
-        self.config, self.size = config, size
+    def __init__(
+        self, config: StreamConfig | Mapping[str, Any] | None, size: int, rank: int | None, world_size: int | None
+    ) -> None:
+        self.config, self.size = validated(StreamConfig, config or {}, "stream: "), size
         self.rank, self.world_size = _world(rank, world_size)
-        if not split.share(size, self.world_size, config.uneven):
+        if not split.share(size, self.world_size, self.config.uneven):
             raise ConfigError(f"{size} samples for {self.world_size} ranks: none would get one; use fewer ranks")
         # epoch, position, whether another process has begun to read
         self._shared = torch.zeros(3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 
-from pipeline.reading.members import several
+from pipeline.reading.members import by_column, several
 from pipeline.reading.opened import Found, Opened, Wanted
 from pipeline.reading.reader import Dataset, opened
 from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.remote import is_local
 from pipeline.stores.threads import map_ahead
-from shards_schema.errors import AbsentError, DatasetError, SampleError
+from shards_schema.errors import AbsentError, ConfigError, DatasetError, SampleError
 
 Ask = TypeVar("Ask")
 Begun = TypeVar("Begun")
@@ -78,10 +78,13 @@ class Fetcher:
     Raises:
         AbsentError: the dataset has no such column or member.
         DatasetError: no columns are asked for.
+        ConfigError: the dataset is not open.
     """
 
     def __init__(self, dataset: Dataset, targets: Wanted, transform: Transform | None) -> None:
-        if not targets:
+        if not isinstance(dataset, Dataset):
+            raise ConfigError(f"expected a dataset that is open, as Dataset({str(dataset)!r}) is, got {dataset!r}")
+        if not by_column(targets):
             raise DatasetError(f"{dataset.url}: no columns are asked for; there are {', '.join(dataset.columns)}")
         for column, names in targets.items():
             members = dataset.members(column)

@@ -10,7 +10,7 @@ many as its streams have samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -87,7 +87,7 @@ class Mixture(Stream):
     def __init__(
         self,
         streams: Sequence[tuple[ShardStream, float]],
-        config: StreamConfig | None = None,
+        config: StreamConfig | Mapping[str, Any] | None = None,
         *,
         epoch_size: int | None = None,
         rank: int | None = None,
@@ -100,7 +100,7 @@ class Mixture(Stream):
         self.streams = tuple(stream for stream, _ in streams)
         self.weights = tuple(float(weight) for _, weight in streams)
         size = sum(stream.size for stream in self.streams) if epoch_size is None else epoch_size
-        super().__init__(config or StreamConfig(), size, rank, world_size)
+        super().__init__(config, size, rank, world_size)
         orders = [[s.digest, s.config.order_state()] for s in self.streams]
         self._digest = digest_of({"streams": orders, "weights": self.weights, "epoch_size": size})
 

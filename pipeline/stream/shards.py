@@ -115,7 +115,7 @@ class ShardStream(Stream):
         self,
         dataset: Dataset,
         targets: Wanted,
-        config: StreamConfig | None = None,
+        config: StreamConfig | Mapping[str, Any] | None = None,
         *,
         tokens: Iterable[str] | None = None,
         transform: Transform | None = None,
@@ -126,7 +126,7 @@ class ShardStream(Stream):
         self.table = SampleTable(
             dataset, targets, tokens=tokens, transform=transform, allow_incomplete=allow_incomplete
         )
-        super().__init__(config or StreamConfig(), len(self.table), rank, world_size)
+        super().__init__(config, len(self.table), rank, world_size)
         self._orders: OrderedDict[int, order.Indices] = OrderedDict()
         self._stretched: tuple[int, order.Indices, order.Indices, order.Indices] | None = None
         self._tars: Mapping[int, Sequence[CommittedFile]] = {}

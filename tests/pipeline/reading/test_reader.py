@@ -25,7 +25,7 @@ from pipeline.reading.reader import Dataset, opened
 from pipeline.stores.volume import Volume
 from pipeline.stream import ShardStream
 from shards_schema import layout
-from shards_schema.errors import AbsentError, DatasetError, DigestError, MissingFileError, QuarantinedError
+from shards_schema.errors import AbsentError, ConfigError, DatasetError, DigestError, MissingFileError, QuarantinedError
 from tests.committed import commit, flip
 from tests.toys import ToySource, ToyTeacher, write_images
 
@@ -354,6 +354,18 @@ def test_what_is_asked_for_wrongly_is_told_with_what_there_is(made: Path) -> Non
         dataset.read(token, {"toy": "mean"})
     with pytest.raises(AbsentError, match=r"'mean' is one text"):
         ShardStream(dataset, {"toy": "mean"})
+    for asked in (["toy"], "toy"):
+        with pytest.raises(AbsentError, match="targets are asked for by column, as"):
+            dataset.read(token, asked)
+        with pytest.raises(AbsentError, match="targets are asked for by column, as"):
+            ShardStream(dataset, asked)
+    with pytest.raises(AbsentError, match=r"token 0 is in no plan of this dataset; it has \d+ tokens, e\.g\. "):
+        dataset.read(0)
+    with pytest.raises(ConfigError, match=r"expected a dataset that is open, as Dataset\('out'\) is, got 'out'"):
+        ShardStream("out", {"toy": None})
+    with pytest.raises(ConfigError, match=r"stream: batchsize: unknown key; did you mean batch_size\?"):
+        ShardStream(dataset, {"toy": None}, {"batchsize": 8})
+    assert ShardStream(dataset, {"toy": None}, {"batch_size": 2}).config.batch_size == 2
 
 
 def test_its_repr_is_short(made: Path) -> None:
