@@ -3,7 +3,9 @@
 Runs in one process, or one a rank under ``torchrun --nproc-per-node N -m jobs.grpo CONFIG ...``. Run the same command
 again after any interruption: it goes on from the last checkpoint. The closing table holds the policy before and after
 against the human and constant velocity on held-out logs, with every sub-score; ``result.json`` has the scenes one by
-one. Exit code: 0 when it ended, 1 when training failed, 2 when the config cannot be.
+one. With questions.units=FILE it is refined by how it answers questions too, or (questions.alone=true) by that only; of
+the held-out ones (questions.held=FILE) a table has each kind, and ``questions.html`` some, drawn. Exit code: 0 when it
+ended, 1 when training failed, 2 when the config cannot be.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pathlib import Path
 import torch
 
 from jobs import config as job_config
-from reports.grpo import AFTER, BEFORE, CONSTANT, HUMAN, HUMAN_AT_LEAST, NAMES, Outcome, rows_table, write
+from reports.grpo import AFTER, BEFORE, CONSTANT, HUMAN, Outcome, asked_text, drives_text, write
 from reports.journal import follow, log
 from trainer import baselines, checkpoint, distributed
 from trainer.config import SFTConfig
@@ -23,6 +25,7 @@ from trainer.grpo import GRPO, POLICY
 from trainer.grpo_config import GRPOConfig
 from trainer.scored import given_scores
 from trainer.splits import logs_of
+from trainer.tally import ASKED
 
 
 def main(arguments: list[str]) -> Outcome | None:
@@ -41,20 +44,22 @@ def train(config: GRPOConfig, device: torch.device, tell: Callable[[str], None])
     _print_opening(run, tell)
     held = run.held_batches()
     trained = follow(run, _of_held, _of_training)
-    after, before = run.evaluate(held), run.evaluate(held, run.before())
+    began = run.before()
+    rows = {} if run.reward is None else {BEFORE: run.evaluate(held, began), AFTER: run.evaluate(held)}
+    said = {name: a for name, who in ((BEFORE, began), (AFTER, None)) if (a := run.ask(who)) is not None}
     if distributed.rank() > 0:
         return None
-    blind = held.blind()
-    straight_on = [baselines.constant_velocity(b.status, run.sft.samples.steps) for b in blind]
-    rows = {
-        HUMAN: given_scores([b.future.float() for b in blind], blind, run.reward),
-        CONSTANT: given_scores(straight_on, blind, run.reward),
-        BEFORE: before,
-        AFTER: after,
-    }
+    if run.reward is not None:
+        blind = held.blind()
+        straight_on = [baselines.constant_velocity(b.status, run.sft.samples.steps) for b in blind]
+        rows = {
+            HUMAN: given_scores([b.future.float() for b in blind], blind, run.reward),
+            CONSTANT: given_scores(straight_on, blind, run.reward),
+            **rows,
+        }
     log_of = logs_of(run.dataset)
-    outcome = Outcome(rows, [log_of[t] for t in after.tokens], run.notices)
-    write(config, outcome)
+    outcome = Outcome(rows, [log_of[t] for t in run.held_tokens] if rows else [], run.notices, said)
+    write(config, outcome, run.read_question)
     _print_closing(run, outcome, trained, tell)
     return outcome
 
@@ -67,11 +72,13 @@ def _recipe(policy: str) -> SFTConfig:
 
 
 def _print_opening(run: GRPO, tell: Callable[[str], None]) -> None:
-    config = run.config
+    config, asked = run.config, run.config.questions
+    drives = f"{run.step_samples} scenes, reward {config.reward.version}" if run.reward is not None else ""
+    questions = f"{asked.share:g} units a scene of stream.batch_size, weight {asked.weight:g}" if asked else ""
     tell(
         f"{len(run.train_tokens)} training scenes, {len(run.held_tokens)} held out (the logs that SFT held out) of "
-        f"{config.data}; {config.steps} steps of {run.step_samples} scenes x "
-        f"{config.group} answers, reward {config.reward.version}, loss {config.loss}"
+        f"{config.data}; {config.steps} steps of {' and '.join(filter(None, (drives, questions)))}; "
+        f"{config.group} answers each, loss {config.loss}"
     )
     if config.controls.shuffle_advantages:
         tell("CONTROL: advantages are dealt by chance")
@@ -80,35 +87,29 @@ def _print_opening(run: GRPO, tell: Callable[[str], None]) -> None:
 
 
 def _of_held(numbers: Mapping[str, float]) -> str | None:
-    if "held/score" not in numbers:
-        return None
-    return f"held out, score {numbers['held/score']:.4f}, sampled {numbers['held/sampled']:.4f}"
+    return _told(numbers, "held", {"score": "held out, score", "sampled": "sampled"})
 
 
 def _of_training(numbers: Mapping[str, float]) -> str | None:
-    if "train/reward/score" not in numbers:
-        return None
-    kl, dropped = numbers.get("train/kl", 0.0), numbers["train/dropped"]
-    return f"reward {numbers['train/reward/score']:.3f}, KL {kl:.3f}, {dropped:.0%} groups dropped"
+    return _told(numbers, "train", {"reward/score": "reward", "kl": "KL", "dropped": "groups dropped"})
+
+
+def _told(numbers: Mapping[str, float], part: str, words: Mapping[str, str]) -> str | None:
+    """What there is of these, of drives and of questions; None of nothing."""
+    texts = []
+    for whose in ("", ASKED):
+        there = {word: numbers.get(f"{part}/{whose}{name}") for name, word in words.items()}
+        if text := ", ".join(f"{word} {value:.3f}" for word, value in there.items() if value is not None):
+            texts.append(f"questions: {text}" if whose else text)
+    return "; ".join(texts) or None
 
 
 def _print_closing(run: GRPO, outcome: Outcome, seconds: float, tell: Callable[[str], None]) -> None:
-    tell("")
-    tell(rows_table(outcome))
-    logs = len(set(outcome.logs))
-    tell(f"\nscores x 100, ADE in metres; {len(outcome.logs)} scenes of {logs} held-out logs; trained {seconds:.0f} s")
-    tell("change, paired by scene, interval over logs:")
-    for name in outcome.shown:
-        if outcome.changed(name):
-            tell(f"  {NAMES[name]:8} {outcome.change(name)}")
-    human, constant = (outcome.rows[k].means()["score"] for k in (HUMAN, CONSTANT))
-    verdict = (
-        "as it should be" if human >= HUMAN_AT_LEAST and constant < human - 0.1 else "WARNING: NOT as it should be"
-    )
-    tell(f"sanity: human {human:.3f} (>= {HUMAN_AT_LEAST}), constant velocity {constant:.3f} (far below): {verdict}")
-    unparsed = outcome.rows[AFTER].means()["unparsed"]
-    if unparsed:
-        tell(f"WARNING: {unparsed:.1%} of the greedy answers did not parse; they score 0")
+    if outcome.rows:
+        tell(f"\n{drives_text(outcome)}")
+    if outcome.asked:
+        tell(f"\n{asked_text(outcome)}")
+    tell(f"\ntrained {seconds:.0f} s")
     for notice in outcome.notices:
         tell(f"WARNING: {notice}")
     tell(f"\nThe policy is {Path(run.config.out) / POLICY}")

@@ -20,6 +20,7 @@ from jobs.grpo import train
 from reports.grpo import AFTER, BEFORE, NAMES, Outcome, finished, rows_table
 from reports.intervals import Interval, over
 from reports.tables import table
+from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 from trainer import distributed
 from trainer.grpo_config import GRPOConfig, GRPOControls
@@ -46,6 +47,10 @@ def main(arguments: list[str]) -> Results:
         "jobs.grpo_experiments", "a single run can have many: torchrun ... -m jobs.grpo CONFIG policy=... seed=..."
     )
     config = job_config.load_around(GRPOExperimentsConfig, GRPOConfig, arguments)
+    if config.recipe.questions is not None and config.recipe.questions.alone:
+        raise ConfigError(
+            "jobs.grpo_experiments compares drives; run jobs.grpo, with controls.shuffle_advantages=true too"
+        )
     end = time.monotonic() + 60 * config.minutes
     results: Results = {RECIPE: {}, CONTROL: {}}
     skipped = []

@@ -11,17 +11,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from questions.answers import Box, Coordinates, normalised, parse_numbers, read
 from questions.units import Prompt
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import StrictModel
 
 _TEXT = r"(?:(?!</?(?:location|think|answer)>).)*"
+_LOCATED, _THOUGHT, _ANSWER = (rf"<{tag}>{_TEXT}</{tag}>\s*" for tag in ("location", "think", "answer"))
 _FORMS = {
-    located: re.compile(
-        r"\s*".join(rf"<{tag}>{_TEXT}</{tag}>" for tag in (*(("location",) if located else ()), "think", "answer")),
-        re.DOTALL,
-    )
+    (located, terse): re.compile(located * _LOCATED + (f"(?:{_THOUGHT})?" if terse else _THOUGHT) + _ANSWER, re.DOTALL)
     for located in (False, True)
+    for terse in (False, True)
 }
 _LOCATION = re.compile(r"<location>(.*?)</location>", re.DOTALL)
 _BOX = re.compile(r"\[[-\d.,\s]+\]")
@@ -29,9 +31,60 @@ ENOUGH = 0.5
 """A box counts from this overlap on (exclusive)."""
 
 
-def form(text: str, *, located: bool = False) -> float:
-    """1 where all of a text is one thought and one answer, each in its tags; `located`: one location before them."""
-    return float(_FORMS[located].fullmatch(text.strip()) is not None)
+class Weights(StrictModel):
+    """Of the parts of a reward. With `location` above 0 the form has a location too."""
+
+    form: float = Field(default=0.5, ge=0)
+    """Of `form`."""
+    accuracy: float = Field(default=1.0, ge=0)
+    """Of what the metric gives."""
+    location: float = Field(default=0.0, ge=0)
+    """Of the boxes that are said."""
+
+
+def weighed(
+    prompts: Sequence[Prompt],
+    texts: Sequence[str],
+    weights: Weights,
+    *,
+    pairs: bool,
+    coordinates: Coordinates,
+    terse: bool = False,
+) -> dict[str, list[float]]:
+    """The rewards of texts: ``score``, the weighted sum of ``form``, ``accuracy`` and, with a weight, ``location``.
+
+    Args:
+        prompts: of each text.
+        texts: as many.
+        weights: of the parts.
+        pairs: accuracy as `paired` has it.
+        coordinates: of points and boxes.
+        terse: see `form`.
+
+    Raises:
+        ConfigError: see `paired`.
+    """
+    both, located = [*zip(prompts, texts, strict=True)], weights.location > 0
+    found = {"form": [form(text, located=located, terse=terse) for text in texts]}
+    if pairs:
+        found["accuracy"] = paired(prompts, texts, coordinates)
+    else:
+        found["accuracy"] = [accuracy(prompt, text, coordinates) for prompt, text in both]
+    if located:
+        found["location"] = [location(prompt, text, coordinates) for prompt, text in both]
+    scores = [
+        sum(getattr(weights, name) * value for name, value in zip(found, values, strict=True))
+        for values in zip(*found.values(), strict=True)
+    ]
+    return {"score": scores, **found}
+
+
+def form(text: str, *, located: bool = False, terse: bool = False) -> float:
+    """1 where all of a text is one thought and one answer, each in its tags.
+
+    `located`: one location before them; `terse`: the thought may be left out.
+    """
+    return float(_FORMS[located, terse].fullmatch(text.strip()) is not None)
 
 
 def accuracy(prompt: Prompt, text: str, coordinates: Coordinates = "pixels") -> float:

@@ -1,43 +1,65 @@
-"""GRPO from a supervised policy, with NAVSIM's score as the reward: a run (`run.Run`) over batches of scenes.
+"""GRPO from a supervised policy, with NAVSIM's score as the reward, and that of questions: a run (`run.Run`).
 
 A step samples G answers of each scene, scores them from the reward column (`rollouts`), and takes `inner` optimiser
-steps on those whose group has any spread (`policy_gradient`); groups without are dropped and counted. Policy and
-reference are in eval mode throughout, so that no dropout stands between who answered and who is asked. Beside what any
-run keeps, a checkpoint has the sampling generator of each rank and the digest of the policy that the run began with.
-The end is a policy file like those of SFT's stages, ``policy.pt``.
+steps on those whose group has any spread (`policy_gradient`); groups without are dropped and counted. Questions are
+another task of the same step: their losses are added, by their weight. Policy and reference are in eval mode
+throughout, so that no dropout stands between who answered and who is asked. Beside what any run keeps, a checkpoint has
+the sampling generator of each rank and the digest of the policy that the run began with. The end is a policy file like
+those of SFT's stages, ``policy.pt``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.reading.reader import Dataset
+from questions.units import Prompt as Question
+from questions.units import units_of
 from shards_schema.errors import AbsentError, ConfigError, MismatchError, MissingFileError
 from trainer import build, checkpoint, distributed, seeds
+from trainer.answered import Answered, policy_answers
 from trainer.batch import Batch
 from trainer.config import SFTConfig
 from trainer.data import ExampleMaker, notices
-from trainer.grpo_config import GRPOConfig
+from trainer.grpo_config import AskedConfig, GRPOConfig
+from trainer.held import HeldBatches
 from trainer.latents import LATENTS
 from trainer.model import SFTModel
 from trainer.optimiser import learning_rate, make_optimiser, set_rate
 from trainer.policy_gradient import PolicyPass, backward, reference_logps
+from trainer.questions import QuestionBatches, QuestionReader, held_questions, training_questions
 from trainer.reward import POSES, Reward
 from trainer.rollouts import Rollout, roll_out
 from trainer.run import Batches, Log, Run
 from trainer.scored import Driven, policy_scores
 from trainer.segments import allow_table
-from trainer.splits import split_like
+from trainer.splits import split_like, spread
 from trainer.students.base import Student
-from trainer.tally import Number, Tally, add
+from trainer.tally import ASKED, Number, Tally, add
 
 POLICY = "policy.pt"
 HELD_BATCH = 32
 """Held-out scenes that are answered at once."""
+
+
+class Task(NamedTuple):
+    """What a step has answers to.
+
+    Attributes:
+        name: that stands before its numbers.
+        batch: the next one, of the drives' batches or of its own.
+        reward: of `roll_out`.
+        weight: of its losses.
+    """
+
+    name: str
+    batch: Callable[[Batches], Batch]
+    reward: Reward | AskedConfig
+    weight: float
 
 
 class GRPO(Run[GRPOConfig]):
@@ -51,7 +73,8 @@ class GRPO(Run[GRPOConfig]):
     Attributes:
         sft: the recipe that the policy comes from.
         table: the allow table that it answers under.
-        reward: scores.
+        reward: scores drives; None where questions are alone.
+        read_question: makes examples of questions; None where there are none.
         reference: the policy as it was, frozen; None where `beta` is 0.
 
     Raises:
@@ -77,7 +100,8 @@ class GRPO(Run[GRPOConfig]):
                 f"{config.policy}: trained with thought: {self.sft.thought}; GRPO takes a policy with latents "
                 "(thought: latents)"
             )
-        if self.sft.samples.steps != POSES:
+        self._drives = config.questions is None or not config.questions.alone
+        if self._drives and self.sft.samples.steps != POSES:
             raise ConfigError(
                 f"{config.policy}: its answers have {self.sft.samples.steps} poses, the reward wants {POSES} (4 s)"
             )
@@ -91,7 +115,8 @@ class GRPO(Run[GRPOConfig]):
         """Data and reward: what SFT held out stays held out."""
         config, sft = self.config, self.sft
         targets = sft.targets if config.regulariser.on else {}
-        columns = dict.fromkeys(["samples", *(t.column for t in targets.values()), config.reward.column])
+        scored = [config.reward.column] if self._drives else []
+        columns = dict.fromkeys(["samples", *(t.column for t in targets.values()), *scored])
         try:
             self.dataset = Dataset(config.data, columns=columns)
         except MissingFileError as error:
@@ -99,12 +124,21 @@ class GRPO(Run[GRPOConfig]):
                 f"{config.data}: {error}; GRPO needs the columns {', '.join(columns)} (`python -m jobs.teachers`, "
                 f"docs/reward.md; regulariser.wm=0 regulariser.geo=0 does without the teachers')"
             ) from error
-        self.reward = Reward(self.dataset, device=self.device, **config.reward.model_dump())
+        self.reward = Reward(self.dataset, device=self.device, **config.reward.model_dump()) if self._drives else None
         self.notices = list(dict.fromkeys([*begun["notices"], *notices(self.dataset, targets)]))
         held_before = frozenset(begun["held_out"])
         parts = split_like(self.dataset, self.dataset.tokens(*columns), held_before, sft.samples)
         reader = ExampleMaker(self.dataset, sft.samples, targets)
         self._read(parts, reader, reader, held_batch=HELD_BATCH)
+        self.read_question: QuestionReader | None = None
+        self._asked: list[Question] = []
+        self._asked_held: list[Question] = []
+        if (asked := config.questions) is not None:
+            self.read_question = QuestionReader(self.dataset, sft.samples, targets, surds=asked.surds)
+            self._asked = training_questions(asked, self.read_question, self.dataset, parts[1], self._log)
+            if asked.held is not None:
+                taught = {*self.train_tokens, *(question.token for question in self._asked)}
+                self._asked_held = held_questions(asked.held, self.read_question, taught, self._log)
 
     def _build(self, begun: Mapping[str, Any], recorded: Mapping[str, Any] | None) -> None:
         config = self.config
@@ -123,11 +157,20 @@ class GRPO(Run[GRPOConfig]):
         self.model.eval()
         self.reference = self._first(begun) if config.beta else None
         policy = PolicyPass(self.model, config, self.table)
-        self._pass = distributed.wrap(policy, config.parallel, self.device, unused="words" in begun).eval()
+        unused = "words" in begun or config.questions is not None
+        self._pass = distributed.wrap(policy, config.parallel, self.device, unused=unused).eval()
         self._sampler = seeds.generator(self.device, config.seed, "answers", distributed.rank(), 0)
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))
         self._optimiser = make_optimiser(self.model, config.optimiser)
         self._tally = Tally()
+        self._tasks = [] if self.reward is None else [Task("", next, self.reward, 1.0)]
+        if self.read_question is not None and (asked := config.questions) is not None:
+            _ = student.speech  # or it cannot be asked
+            batches = QuestionBatches(
+                self._asked, self.read_question, student,
+                drives=config.stream.batch_size, share=asked.share, accumulate=1, seed=config.seed, whole=True,
+            )  # fmt: skip
+            self._tasks.append(Task(ASKED, lambda _: batches.at(self.step, 0), asked, asked.weight))
         if recorded is not None:
             self._resume(recorded)
             self._restore_sampler(recorded["sampler"])
@@ -146,9 +189,23 @@ class GRPO(Run[GRPOConfig]):
 
     def evaluate(self, batches: Sequence[Batch], student: Student | None = None) -> Driven:
         """Held-out scenes, driven by the policy as it is, or by another student, asked the same way."""
+        assert self.reward is not None
         return policy_scores(
             student or self.model.student, batches, self.reward, self.table, self.device,
             temperature=self.config.temperature, samples=self.config.evaluate_samples, dtype=self.dtype,
+        )  # fmt: skip
+
+    def ask(self, student: Student | None = None, limit: int | None = None) -> Answered | None:
+        """Held-out questions, answered likewise, of at most so many units; None: there are none."""
+        config = self.config
+        if self.read_question is None or config.questions is None or not self._asked_held:
+            return None
+        units = units_of(self._asked_held)
+        some = [question for unit in spread((*units,), limit) for question in units[unit]]
+        return policy_answers(
+            student or self.model.student, HeldBatches(self.read_question, some, HELD_BATCH), config.questions,
+            self.table, self.device,
+            temperature=config.temperature, samples=config.evaluate_samples, dtype=self.dtype,
         )  # fmt: skip
 
     def before(self) -> Student:
@@ -163,24 +220,35 @@ class GRPO(Run[GRPOConfig]):
 
     def _advance(self, batches: Batches) -> None:
         """Sample, score, learn."""
-        config, batch = self.config, next(batches).to(self.device)
-        rollout, numbers = roll_out(
-            self.model.student, batch, self.reward, self.table, config, self._sampler, self._autocast()
-        )
-        if rollout.size.answers or config.regulariser.on:  # else no group of any rank has any spread
-            add(numbers, self._learn(rollout))
-        self._tally.add(numbers)
+        config = self.config
+        learnt: list[tuple[Task, Rollout]] = []
+        for task in self._tasks:
+            batch = task.batch(batches).to(self.device)
+            rollout, numbers = roll_out(
+                self.model.student, batch, task.reward, self.table, config, self._sampler, self._autocast()
+            )
+            self._tally.add({task.name + name: value for name, value in numbers.items()})
+            if rollout.size.answers or config.regulariser.on:  # else no group of any rank has any spread
+                learnt.append((task, rollout))
+        if learnt:
+            self._tally.add(self._learn(learnt))
 
-    def _learn(self, rollout: Rollout) -> dict[str, Number]:
-        """The optimiser steps on a rollout; sums of what is logged of them."""
+    def _learn(self, learnt: Sequence[tuple[Task, Rollout]]) -> dict[str, Number]:
+        """The optimiser steps on the rollouts of a step; sums of what is logged of them."""
         config = self.config
         set_rate(self._optimiser, learning_rate(config, self.step))
-        references = reference_logps(self.reference, rollout, self.table, config.temperature, self._autocast())
-        old: list[torch.Tensor] = []
+        references = [
+            reference_logps(self.reference, rollout, self.table, config.temperature, self._autocast())
+            for _, rollout in learnt
+        ]
+        old: list[list[torch.Tensor]] = [[] for _ in learnt]
         numbers: dict[str, Number] = {}
         for _ in range(config.inner):
             self._optimiser.zero_grad(set_to_none=True)
-            losses = backward(self._pass, rollout, references, old, config, self._autocast())
+            losses: dict[str, torch.Tensor] = {}
+            for (task, rollout), reference, first in zip(learnt, references, old, strict=True):
+                found = backward(self._pass, rollout, reference, first, config, self._autocast(), task.weight)
+                losses |= {task.name + name: value for name, value in found.items()}
             norm = self._clipped(losses)
             self._optimiser.step()
             add(numbers, {**losses, "gradient": norm, "updates": 1.0})
@@ -192,7 +260,9 @@ class GRPO(Run[GRPOConfig]):
         return self._tally.take(self.device) | {"lr": rate, "seconds": seconds / steps}
 
     def _held(self, batches: Sequence[Batch]) -> dict[str, float]:
-        return self.evaluate(batches).means()
+        found = {} if self.reward is None else self.evaluate(batches).means()
+        asked = self.ask(limit=self.config.evaluate_limit)
+        return found | ({} if asked is None else {ASKED + name: value for name, value in asked.means().items()})
 
     def _policy_path(self) -> Path | None:
         """The end is a file."""

@@ -6,13 +6,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.stores.places import LocalText, OutText, Place
+from pipeline.stores.places import LocalPath, LocalText, OutText, Place
 from pipeline.stream import StreamConfig
+from questions.rewards import Weights
 from scoring import Version
 from shards_schema.inputs.models import StrictModel
 from trainer.config import MachineConfig, OptimiserConfig
 from trainer.distributed import ParallelConfig
 from trainer.policy_loss import LossKind
+from trainer.questions import QuestionsConfig
 
 
 class RewardConfig(StrictModel):
@@ -41,6 +43,23 @@ class RegulariserConfig(StrictModel):
     def on(self) -> bool:
         """Whether there is any."""
         return self.wm > 0 or self.geo > 0
+
+
+class AskedConfig(QuestionsConfig):
+    """Questions that the policy is refined by: `share` counts units, whose prompts stand in one batch."""
+
+    alone: bool = False
+    """No drives: the reward column is not read, and a step is `share` x stream.batch_size units a rank."""
+    held: LocalPath | None = None
+    """Unit file of an evaluation split, for the scores before, meanwhile and after; null is none."""
+    reward: Weights = Weights()
+    """Weights of form, accuracy and location."""
+    pairs: bool = True
+    """Accuracy counts where both answers of a pair are right, as in the metric; false: each by itself."""
+    coordinates: Literal["pixels", "unit", "thousand"] = "pixels"
+    """Of the policy's points and boxes."""
+    length: int = Field(default=256, ge=2)
+    """Tokens of an answer at most; one that is cut is counted."""
 
 
 class GRPOControls(StrictModel):
@@ -89,7 +108,9 @@ class GRPOConfig(StrictModel):
     regulariser: RegulariserConfig = RegulariserConfig()
     """Alignment losses."""
     reward: RewardConfig = RewardConfig()
-    """The reward."""
+    """The reward of drives."""
+    questions: AskedConfig | None = None
+    """Questions beside the drives, or alone; null is none (docs/grpo.md)."""
     lr: float = Field(default=2e-6, gt=0)
     """The learning rate, see `optimiser.Schedule`."""
     warmup: float = Field(default=0.05, ge=0, lt=1)

@@ -87,19 +87,21 @@ def backward(
     old: list[Tensor],
     config: GRPOConfig,
     autocast: torch.autocast,
+    weight: float = 1.0,
 ) -> dict[str, Tensor]:
     """Add the gradient of one optimiser step on a rollout to the parameters of the policy.
 
     Args:
-        policy: a `PolicyPass`, in DDP or not; its gradients are zero or None.
+        policy: a `PolicyPass`, in DDP or not; its gradients are zero, None, or those of another rollout of the step.
         rollout: see there.
         references: of `reference_logps`.
         old: the old log-probabilities of each pass, float32 [n, A]; empty in the first step, which fills it.
         config: the recipe.
         autocast: around the forward passes.
+        weight: of the rollout's losses in the step.
 
     Returns:
-        Sums over this rank of what is logged (see `tally`), scalars on the device.
+        Sums over this rank of what is logged (see `tally`), scalars on the device; losses without the weight.
     """
     world, last = distributed.world_size(), len(rollout.passes) - 1
     numbers: dict[str, Tensor] = {}
@@ -121,7 +123,7 @@ def backward(
             share = len(part.rows) / rollout.rows
             for kind, value in asked.alignment.items():
                 loss = loss + share * getattr(config.regulariser, kind) * value
-            loss.backward()  # type: ignore[no-untyped-call]
+            (weight * loss).backward()  # type: ignore[no-untyped-call]
         gap = ((rollout.sampled[part.rows] - old[i]).abs() * mask).max()
         for name, value in _logged(found, world * found.loss.detach(), asked, mask, gap, share).items():
             numbers[name] = numbers.get(name, torch.zeros_like(value)) + value

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from questions import rewards
 from questions.answers import Coordinates
 from questions.outputs import Key
+from questions.rewards import Weights, weighed
 from questions.units import Prompt, read_units, refuse_training
 from shards_schema.errors import ConfigError
 from trainer.reward_functions import completion_text
@@ -25,21 +24,12 @@ UNITS = "LAST_SHARDS_UNITS"
 """Environment of `SwiftQuestionReward`: the unit file."""
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Of the parts of a reward. With `location` above 0 the form has a location too."""
-
-    form: float = 0.5
-    accuracy: float = 1.0
-    location: float = 0.0
-
-
 class QuestionReward:
     """Texts, units and sides in, rewards out.
 
     Args:
         units: the unit file.
-        weights: of the parts.
+        weights: of the parts; None is `Weights()`.
         pairs: both answers of a pair must be right, as the metric has it; both have to be in one call.
         coordinates: of points and boxes.
 
@@ -55,7 +45,7 @@ class QuestionReward:
         self,
         units: str | Path,
         *,
-        weights: Weights = Weights(),
+        weights: Weights | None = None,
         pairs: bool = False,
         coordinates: Coordinates = "pixels",
     ) -> None:
@@ -63,7 +53,8 @@ class QuestionReward:
         refuse_training(every, str(units))
         self.asked = [p for p in every if p.left_out is None]
         self._prompts: dict[Key, Prompt] = {(p.unit, p.side): p for p in self.asked}
-        self._units, self._weights, self._pairs, self._coordinates = units, weights, pairs, coordinates
+        self._units, self._weights = units, weights or Weights()
+        self._pairs, self._coordinates = pairs, coordinates
 
     def rows(self, texts: Sequence[str], units: Sequence[str], sides: Sequence[int]) -> dict[str, list[float]]:
         """``score``, ``form``, ``accuracy`` and, where it has a weight, ``location`` of each text.
@@ -76,19 +67,7 @@ class QuestionReward:
         if unknown := [key for key in zip(units, sides, strict=True) if key not in self._prompts]:
             raise ConfigError(f"reward: {self._units} has no side {unknown[0][1]} of unit {unknown[0][0]}")
         prompts = [self._prompts[key] for key in zip(units, sides, strict=True)]
-        both, located = [*zip(prompts, texts, strict=True)], self._weights.location > 0
-        found = {"form": [rewards.form(text, located=located) for text in texts]}
-        if self._pairs:
-            found["accuracy"] = rewards.paired(prompts, texts, self._coordinates)
-        else:
-            found["accuracy"] = [rewards.accuracy(p, text, self._coordinates) for p, text in both]
-        if located:
-            found["location"] = [rewards.location(p, text, self._coordinates) for p, text in both]
-        scores = [
-            sum(getattr(self._weights, name) * value for name, value in zip(found, values, strict=True))
-            for values in zip(*found.values(), strict=True)
-        ]
-        return {"score": scores, **found}
+        return weighed(prompts, texts, self._weights, pairs=self._pairs, coordinates=self._coordinates)
 
 
 class TRLQuestionReward:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
@@ -23,7 +23,7 @@ from pydantic import Field
 from pipeline.reading.reader import Dataset
 from pipeline.stores.places import LocalPath
 from questions.controls import said
-from questions.units import Prompt, read_units, refuse_training
+from questions.units import Prompt, read_units, refuse_training, units_of
 from shards_schema import layout
 from shards_schema.errors import ConfigError, MissingFileError, SampleError
 from shards_schema.inputs.models import StrictModel
@@ -147,15 +147,20 @@ class QuestionReader:
 
 
 def training_questions(
-    config: QuestionsConfig, reader: QuestionReader, dataset: Dataset, held: Sequence[str]
-) -> tuple[list[Prompt], Counter[str]]:
-    """The questions that a run may learn from, and why others are not asked -> how many.
+    config: QuestionsConfig,
+    reader: QuestionReader,
+    dataset: Dataset,
+    held: Sequence[str],
+    tell: Callable[[str], None],
+) -> list[Prompt]:
+    """The questions that a run may learn from.
 
     Args:
         config: which.
         reader: of the run.
         dataset: of the run.
         held: tokens that the run holds out.
+        tell: is told how many there are, and how many are not asked, and why.
 
     Raises:
         ConfigError: units of an evaluation split, or of a log that the run holds out; none that can be asked.
@@ -171,12 +176,40 @@ def training_questions(
             f"{config.units}: has units of {len(within)} logs that this run holds out ({min(within)}); make them with "
             "the run's own held_out, split_seed, and columns (docs/questions.md)"
         )
+    return _usable(every, config.units, reader, tell)
+
+
+def held_questions(path: Path, reader: QuestionReader, taught: Set[str], tell: Callable[[str], None]) -> list[Prompt]:
+    """The questions that a run is scored by.
+
+    Args:
+        path: the unit file.
+        reader: of the run.
+        taught: tokens of all scenes that the run learns from.
+        tell: see `training_questions`.
+
+    Raises:
+        ConfigError: units of scenes that the run learns from; none that can be asked.
+        MissingFileError, StoreError, DatasetError: see `read_units`.
+    """
+    asked = _usable(read_units(path), path, reader, tell)
+    if seen := sorted({question.token for question in asked} & taught):
+        raise ConfigError(
+            f"{path}: has units of {len(seen)} scenes that this run learns from ({seen[0]}); give those of the logs "
+            "that it holds out, made with its held_out, split_seed, and columns (docs/questions.md)"
+        )
+    return asked
+
+
+def _usable(every: Sequence[Prompt], path: Path, reader: QuestionReader, tell: Callable[[str], None]) -> list[Prompt]:
+    """Those that can be asked."""
     reasons = [(question, reader.why_not(question)) for question in every]
     usable = [question for question, reason in reasons if reason is None]
     left = Counter(reason for _, reason in reasons if reason is not None)
     if not usable:
-        raise ConfigError(f"{config.units}: no question can be asked: {', '.join(f'{w} {n}' for w, n in left.items())}")
-    return usable, left
+        raise ConfigError(f"{path}: no question can be asked: {', '.join(f'{w} {n}' for w, n in left.items())}")
+    tell(f"{len(usable)} questions of {path}" + "".join(f", {n} not asked ({why})" for why, n in sorted(left.items())))
+    return usable
 
 
 class QuestionBatches:
@@ -190,6 +223,7 @@ class QuestionBatches:
         share: questions a drive.
         accumulate: batches a step.
         seed: of the order.
+        whole: units are dealt, with all of their prompts; `share` counts them then.
     """
 
     def __init__(
@@ -202,8 +236,10 @@ class QuestionBatches:
         share: float,
         accumulate: int,
         seed: int,
+        whole: bool = False,
     ) -> None:
-        self._questions, self._read, self._student = questions, read, student
+        self._dealt = [*units_of(questions).values()] if whole else [(question,) for question in questions]
+        self._read, self._student = read, student
         self._size, self._accumulate, self._seed = max(1, round(share * drives)), accumulate, seed
         self._order = lru_cache(2)(self._shuffled)
         self._pool = ThreadPoolExecutor(1, "questions")
@@ -220,14 +256,13 @@ class QuestionBatches:
 
     def _make(self, number: int) -> Batch:
         begin = (number * distributed.world_size() + distributed.rank()) * self._size
-        places = (divmod(place, len(self._questions)) for place in range(begin, begin + self._size))
-        examples = [self._read(self._questions[self._order(epoch)[place]]) for epoch, place in places]
-        batch = self._student.prepare(collate(examples))
-        assert self._student.words is not None
-        answers = self._student.words.encode([said(question.answer) for question in batch.asked])
+        places = (divmod(place, len(self._dealt)) for place in range(begin, begin + self._size))
+        dealt = (self._dealt[self._order(epoch)[place]] for epoch, place in places)
+        batch = self._student.prepare(collate([self._read(question) for some in dealt for question in some]))
+        answers = self._student.speech.encode([said(question.answer) for question in batch.asked])
         return replace(batch, prepared={**batch.prepared, ANSWERS: answers})
 
     def _shuffled(self, epoch: int) -> list[int]:
         generator = seeds.generator("cpu", self._seed, "questions", epoch)
-        order: list[int] = torch.randperm(len(self._questions), generator=generator).tolist()
+        order: list[int] = torch.randperm(len(self._dealt), generator=generator).tolist()
         return order

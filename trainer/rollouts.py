@@ -1,5 +1,6 @@
 """Rollouts: answers drawn for a batch of scenes, scored, and weighed against their group; what a GRPO step learns from.
 
+Questions are scenes with a text of their own, and a reward of their own (`answered`); nothing else tells them apart.
 Groups whose scores do not differ teach nothing; they are left out of the passes and counted. A pass is what goes
 through the network at once. Every rank has as many passes as any rank has, since FSDP gathers weights in each.
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from trainer import distributed
+from trainer.answered import rewarded
 from trainer.batch import Batch
-from trainer.grpo_config import GRPOConfig
+from trainer.grpo_config import AskedConfig, GRPOConfig
 from trainer.policy_loss import StepSize, group_advantages
 from trainer.reward import Reward
 from trainer.scored import scored
@@ -73,15 +75,15 @@ class Rollout:
 
 @torch.no_grad()
 def roll_out(
-    student: Student, batch: Batch, reward: Reward, table: Tensor, config: GRPOConfig, generator: torch.Generator,
-    autocast: torch.autocast,
+    student: Student, batch: Batch, reward: Reward | AskedConfig, table: Tensor, config: GRPOConfig,
+    generator: torch.Generator, autocast: torch.autocast,
 ) -> tuple[Rollout, dict[str, Number]]:  # fmt: skip
     """Draw `config.group` answers of each scene, score them, and say how much better each is than its group.
 
     Args:
         student: the policy, in eval mode.
         batch: of S scenes, prepared, on the student's device.
-        reward: scores.
+        reward: scores drives; or says how answers to questions are rewarded.
         table: the allow table.
         config: the recipe.
         generator: of this rank, on the student's device; draws the answers, and deals the control's advantages.
@@ -89,18 +91,22 @@ def roll_out(
 
     Returns:
         The rollout, and sums over this rank of what is logged (see `tally`): ``scenes``, ``answers``, ``spread``,
-        ``dropped``, ``unparsed``, ``reward/...``.
+        ``dropped``, ``unparsed``, ``reward/...``, and where answers have an end ``cut``, those that did not come to it.
 
     Raises:
         SampleError, AbsentError: a scene cannot be scored.
     """
-    g, device = config.group, batch.status.device
+    g, device, end = config.group, batch.status.device, student.spoken(batch).end
+    most = reward.length if isinstance(reward, AskedConfig) else None
     with autocast:
-        drawn = student.sample(batch, table, group=g, temperature=config.temperature, generator=generator)
+        drawn = student.sample(batch, table, group=g, temperature=config.temperature, generator=generator, length=most)
     distributed.reshard(student)
-    poses, parsed = student.answers.decode(drawn.tokens, batch.status.repeat_interleave(g, 0))
     lengths_B = (drawn.tokens >= 0).sum(1).cpu()
-    rows, counted = scored(reward, batch.tokens, poses.view(-1, g, *poses.shape[1:]), parsed.view(-1, g))
+    if isinstance(reward, AskedConfig):
+        rows, counted = rewarded(student, batch, drawn.tokens, reward)
+    else:
+        poses, parsed = student.answers.decode(drawn.tokens, batch.status.repeat_interleave(g, 0))
+        rows, counted = scored(reward, batch.tokens, poses.view(-1, g, *poses.shape[1:]), parsed.view(-1, g))
     advantage_SG, spread_S = group_advantages(rows["score"], scale=config.scale)
     if config.controls.shuffle_advantages:
         dealt = torch.rand(advantage_SG.shape, generator=generator, device=device).argsort(1).cpu()
@@ -112,11 +118,15 @@ def roll_out(
         "spread": rows["score"].std(1).sum().item(),
         "dropped": float((~spread_S).sum()),
         "unparsed": float((~counted).sum()),
+        **({} if end is None else {"cut": float((drawn.tokens != end).all(1).sum())}),
         **{f"reward/{name}": value.sum().item() for name, value in rows.items()},
     }
-    passes, size = _divide(kept, lengths_B, student.answers.length, config, device)
+    passes, size = _divide(kept, lengths_B, drawn.tokens.shape[1], config, device)
     advantage_B = advantage_SG.flatten().float().to(device)
-    return Rollout(passes, batch, drawn.tokens, advantage_B, drawn.logp, size), numbers
+    answers, sampled = (
+        x[:, : max(2, int(lengths_B.max()))] for x in (drawn.tokens, drawn.logp)
+    )  # then there is padding
+    return Rollout(passes, batch, answers, advantage_B, sampled, size), numbers
 
 
 def _divide(

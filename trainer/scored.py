@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer import distributed, seeds
+from trainer import seeds
 from trainer.batch import Batch
 from trainer.evaluate import displacement
-from trainer.held import shared
+from trainer.held import each
 from trainer.reward import Reward
 from trainer.students.base import Student
 from trainer.tally import known, mean_known
@@ -114,7 +114,6 @@ class Driven:
         )
 
 
-@torch.no_grad()
 def policy_scores(
     student: Student,
     batches: Sequence[Batch],
@@ -145,11 +144,8 @@ def policy_scores(
     Raises:
         SampleError, AbsentError: see `Reward.score`.
     """
-    training = student.training
-    student.eval()
-    own: list[tuple[int, Driven]] = []
-    for place, prepared, counts in shared(batches, student):
-        batch = prepared.to(device)
+
+    def driven(place: int, batch: Batch) -> Driven:
         generator = seeds.generator(device, seed, "held out", place)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
             said = student.answer(batch, table)
@@ -158,12 +154,9 @@ def policy_scores(
                 if samples
                 else None
             )
-        if counts:
-            own.append((place, _driven(student, batch, reward, said, more, samples)))
-    student.train(training)
-    distributed.reshard(student)
-    every = sorted((row for rows in distributed.gathered(own) for row in rows), key=lambda row: row[0])
-    return Driven.of([part for _, part in every])
+        return _driven(student, batch, reward, said, more, samples)
+
+    return Driven.of(each(student, batches, device, driven))
 
 
 def given_scores(trajectories: Sequence[Tensor], batches: Sequence[Batch], reward: Reward) -> Driven:

@@ -78,10 +78,7 @@ class SFT(Run[SFTConfig]):
         self._read_question = QuestionReader(
             self.dataset, config.samples, config.aligned, other, surds=asked.surds, grey=config.controls.hide_images
         )
-        usable, left = training_questions(asked, self._read_question, self.dataset, held)
-        told = "".join(f", {n} not asked ({why})" for why, n in sorted(left.items()))
-        self._log(f"{len(usable)} questions of {asked.units}{told}")
-        return usable
+        return training_questions(asked, self._read_question, self.dataset, held, self._log)
 
     def _build(self, recorded: Mapping[str, Any] | None) -> None:
         config = self.config

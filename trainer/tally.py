@@ -20,7 +20,10 @@ Number = float | Tensor
 COUNTS = ("scenes", "answers", "tokens", "updates")
 """The sums that others are divided by; they are not logged themselves."""
 
-_PER = {"spread": "scenes", "dropped": "scenes", "unparsed": "answers"} | dict.fromkeys(
+ASKED = "asked/"
+"""Before what is of questions; scenes, answers and tokens of questions are counted by themselves."""
+
+_PER = {"spread": "scenes", "dropped": "scenes", "unparsed": "answers", "cut": "answers"} | dict.fromkeys(
     ("kl", "clipped_low", "clipped_high", "ratio", "entropy"), "tokens"
 )
 """Number -> what it is a mean over; ``reward/...`` are over answers, all others over updates."""
@@ -76,6 +79,9 @@ class Tally:
         total = distributed.summed({name: sums.get(name, 0.0) for name in names}, device)
 
         def count(name: str) -> float:
-            return total.get("answers" if name.startswith("reward/") else _PER.get(name, "updates"), 0.0)
+            whose, what = (ASKED, name.removeprefix(ASKED)) if name.startswith(ASKED) else ("", name)
+            over = "answers" if what.startswith("reward/") else _PER.get(what)
+            return total.get("updates" if over is None else whose + over, 0.0)
 
-        return known({name: mean(value, count(name)) for name, value in total.items() if name not in COUNTS})
+        means = {name: mean(value, count(name)) for name, value in total.items()}
+        return known({name: value for name, value in means.items() if name.removeprefix(ASKED) not in COUNTS})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,15 @@ from jobs import grpo, grpo_experiments
 from reports import grpo as reported
 from reports.intervals import Interval, clustered, over, t_95
 from shards_schema.errors import ConfigError, MismatchError, MissingFileError
-from tests.trainer.reward_toys import grpo_values, sft_policy, write_reward_dataset
+from tests.blocks import block
+from tests.questions_toys import write_units
+from tests.trainer.reward_toys import grpo_values, sft_policy, sft_recipe, write_reward_dataset
+from tests.trainer.test_asked import question
 from trainer import checkpoint
 from trainer.build import load_policy
 from trainer.grpo_config import GRPOConfig
 from trainer.scored import Driven
+from trainer.sft import SFT
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +78,57 @@ def test_the_whole_job(made: tuple[str, str], tmp_path: Path, capsys: pytest.Cap
     again = grpo.main(arguments)  # nothing left to do: the same table
     assert again is not None
     assert {k: v.means() for k, v in again.rows.items()} == {k: v.means() for k, v in outcome.rows.items()}
+
+
+def test_questions_beside_drives_and_alone(
+    made: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the page says it; a table by kind, a page of some, and what a dataset without the reward column allows."""
+    run = SFT(sft_recipe(made[0], "/nowhere"), torch.device("cpu"), log=str)
+    splits = {"train": run.train_tokens, "evaluation": run.held_tokens}
+    (tmp_path / "out/questions").mkdir(parents=True)
+    for split, tokens in splits.items():
+        asked = [question(token, n, split=split) for n, token in enumerate(tokens)]
+        write_units(tmp_path / f"out/questions/{split}.jsonl", asked)
+    units = {"units": str(tmp_path / "out/questions/train.jsonl")}
+    policy = sft_policy(made[0], tmp_path / "runs/asked", questions=units, stages=[{"stage": 2, "steps": 2}])
+    changes = {"steps": 1, "group": 2, "evaluate_every": 1, "evaluate_samples": 1}
+    recipe = written((made[0], policy), tmp_path, **changes)
+    places = {
+        "configs/grpo_demo.yaml": recipe,
+        "runs/asked/stage_2.pt": policy,
+        "=out/demo": f"={made[0]}",
+        "=out/questions": f"={tmp_path}/out/questions",
+        "=runs": f"={tmp_path}/runs",
+    }
+    outcomes = []
+    for line in block("grpo", "questions").splitlines():
+        for typed, here in places.items():
+            line = line.replace(typed, here)
+        words = shlex.split(line)
+        assert words[:3] == ["python", "-m", "jobs.grpo"]
+        outcomes.append(grpo.main(words[3:]))
+    both, alone = outcomes
+    assert both is not None
+    assert alone is not None
+    assert both.rows
+    assert not alone.rows
+    assert [*both.asked] == [*alone.asked] == ["before", "after"]
+    told = capsys.readouterr().out
+    assert "PDMS" in told
+    rows = [line.split() for line in told.splitlines() if line.split()[:1] in (["depth"], ["overall"])]
+    assert [row[:3] for row in rows] == [
+        [name, str(len(run.held_tokens)), "0.333"] for name in ("depth", "overall")
+    ] * 2
+    result = json.loads((tmp_path / "runs/grpo_alone/result.json").read_text())
+    assert result["tokens"] == []
+    assert len(result["questions"]["after"]["units"]) == len(run.held_tokens)
+    assert "after: " in (tmp_path / "runs/grpo_alone/questions.html").read_text()
+    assert "train/asked/reward/accuracy" in (tmp_path / "runs/grpo_alone/log.jsonl").read_text()
+    with pytest.raises(ConfigError, match=r"jobs\.grpo_experiments compares drives"):
+        grpo_experiments.main(
+            [recipe, f"out={tmp_path}/e", f"questions.units={units['units']}", "questions.alone=true"]
+        )
 
 
 def test_experiments_hold_the_control_against_the_recipe(

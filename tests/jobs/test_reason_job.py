@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,18 @@ from reports import questions as tables
 from shards_schema.errors import ConfigError
 from tests.blocks import block
 from tests.questions_toys import write_units
+from tests.trainer.reward_toys import grpo_recipe
 from tests.trainer.shard_toys import recipe_values, write_dataset
 from tests.trainer.test_asked import question, training
 from tests.trainer.vlm_toys import image_processor, tokenizer, vlm
 from trainer.asked import WAYS
+from trainer.batch import Batch
 from trainer.config import SFTConfig
+from trainer.grpo import GRPO
 from trainer.leaks import check
 from trainer.segments import allow_table
 from trainer.sft import SFT
+from trainer.students.base import Sampled
 
 TRAINED = {"stages": [{"stage": 1, "steps": 1, "lr": 1e-3}, {"stage": 2, "steps": 1, "lr": 1e-3}]}
 
@@ -54,8 +58,8 @@ def trained(shards: str, out: Path, student: dict[str, object] | None = None) ->
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
-def test_a_large_student_takes_a_step_on_questions_and_is_asked(family: str, shards: str, tmp_path: Path) -> None:
-    """A real model of random weights, from a folder: masks of a question, both stages, and all ways of asking."""
+def test_a_large_student_takes_steps_on_questions_and_is_asked(family: str, shards: str, tmp_path: Path) -> None:
+    """A real model of random weights, from a folder: masks of a question, both stages, all ways of asking, GRPO."""
     folder = tmp_path / "model"
     for part in (vlm(family), tokenizer(), image_processor(family)):
         part.save_pretrained(folder)  # type: ignore[operator, union-attr]
@@ -78,6 +82,44 @@ def test_a_large_student_takes_a_step_on_questions_and_is_asked(family: str, sha
         if choosing == "likeliest":
             options = {said(option) for p in read_units(units) for option in p.options}
             assert {o.text for (unit, _), o in outputs.items() if unit != "xy2d-0"} <= options
+    refined = refined_by_questions(shards, tmp_path, units)
+    again = [f"policy={refined}", f"units={units}", f"data={shards}", f"out={tmp_path}/again", "length=4", "drawn=0"]
+    assert reason.main([*again, "ways=[stage_2]", "device=cpu"]) == 0
+
+
+def refined_by_questions(shards: str, out: Path, units: Path) -> Path:
+    """Two steps of GRPO: of its own words, which earn nothing, and of words that are put into its mouth."""
+    asked = {"units": str(out / "train.jsonl"), "held": str(units), "alone": True, "length": 4}
+    values = {
+        "steps": 2,
+        "group": 2,
+        "evaluate_every": 2,
+        "evaluate_limit": 1,
+        "evaluate_samples": 1,
+        "questions": asked,
+    }
+    values |= {"stream": {"batch_size": 2, "threads": 1}, "regulariser": {"wm": 0, "geo": 0}}
+    run = GRPO(grpo_recipe(shards, str(out / "run/stage_2.pt"), out / "grpo", **values), torch.device("cpu"), log=str)
+    student, seen = run.model.student, list[dict[str, float]]()
+
+    def note(step: int, numbers: Mapping[str, float]) -> None:
+        seen.append(dict(numbers))
+
+    def by_heart(batch: Batch, *_: object, group: int = 1, **__: object) -> Sampled:
+        texts = [said(q.answer if i else "No") for q in batch.asked for i in range(group)]
+        tokens = student.speech.encode(texts)
+        return Sampled(tokens, torch.zeros(tokens.shape))
+
+    run.fit(until=1, on_numbers=note)
+    student.sample = by_heart  # type: ignore[method-assign]
+    run.fit(on_numbers=note)
+    own, theirs = (numbers for numbers in seen if "train/asked/cut" in numbers)
+    assert own["train/asked/cut"] == own["train/asked/dropped"] == own["train/asked/unparsed"] == 1
+    assert "train/asked/loss" not in own
+    assert (theirs["train/asked/reward/accuracy"], theirs["train/asked/reward/form"]) == (0.5, 1)
+    assert theirs["train/asked/ratio"] == 1
+    assert theirs["train/gradient"] > 0
+    return out / "grpo" / "policy.pt"
 
 
 def test_what_is_left_is_what_score_reads(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,7 @@
-"""Two processes with gloo: drives and questions train as in one process, and GRPO goes on from such a policy."""
+"""Two processes with gloo: drives and questions train as in one process, in SFT, and in GRPO from such a policy."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from tests.questions_toys import write_units
 from tests.trainer import trainer_toys
 from tests.trainer.reward_toys import grpo_recipe, sft_recipe
 from tests.trainer.test_asked import question
-from trainer import checkpoint, distributed
+from tests.trainer.test_grpo_distributed import train as grpo_train
+from trainer import checkpoint
 from trainer.grpo import GRPO
 from trainer.sft import SFT
 
@@ -40,15 +40,18 @@ def train(data: str, units: str, out: Path, batch: int, **changes: Any) -> None:
 
 
 def worker(rank: int, root: str, data: str, units: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = Path(root, "port").read_text()
-    with distributed.session("cpu"):
+    with trainer_toys.joined(rank, root):
         for mode in MODES:
             train(data, units, Path(root, mode), 2, parallel={"mode": mode})
             policy = str(Path(root, mode, "stage_1.pt"))
             config = grpo_recipe(data, policy, Path(root, f"grpo_{mode}"), steps=1, parallel={"mode": mode})
             GRPO(config, CPU, log=lambda text: None).fit()
+            refine(data, policy, Path(root, f"both_{mode}"), 2, units, parallel={"mode": mode})
+
+
+def refine(data: str, policy: str, out: Path, batch: int, units: str, **changes: Any) -> None:
+    """GRPO on drives and questions."""
+    grpo_train(data, policy, out, batch, questions={"units": units, "weight": 0.5}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +77,21 @@ def test_two_ranks_learn_from_questions_as_one_does(
     assert own["words"] == theirs["words"]
     for name, value in own["student"].items():
         torch.testing.assert_close(theirs["student"][name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_are_refined_by_questions_as_one_is(
+    two_ranks: Path, reward_shards: str, units: str, tmp_path: Path, mode: str
+) -> None:
+    """The words, which the drives' passes leave out, and the motions, which the questions' do, among all others."""
+    policy = two_ranks / mode / "stage_1.pt"
+    refine(reward_shards, str(policy), tmp_path, 4, units)
+    own, theirs = (checkpoint.load(out / "policy.pt")["student"] for out in (tmp_path, two_ranks / f"both_{mode}"))
+    for name, value in own.items():
+        torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=1e-4, msg=name)
+    first = checkpoint.load(policy)["student"]
+    for part in ("asking.head.table_out", "head.table_out"):
+        assert (own[part] - first[part]).abs().max() > 1e-4, part
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -162,7 +162,7 @@ def test_what_grpo_learns_from_a_rollout(reward_shards: str, policy: str, tmp_pa
     run.device, run.table = META, run.table.to(META)
     run._pass = PolicyPass(run.model, config, run.table).eval()
     run._optimiser = make_optimiser(run.model, config.optimiser)
-    there = on_meta(rollout)
+    there = [(run._tasks[0], on_meta(rollout))]
     with Asks():
         run._learn(there)
     with Asks() as asks:

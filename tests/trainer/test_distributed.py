@@ -6,7 +6,6 @@ A run may resume with other ranks; what fails on one rank fails on all.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 from pathlib import Path
@@ -130,10 +129,7 @@ def written_to_a_full_disk(path: Path) -> str:
 
 
 def worker(rank: int, root: str, shards: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = Path(root, "port").read_text()
-    with distributed.session("cpu") as device:
+    with trainer_toys.joined(rank, root) as device:
         batch = batch_of(4)[2 * rank : 2 * rank + 2]
         for mode in MODES:
             config, model = ParallelConfig(mode=mode), make()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from questions.controls import said
 from shards_schema.errors import MismatchError
 from tests.trainer import trainer_toys
 from tests.trainer.reward_toys import grpo_recipe
@@ -43,6 +43,10 @@ def train(data: str, policy: str, out: Path, batch: int, **changes: Any) -> tupl
 
     def by_token(batch: Batch, *_: Any, group: int = 1, **__: Any) -> Sampled:
         """Any answers, but the same for any number of ranks: by scene and place in the group."""
+        if batch.asked:
+            right = ((q, (int(q.token, 16) + i) % 3 > 0) for q, i in product(batch.asked, range(group)))
+            tokens = run.model.student.speech.encode([said(q.answer if is_right else "No") for q, is_right in right])
+            return Sampled(tokens, torch.zeros(tokens.shape))
         rows = []
         for token, i in product(batch.tokens, range(group)):
             generator = torch.Generator().manual_seed(int(token, 16) % 2**31 + i)
@@ -55,10 +59,7 @@ def train(data: str, policy: str, out: Path, batch: int, **changes: Any) -> tupl
 
 
 def worker(rank: int, root: str, data: str, policy: str) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
-    os.environ["MASTER_PORT"] = Path(root, "port").read_text()
-    with distributed.session("cpu"):
+    with trainer_toys.joined(rank, root):
         for mode in MODES:
             run, seen = train(data, policy, Path(root, mode), 3, parallel={"mode": mode})
             torch.save(

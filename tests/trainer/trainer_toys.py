@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch.multiprocessing as mp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from trainer import checkpoint
+from trainer import checkpoint, distributed
 from trainer.answers.base import Answers
 from trainer.answers.geometry import compose
 from trainer.answers.motion import MotionAnswers, MotionConfig
@@ -137,6 +139,16 @@ def two_ranks(
         one.close()
     mp.start_processes(worker, args=(str(root), *arguments), nprocs=processes, start_method=start)  # type: ignore[no-untyped-call]
     return root
+
+
+@contextmanager
+def joined(rank: int, root: str) -> Iterator[torch.device]:
+    """One of `two_ranks`, in the group of both."""
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = Path(root, "port").read_text()
+    with distributed.session("cpu") as device:
+        yield device
 
 
 def a_group_shares_the_pass_over_its_prompt(student: Student, batch: Batch, table: torch.Tensor) -> None:

@@ -15,8 +15,14 @@ from pathlib import Path
 import pytest
 
 from jobs import export, score
+from jobs import questions as questions_job
+from pipeline.reading.reader import Dataset
+from questions.controls import said
+from questions.units import read_units
 from tests.blocks import block
+from tests.questions_toys import write_units
 from tests.trainer.reward_toys import write_reward_dataset
+from tests.trainer.test_asked import question
 from tests.trainers import tiny_vlm, venvs
 
 pytestmark = [pytest.mark.trainers, pytest.mark.timeout(1800)]
@@ -161,6 +167,49 @@ def test_trl_grpo(folder: Path) -> None:
     note("trl", "GRPOTrainer, images", logged(printed, "loss"), f"{sum(own) / len(own):.6f} = jobs.score")
 
 
+def asked(folder: Path, kind: str, to: str) -> tuple[list[str], dict[str, list[object]]]:
+    """The page's units and its rows of them for a library; right answers, and the columns that say what was asked."""
+    tokens = Dataset(str(folder / "out/demo"), columns=["samples"]).tokens("samples")
+    (folder / "out/questions").mkdir(exist_ok=True)
+    units = write_units(folder / "out/questions/train.jsonl", [question(token, n) for n, token in enumerate(tokens)])
+    places = [f"units={units}", f"data={folder}/out/demo", f"to={folder}/{to}", f"format={kind}"]
+    assert questions_job.main(["export", *places, "use=train"]) == 0
+    prompts = read_units(units)
+    columns: dict[str, list[object]] = {"unit": [p.unit for p in prompts], "side": [p.side for p in prompts]}
+    return [f"<think>so</think>{said(p.answer)}" for p in prompts], columns
+
+
+def test_trl_grpo_on_questions(folder: Path) -> None:
+    texts, columns = asked(folder, "trl-grpo", "asked.jsonl")
+    bounds = f"GRPOConfig({STEPS}per_device_train_batch_size=2, num_generations=2, "
+    text = told(block("questions", "trl-questions")).replace("GRPOConfig(", bounds).replace("length=256", "length=8")
+    printed = python("trl", text, folder)
+    assert logged(printed, "reward") == [0, 0]  # a random model says nothing that is an answer
+    assert logged(printed, "questions/accuracy") == [0, 0]
+    call = (
+        "import json\nfrom trainer.question_rewards import QuestionReward, TRLQuestionReward\n"
+        "reward = TRLQuestionReward(QuestionReward('out/questions/train.jsonl'))\n"
+        f"print(json.dumps(reward({texts!r}, **{columns!r})))\n"
+    )
+    assert rewards("trl", call, folder) == [1.5] * len(texts)
+    note("trl", "GRPOTrainer, questions", logged(printed, "loss"), "1.5 = form and accuracy")
+
+
+def test_ms_swift_grpo_on_questions(folder: Path) -> None:
+    texts, columns = asked(folder, "ms-swift", "asked.jsonl")
+    printed = shell("ms-swift", "questions", "ms-swift-questions", folder, f"{SWIFT} --max_completion_length 8")
+    found = logged(printed, "rewards/SwiftQuestionReward/mean") or logged(printed, "reward")
+    assert found[:2] == [0, 0]
+    call = (
+        "import json\nfrom swift.utils.utils import import_external_file\nfrom swift.rewards import orms\n"
+        "import os\nos.environ['LAST_SHARDS_UNITS'] = 'out/questions/train.jsonl'\n"
+        "import_external_file('trainer/plugins/ms_swift.py')\nreward = orms['questions'](args=None)\n"
+        f"print(json.dumps(reward({texts!r}, **{columns!r})))\n"
+    )
+    assert rewards("ms-swift", call, folder) == [1.5] * len(texts)
+    note("ms-swift", "swift rlhf, GRPO on questions", logged(printed, "loss"), "1.5 = form and accuracy")
+
+
 def test_llama_factory(folder: Path) -> None:
     exported, _, trained = told(block("streaming", "llama-factory")).partition("\n")
     export.main(shlex.split(exported.replace("out/demo", str(folder / "out/demo")).replace("to=", f"to={folder}/"))[3:])
@@ -175,16 +224,29 @@ def test_llama_factory(folder: Path) -> None:
 
 
 def test_verl(folder: Path) -> None:
-    flags = shlex.split(told(block("grpo", "verl")))
     texts, tokens = answers(folder)
-    text = f"""
+    own = rewards("verl", by_verl(told(block("grpo", "verl")), texts), folder)
+    # one by one, as verl asks: a scene alone need not have the last bit of the same scene in a batch
+    assert own == [by_the_scorer(folder, [t], [k])[0] for t, k in zip(texts, tokens, strict=True)]
+    note("verl", "RLHFDataset, custom_reward_function", [], f"{sum(own) / len(own):.6f} = jobs.score")
+
+
+def test_verl_on_questions(folder: Path) -> None:
+    texts, _ = asked(folder, "verl", "asked.parquet")
+    assert rewards("verl", by_verl(block("questions", "verl-questions"), texts), folder) == [1.5] * len(texts)
+    note("verl", "RLHFDataset, custom_reward_function, questions", [], "1.5 = form and accuracy")
+
+
+def by_verl(flags: str, texts: list[str]) -> str:
+    """A program that reads a block's rows and scores texts as verl does, one a row."""
+    return f"""
 import json
 from omegaconf import OmegaConf
 from transformers import AutoProcessor
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-config = OmegaConf.from_dotlist([flag.lstrip("+") for flag in {flags!r}])
+config = OmegaConf.from_dotlist([flag.lstrip("+") for flag in {shlex.split(flags)!r}])
 config.data.filter_overlong_prompts_workers = 1
 config.data.max_prompt_length = 4096
 processor = AutoProcessor.from_pretrained("model")
@@ -197,10 +259,6 @@ for row, text in zip(rows, {texts!r}, strict=True):
                         ground_truth=row["reward_model"]["ground_truth"])["score"])
 print(json.dumps(found))
 """
-    own = rewards("verl", text, folder)
-    # one by one, as verl asks: a scene alone need not have the last bit of the same scene in a batch
-    assert own == [by_the_scorer(folder, [t], [k])[0] for t, k in zip(texts, tokens, strict=True)]
-    note("verl", "RLHFDataset, custom_reward_function", [], f"{sum(own) / len(own):.6f} = jobs.score")
 
 
 LIGHTNING = """

@@ -26,6 +26,7 @@ from pipeline.stream import LatentCollator
 from shards_schema.errors import ConfigError, DatasetError
 from trainer.latents import Adapter, Statistics
 from trainer.losses import alignment
+from trainer.question_rewards import SwiftQuestionReward
 from trainer.reward_functions import DATA, SwiftReward
 
 LATENTS, WEIGHT = "LAST_SHARDS_LATENTS", "LAST_SHARDS_WEIGHT"
@@ -159,5 +160,6 @@ def _with_prompt_mask(inner: Callable[[list[dict[str, Any]]], Any], features: li
 
 
 orms["pdms"] = SwiftReward
+orms["questions"] = SwiftQuestionReward
 if os.environ.get(LATENTS):
     TrainerFactory.TRAINER_MAPPING["causal_lm"] = f"{__name__}.LatentTrainer"

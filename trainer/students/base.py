@@ -161,13 +161,16 @@ class Student(nn.Module, ABC):
         return batch
 
     def spoken(self, batch: Batch) -> Answers | Words:
-        """What the answers to a batch are made of: its drives', or its questions'.
+        """What the answers to a batch are made of: its drives', or its questions' (`speech`)."""
+        return self.speech if batch.asked else self.answers
+
+    @property
+    def speech(self) -> Words:
+        """What it says to questions.
 
         Raises:
-            ConfigError: it is asked, and cannot be.
+            ConfigError: it cannot be asked.
         """
-        if not batch.asked:
-            return self.answers
         if self.words is None or not self.words.reads:
             raise ConfigError(
                 "this policy cannot be asked: a tiny student has only the words of the questions that it was trained "
