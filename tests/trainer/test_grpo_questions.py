@@ -78,8 +78,8 @@ def test_it_learns_what_is_asked(reward_shards: str, units: Units, begun: str, t
         seen.append(dict(numbers))
 
     asked = {"units": str(units["train"]), "held": str(units["evaluation"]), "share": 4, "length": 10}
-    numbers = RARE | {"log_every": 1, "evaluate_every": 8, "evaluate_samples": 4}
-    shape = {"steps": 16, "group": 8, "stream": {"batch_size": 3, "threads": 1}}
+    numbers = RARE | {"log_every": 1, "evaluate_every": 7, "evaluate_samples": 4}
+    shape = {"steps": 14, "group": 8, "stream": {"batch_size": 3, "threads": 1}}
     run = start(reward_shards, begun, tmp_path, asked, lr=5e-3, beta=0.01, loss="grpo", scale=True, **shape, **numbers)
     before = run.ask()
     run.fit(on_numbers=note)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from questions.controls import said
 from shards_schema.errors import ConfigError
@@ -56,33 +54,6 @@ def test_trl_ms_swift_and_verl_give_the_same(units: Path, monkeypatch: pytest.Mo
     for text, (token, index), score in zip(texts, rows, expected, strict=True):
         info = {"token": token, "index": index}
         assert compute_question_score("last-shards", text, "?", info, units=str(units))["score"] == score
-
-
-def test_a_step_of_trls_trainer_on_questions(units: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows as `jobs.questions export` writes them; what a random model says earns nothing, the right answer does."""
-    pytest.importorskip("trl")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    from tests.trainer.trl_toys import grpo_trainer
-
-    reward, seen = TRLQuestionReward(QuestionReward(units)), list[tuple[Any, Any]]()
-    rows = [{"prompt": "Yes?", "unit": p.unit, "side": p.side, "solution": p.answer} for p in reward.reward.asked]
-
-    def watched(completions: Any, **columns: Any) -> list[float]:
-        said_too = [THOUGHT + said(columns["solution"][0]), *completions[1:]]  # as a trained model would
-        scores = reward(said_too, **columns)
-        seen.append(([*zip(columns["unit"], columns["side"], strict=True)], scores))
-        return scores
-
-    trainer = grpo_trainer(rows, watched, tmp_path)
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    trainer.train()
-    ((keys, scores),) = seen
-    assert keys[0] == keys[1]  # a group is of one prompt
-    assert scores == [1.5, 0, 0, 0]
-    assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
-    history = [entry for entry in trainer.state.log_history if "reward" in entry]
-    assert history[0]["reward"] == pytest.approx(1.5 / 4)
-    assert history[0]["questions/accuracy"] == pytest.approx(1 / 4)
 
 
 def test_pairs_and_locations_where_they_are_wanted(units: Path) -> None:

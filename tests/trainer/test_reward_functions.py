@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from questions.controls import said
 from shards_schema.errors import AbsentError, ConfigError, SampleError
+from tests.questions_toys import prompt, write_units
 from trainer.answers.text import TextAnswers, parse_waypoints
+from trainer.question_rewards import QuestionReward, TRLQuestionReward
 from trainer.reward import Reward
 from trainer.reward_functions import DATA, VERSION, SwiftReward, TextReward, TRLReward, compute_score
 
@@ -158,6 +161,40 @@ def test_a_step_of_trls_trainer(reward: Reward, tmp_path: Path, monkeypatch: pyt
     history = [entry for entry in trainer.state.log_history if "reward" in entry]
     assert history[0]["reward"] == pytest.approx(expected / 4)
     assert history[0]["pdms/unparsed"] == pytest.approx(0.75)
+
+
+def test_a_step_of_trls_trainer_on_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as `jobs.questions export` writes them; what a random model says earns nothing, the right answer does."""
+    pytest.importorskip("trl")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from tests.trainer.trl_toys import grpo_trainer
+
+    pair = [
+        prompt("fb", ("Yes", "No"), answer, unit="fb", side=side, split="train")
+        for side, answer in ((1, "Yes"), (2, "No"))
+    ]
+    units = write_units(
+        tmp_path / "train.jsonl", [*pair, prompt("xy2d", answer="[718, 524]", unit="xy", split="train")]
+    )
+    reward, seen = TRLQuestionReward(QuestionReward(units)), list[tuple[Any, Any]]()
+    rows = [{"prompt": "Yes?", "unit": p.unit, "side": p.side, "solution": p.answer} for p in reward.reward.asked]
+
+    def watched(completions: Any, **columns: Any) -> list[float]:
+        said_too = ["<think>so</think>" + said(columns["solution"][0]), *completions[1:]]  # as a trained model would
+        scores = reward(said_too, **columns)
+        seen.append(([*zip(columns["unit"], columns["side"], strict=True)], scores))
+        return scores
+
+    trainer = grpo_trainer(rows, watched, tmp_path)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    ((keys, scores),) = seen
+    assert keys[0] == keys[1]  # a group is of one prompt
+    assert scores == [1.5, 0, 0, 0]
+    assert any(not torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    history = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert history[0]["reward"] == pytest.approx(1.5 / 4)
+    assert history[0]["questions/accuracy"] == pytest.approx(1 / 4)
 
 
 def test_what_is_wrong_in_the_data_reaches_the_user(reward: Reward, tmp_path: Path) -> None:
