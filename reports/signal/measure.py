@@ -243,7 +243,8 @@ def _against(dataset: Dataset, column: str, target: str, chosen: Sequence[str]) 
         return spec and spec.dims, shape, dataset.columns[of].provenance.get("kind")
 
     def ahead(of: str) -> bool:
-        return bool(min(dataset.columns[of].provenance.get("window", [0])) > 0)
+        steps = dataset.columns[of].provenance.get("window")
+        return isinstance(steps, list) and bool(steps) and all(isinstance(step, int) and step > 0 for step in steps)
 
     random = {c for c in chosen if dataset.columns[c].random_weights}
     alike = [c for c in sorted(chosen) if c != column and described(c) == described(column)]

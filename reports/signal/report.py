@@ -72,7 +72,7 @@ def sentences(target: Target) -> list[str]:
 
 _NO_BETTER = {
     RANDOM: ": the weights were perhaps not loaded",
-    NOW: " that comes later: its frames are perhaps not those that its window names",
+    NOW: " that comes later: too few logs to tell, or not the frames that its window names",
 }
 
 

@@ -41,7 +41,8 @@ def small(told: list[str], data: Path, **filter: int) -> list[str]:
     """The same of other logs, in small."""
     scenes = {"frame_interval": 1, "num_history_frames": 4, "num_future_frames": 10, **filter}
     return [
-        *(argument for argument in told if argument != "out=out/demo"), "out=out/world", "plan.shard_size=5",
+        *told,
+        "plan.shard_size=5",
         f"source={{kind: navsim, root: '{data}', split: mini, filter: {json.dumps(scenes)}}}",
         "samples.size=[64, 36]", "worker.torch_threads=1", "scan_processes=1",
     ]  # fmt: skip
@@ -76,7 +77,7 @@ def test_a_student_learns_geometry_now_and_geometry_later(
     _, (_, later) = typed("teachers", home)
     now = "teachers.vggt={weights: {town: true}, network: town, views: [CAM_F0], width: 252, heads: []}"
     teachers_job.main([*small(later, drive(tmp_path_factory)), now])
-    dataset = Dataset("out/world")
+    dataset = Dataset("out/demo")
     assert len(dataset.tokens("samples", "vggt", "vggt_later")) == 2 * SCENES_A_LOG
     (token, *_) = dataset.tokens("vggt_later")
     made = dataset.read(token, {"vggt": ["l3_tok12"], "vggt_later": ["l3_tok12"]})
