@@ -9,16 +9,19 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from exports.tracks import Tracks
 from pipeline.reading.reader import Dataset
 from pipeline.stores.decode import decode_jpeg
 from pipeline.stores.disk import write_text
 from pipeline.stores.places import LocalPath, OutPath, Place
-from questions.making.candidates import Candidate, Refused, candidates
+from questions.making import candidates as spatial
+from questions.making import dynamic
+from questions.making.candidates import Candidate, Refused, look_at
 from questions.making.choosing import choose, prompts
 from questions.making.describing import Look, colour_of
 from questions.making.rules import Rules
 from questions.making.seeing import see
-from questions.units import Prompt, units_text
+from questions.units import KINDS, Prompt, units_text
 from reports import questions as tables
 from reports.progress import bar
 from shards_schema import layout
@@ -27,7 +30,7 @@ from shards_schema.inputs.models import StrictModel
 from synthetic import is_synthetic, truth
 from trainer.splits import split_by_log
 
-BENCHMARK = "shards-spatial"
+FILES = {"shards-spatial": "{split}.jsonl", "shards-dynamics": "dynamics_{split}.jsonl"}
 
 
 class MakeConfig(StrictModel):
@@ -36,7 +39,7 @@ class MakeConfig(StrictModel):
     data: Place
     """The dataset: a path or an fsspec URL."""
     out: OutPath
-    """Folder of train.jsonl, evaluation.jsonl and examples.html."""
+    """Folder of train.jsonl, evaluation.jsonl, the same of dynamics_, and examples.html."""
     rules: Rules = Rules()
     """Of what may be asked, and how."""
     looks: Literal["auto", "town", "pixels", "labels"] = "auto"
@@ -45,6 +48,9 @@ class MakeConfig(StrictModel):
     """
     town: LocalPath | None = None
     """The folder of the town; null is the one that the dataset names."""
+    source: dict[str, Any] = Field(default_factory=dict)
+    """Where the logs are now, for what moved: keys in the place of those that the dataset names (root; of nuPlan
+    maps_root)."""
     drawn: int = Field(default=4, ge=0, le=10_000)
     """Units of each kind on the page of examples; 0 is no page."""
     columns: tuple[str, ...] = ()
@@ -62,32 +68,42 @@ Looks = Mapping[tuple[str, str], Mapping[str, truth.Shown]]
 def make(config: MakeConfig) -> int:
     """Make units; returns the exit code."""
     dataset = Dataset(config.data, columns=[layout.SAMPLES, *config.columns])
-    for notice in dataset.manifest.notices:
-        print(f"NOTE: {notice}")
+    notices = [*dataset.manifest.notices]
     training, held = split_by_log(dataset, config.held_out, config.split_seed)
-    town = _town(config, dataset)
+    town, tracks = _town(config, dataset), Tracks(dataset, config.source)
     if town is None:
-        print("NOTE: label-derived: the truth is what the log's labels say; what hides what is told by their boxes.")
-    nothing = False
+        notices.append("label-derived: the truth is what the log's labels say; what hides what is told by their boxes.")
+    for notice in (*notices, *([tracks.note] if tracks.note else [])):
+        print(f"NOTE: {notice}")
+    nothing, drawn = False, []
     for name, tokens in (("train", training), ("evaluation", held)):
         refused: Refused = Counter()
-        found = list(_candidates(dataset, tokens, config, town, refused))
-        chosen, left = choose(found, config.rules)
+        found = list(_candidates(dataset, tokens, config, town, tracks, refused))
         split: Literal["train", "evaluation"] = "train" if name == "train" else "evaluation"
-        made = [p for c in chosen for p in prompts(c, config.rules, BENCHMARK, split)]
-        write_text(config.out / f"{name}.jsonl", units_text(made))
-        print(f"\n{name}: {len(chosen)} units of {len(tokens)} scenes")
-        print(f"{tables.blind(made)}\n{tables.refused(refused + left)}")
-        nothing |= not chosen
-    if made and config.drawn:
-        page = tables.examples(made, config.drawn, lambda p: _image(dataset, p), dataset.manifest.notices)
+        for benchmark, file in FILES.items():
+            ours = [c for c in found if _benchmark(c.category) == benchmark]
+            chosen, left = choose(ours, config.rules)
+            made = [p for c in chosen for p in prompts(c, config.rules, benchmark, split)]
+            write_text(config.out / file.format(split=name), units_text(made))
+            print(f"\n{benchmark}, {name}: {len(chosen)} units of {len(tokens)} scenes")
+            why = Counter({key: n for key, n in refused.items() if _benchmark(key[0]) == benchmark})
+            print(f"{tables.blind(made)}\n{tables.still_and_closer(chosen)}{tables.refused(why + left)}")
+            nothing |= not chosen and benchmark == "shards-spatial"
+            drawn += made if split == "evaluation" else []
+    files = [file.format(split=split) for file in FILES.values() for split in ("train", "evaluation")]
+    if drawn and config.drawn:
+        page = tables.examples(drawn, config.drawn, lambda p: _image(dataset, p), notices)
         write_text(config.out / "examples.html", page)
-    print(
-        f"\n{config.out.resolve()}: train.jsonl, evaluation.jsonl{', examples.html' if made and config.drawn else ''}"
-    )
+        files.append("examples.html")
+    print(f"\n{config.out.resolve()}: {', '.join(files)}")
     if nothing:
         print("NOTHING ASKED in one of them: give more scenes or views, or other rules (rules.seconds, rules.image).")
     return int(nothing)
+
+
+def _benchmark(category: str) -> str:
+    """Which benchmark a kind is of; of a whole image the first."""
+    return "shards-dynamics" if category in KINDS and KINDS[category].part else "shards-spatial"
 
 
 def _image(dataset: Dataset, prompt: Prompt) -> bytes:
@@ -113,7 +129,12 @@ def _town(config: MakeConfig, dataset: Dataset) -> Path | None:
 
 
 def _candidates(
-    dataset: Dataset, tokens: Sequence[str], config: MakeConfig, town: Path | None, refused: Refused
+    dataset: Dataset,
+    tokens: Sequence[str],
+    config: MakeConfig,
+    town: Path | None,
+    tracks: Tracks,
+    refused: Refused,
 ) -> Iterator[Candidate]:
     images = [member for member in dataset.members(layout.SAMPLES) if member.endswith(".jpg")]
     views = [member.removesuffix(".jpg") for member in images]
@@ -121,7 +142,8 @@ def _candidates(
     pixels = town is None and config.looks in ("auto", "pixels")
     for token in bar(tokens, unit="scene"):
         members = dataset.read(token, {layout.SAMPLES: ["json", *(images if pixels else ())]})[layout.SAMPLES]
-        document = members["json"]
+        document, motion = members["json"], tracks.of(token)
+        refused["ego_speed", "log_unreadable"] += motion is None
         for view in views:
             shown = known.get((token, view.upper()), {})
             hidden = None if town is None else {t: shown[t].hidden if t in shown else 1.0 for t in _tracks(document)}
@@ -129,7 +151,10 @@ def _candidates(
             if pixels and document["annotations"] is not None:
                 image = decode_jpeg(members[f"{view}.jpg"], f"{token}.{view}.jpg")
                 looks = {seen.track: Look(None, colour_of(image, seen)) for seen in see(document, view)}
-            yield from candidates(document, view, config.rules, refused, looks=looks, hidden=hidden)
+            pictured = look_at(document, view, config.rules, refused, looks=looks, hidden=hidden, motion=motion)
+            if pictured is not None:
+                yield from spatial.of_image(pictured)
+                yield from dynamic.of_image(pictured)
 
 
 def _tracks(document: Mapping[str, Any]) -> Sequence[str]:

@@ -47,11 +47,13 @@ class Reading:
         invalid: why it is no answer: ``empty``, ``no_tag``, ``cut`` (the text ends before the answer does),
             ``no_option``, ``no_point``, ``outside`` (a point that is not in the image); None of a valid one.
         said: of a choice, the option that was chosen; None where it is none of them.
+        error: of a place, how far it is from the truth [m].
     """
 
     score: float
     invalid: str | None = None
     said: str | None = None
+    error: float | None = None
 
 
 def read(
@@ -82,11 +84,20 @@ def read(
             return Reading(0.0, "no_point")
         place = to_point(numbers, prompt.size, rules, coordinates, input_size)
         return Reading(0.0, "outside") if place is None else Reading(centerness(place, prompt.objects[0].box2d))
+    if prompt.kind.metric == "place":
+        return _place(prompt, parse_numbers(answer, rules), parse_numbers(prompt.answer, "official"))
     if not names_option(answer, prompt.options, rules):
         return Reading(0.0, "no_option")
     said = normalised(answer)
     chosen = next((option for option in prompt.options if normalised(option) == said), None)
     return Reading(float(said == normalised(prompt.answer)), said=chosen)
+
+
+def _place(prompt: Prompt, said: list[float] | None, truth: list[float] | None) -> Reading:
+    if said is None or truth is None or len(said) != 2:
+        return Reading(0.0, "no_point")
+    error = math.dist(said, truth)
+    return Reading(float(error <= (prompt.tolerance or 0.0)), error=error)
 
 
 def extract(text: str, rules: Rules = "official") -> str | None:

@@ -14,7 +14,9 @@ from questions.units import Prompt
 
 Answerer = Callable[[Prompt], str]
 
-_RANGE = re.compile(r"Between (\d+) meters? and (\d+) meters?")
+_RANGE = re.compile(r"Between (\d+)(?: meters?)? and (\d+) meters?(?: per second)?")
+_AROUND = 60.0
+"""Metres to each side of the car within which a uniform answerer says that things will be."""
 
 POINT_IN_BOX = (pi / 2 - 1) ** 2
 """Mean centerness of a uniform point in a box, 0.3258: the square of twice the integral of sqrt(t / (1 - t)) to 1/2."""
@@ -34,29 +36,38 @@ def oracle(prompt: Prompt) -> str:
 
 
 def uniform(generator: random.Random) -> Answerer:
-    """Any option, or any pixel, alike."""
+    """Any option, any pixel, or any place around the car, alike."""
 
     def answer(prompt: Prompt) -> str:
         if prompt.kind.metric == "point":
             return said(str([generator.randrange(n) for n in prompt.size]))
+        if prompt.kind.metric == "place":
+            return said(str([round(generator.uniform(-_AROUND, _AROUND), 1) for _ in "xy"]))
         return said(generator.choice(prompt.options))
 
     return answer
 
 
 def chosen(choice: Callable[[tuple[str, ...]], str]) -> Answerer:
-    """By a rule that reads the options alone; the middle of the image for a point."""
+    """By a rule that reads the options alone; for a point the middle of the image, for a place one ahead."""
 
     def answer(prompt: Prompt) -> str:
         if prompt.kind.metric == "point":
             return said(str([n // 2 for n in prompt.size]))
+        if prompt.kind.metric == "place":
+            return said("[15, 0]")
         return said(choice(prompt.options))
 
     return answer
 
 
+def steady(prompt: Prompt) -> str:
+    """Always of one mind: the first option, and to the other prompt of a pair the one that agrees with it."""
+    return chosen(lambda options: options[prompt.side - 1])(prompt)
+
+
 def range_of(option: str) -> tuple[int, int] | None:
-    """The ends of "Between A meters and B meters"; None of another option."""
+    """The ends of "Between A meters and B meters", or of speeds; None of another option."""
     found = _RANGE.fullmatch(option)
     return (int(found[1]), int(found[2])) if found else None
 
@@ -78,6 +89,8 @@ def chance(prompts: tuple[Prompt, ...]) -> float:
         if prompt.kind.metric == "point":
             x1, y1, x2, y2 = prompt.objects[0].box2d
             out *= POINT_IN_BOX * (x2 - x1) * (y2 - y1) / (prompt.size[0] * prompt.size[1])
+        elif prompt.kind.metric == "place":
+            out *= pi * (prompt.tolerance or 0.0) ** 2 / (2 * _AROUND) ** 2
         else:
             out /= len(prompt.options)
     return out

@@ -22,6 +22,16 @@ YES, NO = "Yes", "No"
 Range = tuple[int, int]
 
 
+FASTER, SLOWER, STEADY, STOOD = "It sped up", "It slowed down", "It kept its speed", "It stood"
+LEFT, RIGHT, STRAIGHT = "To the left", "To the right", "It did not turn"
+NEXT = {
+    FASTER: "It will speed up", SLOWER: "It will slow down", STEADY: "It will keep its speed", STOOD: "It will stand",
+    LEFT: LEFT, RIGHT: RIGHT, STRAIGHT: "It will not turn",
+}  # fmt: skip
+"""The same of what comes."""
+SAME_GAP = "Almost the same distance"
+
+
 class Answers(NamedTuple):
     """Options, and the right one of each side."""
 
@@ -57,6 +67,25 @@ def rows(a: float, b: float, tie: float = 0.5) -> Answers:
     if abs(a - b) < tie:
         return Answers(options, (SAME_ROW, SAME_ROW))
     return Answers(options, (YES, NO) if a > b else (NO, YES))
+
+
+def faster(first: str, second: str, first_is: bool | None) -> Answers:
+    """Which is faster, which is slower; None: almost the same."""
+    return _ordered(first, second, first_is)
+
+
+def either(first: str, second: str, *, is_first: bool) -> Answers:
+    """Which of two it is, which it is not."""
+    options = (option(first), option(second))
+    return Answers(options, options if is_first else options[::-1])
+
+
+def yes_no(answer: bool | None = None, same: str | None = None) -> Answers:
+    """Whether it is so, whether it is the contrary; `same`: neither may be, and is where `answer` is None."""
+    options = (YES, NO) if same is None else (YES, NO, same)
+    if same is not None and answer is None:
+        return Answers(options, (same, same))
+    return Answers(options, (YES, NO) if answer else (NO, YES))
 
 
 def facings(word: str, generator: random.Random) -> Answers:
@@ -100,6 +129,11 @@ def depth_ranges(depth: float, generator: random.Random) -> tuple[Range, Range, 
         return (low, high), second, below(second[0], 1)
     second = below(low, 1)
     return (low, high), second, above(high)
+
+
+def speed_text(ends: Range) -> str:
+    """ "Between 4 and 6 meters per second"."""
+    return "Between {} and {} meters per second".format(*ends)
 
 
 def range_text(ends: Range) -> str:

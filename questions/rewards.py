@@ -140,7 +140,7 @@ def location(prompt: Prompt, text: str, coordinates: Coordinates = "pixels") -> 
             x1, y1, x2, y2 = (n * s for n, s in zip(numbers, _scale(prompt, coordinates) * 2, strict=True))
             said.setdefault(name, (x1, y1, x2, y2))
     boxes = [(target.box2d, said.get(normalised(target.desc))) for target in prompt.objects]
-    return sum(box is not None and overlap(true, box) > ENOUGH for true, box in boxes) / len(boxes)
+    return sum(box is not None and overlap(true, box) > ENOUGH for true, box in boxes) / max(len(boxes), 1)
 
 
 def _scale(prompt: Prompt, coordinates: Coordinates) -> tuple[float, float]:

@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import mean
+from statistics import mean, median
 
 from questions import controls
 from questions.answers import Coordinates, Reading, Rules, read, tags
 from questions.outputs import Key, Output, unanswered
 from questions.units import KINDS, Prompt, units_of
 
-BANDS = (0.0, 10.0, 20.0, 30.0, math.inf)
-"""Of true distance [m]."""
+BANDS = {"depth": ((0.0, 10.0, 20.0, 30.0, math.inf), "m"), "speed_range": ((0.0, 3.0, 6.0, 10.0, math.inf), "m/s")}
+"""Category -> the bands of its true value, and its unit."""
 
 
 @dataclass(frozen=True)
@@ -146,15 +146,16 @@ def by_camera(units: Sequence[UnitScore], rules: Rules) -> dict[str, dict[str, C
     return {c: by_category([u for u in units if " ".join(u.prompts[0].views) == c], rules) for c in cameras}
 
 
-def by_distance(units: Sequence[UnitScore], rules: Rules) -> dict[str, CategoryScore]:
-    """Depth units by true distance, in bands; the bands that there are."""
-    bands = {a: f"{a:.0f}-{b:.0f} m" if b < math.inf else f"over {a:.0f} m" for a, b in pairwise(BANDS)}
+def by_distance(units: Sequence[UnitScore], rules: Rules, category: str = "depth") -> dict[str, CategoryScore]:
+    """Depth units by true distance (or those of speed, by speed), in bands; the bands that there are."""
+    edges, unit = BANDS[category]
+    bands = {a: f"{a:.0f}-{b:.0f} {unit}" if b < math.inf else f"over {a:.0f} {unit}" for a, b in pairwise(edges)}
 
     def band(unit: UnitScore) -> str:
         return bands[max(low for low in bands if low <= max(unit.prompts[0].value or 0.0, 0.0))]
 
-    depth = [u for u in units if u.category == "depth" and u.prompts[0].value is not None]
-    return _by(depth, rules, band, [*bands.values()])
+    known = [u for u in units if u.category == category and u.prompts[0].value is not None]
+    return _by(known, rules, band, [*bands.values()])
 
 
 def _by(
@@ -189,6 +190,18 @@ def influence(categories: Mapping[str, CategoryScore]) -> tuple[list[float], lis
         values += [middle + weight * (v - (category.score or 0.0)) for v in category.values]
         groups += category.groups
     return values, groups
+
+
+def by_part(categories: Mapping[str, CategoryScore]) -> dict[str, dict[str, CategoryScore]]:
+    """Observed and forecast -> their categories; nothing where there are none of both."""
+    parts = {part: {n: c for n, c in categories.items() if KINDS[n].part == part} for part in ("observed", "forecast")}
+    return parts if all(parts.values()) else {}
+
+
+def errors(units: Sequence[UnitScore]) -> tuple[float, float] | None:
+    """Mean and median distance [m] of the places that were said from the true ones; None of none."""
+    found = [r.error for unit in units for r in unit.readings if r is not None and r.error is not None]
+    return (mean(found), median(found)) if found else None
 
 
 def by_side(units: Sequence[UnitScore]) -> dict[str, tuple[float, ...]]:

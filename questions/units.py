@@ -24,8 +24,11 @@ from shards_schema.errors import ConfigError, DatasetError, MissingFileError, St
 from shards_schema.inputs import documents
 from shards_schema.inputs.models import StrictModel
 
-Metric = Literal["choice", "point"]
-"""choice: one of the options; point: pixels in the object's box, scored by centerness."""
+Metric = Literal["choice", "point", "place"]
+"""choice: one of the options; point: pixels in the object's box, scored by centerness; place: metres in the car's
+frame, right within a tolerance."""
+Part = Literal["", "observed", "forecast"]
+"""Of a benchmark: what frames up to now show, or what came after; the logged future is one of several."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,17 @@ class Kind:
         sides: prompts a unit: 2 for a pair, which scores 1 only where both answers are right.
         metric: how one answer is scored.
         sides_ask: a word for what each side asks.
-        same: whether "almost the same" is an answer.
+        same: whether "almost the same" is an answer, which is the last option.
+        part: of the benchmark; "": it has none.
+        of_ego: whether it is about the car itself, and so about no object.
     """
 
     sides: int
     metric: Metric
     sides_ask: tuple[str, ...] = ("",)
     same: bool = False
+    part: Part = ""
+    of_ego: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -52,8 +59,19 @@ KINDS: dict[str, Kind] = {
     "dis": Kind(2, "choice", ("closer", "farther"), same=True),
     "lr": Kind(2, "choice", ("left", "right"), same=True),
     "fb": Kind(2, "choice", ("in front of", "behind"), same=True),
+    "ego_speed": Kind(1, "choice", part="observed", of_ego=True),
+    "ego_turn": Kind(1, "choice", part="observed", of_ego=True),
+    "moves": Kind(2, "choice", ("moving", "standing"), part="observed"),
+    "heading_motion": Kind(2, "choice", ("camera faces north", "camera faces south"), part="observed"),
+    "closing": Kind(2, "choice", ("closer", "farther"), same=True, part="observed"),
+    "faster": Kind(2, "choice", ("faster", "slower"), same=True, part="observed"),
+    "speed_range": Kind(1, "choice", part="observed"),
+    "ego_next": Kind(1, "choice", part="forecast", of_ego=True),
+    "where_later": Kind(1, "place", part="forecast"),
+    "gap_later": Kind(2, "choice", ("larger", "smaller"), same=True, part="forecast"),
+    "first": Kind(2, "choice", ("nearer", "less near"), part="forecast"),
 }
-"""In the order of SURDS' own files."""
+"""SURDS' six in the order of its own files, then those that ask about motion."""
 
 
 class Target(StrictModel):
@@ -69,8 +87,17 @@ class Target(StrictModel):
     """Its track in the log; None of an image without one."""
 
 
+class PastFrame(StrictModel):
+    """A frame before now."""
+
+    token: str
+    """Of the frame."""
+    seconds: float
+    """From now; negative."""
+
+
 class Prompt(StrictModel):
-    """One question to one picture."""
+    """One question to one picture, or to one and those before it."""
 
     unit: str
     """The unit's id; both prompts of a pair have it."""
@@ -103,7 +130,11 @@ class Prompt(StrictModel):
     answer: str
     """The right one; of a point, a right one."""
     value: float | None = None
-    """The number behind a range [m], where the options are ranges."""
+    """The number behind a range [m, m/s], where the options are ranges."""
+    past: tuple[PastFrame, ...] = ()
+    """The frames before now that belong to a question about motion, oldest first; their pictures are of `views`."""
+    tolerance: float | None = None
+    """How far from the truth a place may be [m]."""
     index: int | None = None
     """The prompt's place in the official file of its category, by which official outputs name it."""
     text: str | None = None
@@ -120,8 +151,10 @@ class Prompt(StrictModel):
             raise ValueError(f"side {self.side} of {self.category}, whose units have one prompt")
         if kind.metric == "choice" and self.answer not in self.options:
             raise ValueError(f"the answer {self.answer!r} is none of the options {list(self.options)}")
-        if not self.objects:
-            raise ValueError("no object")
+        if kind.of_ego == bool(self.objects):
+            raise ValueError("an object, and it asks about the car itself" if kind.of_ego else "no object")
+        if kind.metric == "place" and self.tolerance is None:
+            raise ValueError("no tolerance")
         return self
 
     @property

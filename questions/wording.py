@@ -14,8 +14,36 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "dis": tuple(f"Which is {word} to the camera, {{0}} or {{1}}?" for word in ("closer", "farther")),
     "lr": tuple(f"Which is further {side} in the image, {{0}} or {{1}}?" for side in ("left", "right")),
     "fb": ("Is {0} in front of {1}?", "Is {0} behind {1}?"),
+    "ego_speed": (
+        "Over the last 1.5 seconds, did the car that carries the camera speed up, slow down, keep its speed, or stand?",
+    ),
+    "ego_turn": ("Over the last 1.5 seconds, which way did the car that carries the camera turn?",),
+    "moves": ("Is {0} moving?", "Is {0} standing still?"),
+    "heading_motion": tuple(
+        f"Suppose that the camera looks {way}. Which way does {{0}} travel?" for way in ("north", "south")
+    ),
+    "closing": tuple(
+        f"Over the last second, did {{0}} get {word} the car that carries the camera?"
+        for word in ("closer to", "farther from")
+    ),
+    "faster": tuple(f"Which is {word}, {{0}} or {{1}}?" for word in ("faster", "slower")),
+    "speed_range": ("How fast is {0}?",),
+    "ego_next": ("Over the next 4 seconds, what will the car that carries the camera do?",),
+    "where_later": (
+        "Where will {0} be in 2 seconds? Give one place [x, y] in meters, as seen from where the car is now.",
+    ),
+    "gap_later": tuple(
+        f"In 2 seconds, will the distance between {{0}} and the car that carries the camera be {word}?"
+        for word in ("larger", "smaller")
+    ),
+    "first": (
+        "Within the next 4 seconds, to which will the car that carries the camera come nearer, {0} or {1}?",
+        "Within the next 4 seconds, from which will the car that carries the camera stay farther away, {0} or {1}?",
+    ),
 }
 """Category -> the question of each side; the objects have their article."""
+
+_DRIVEN = "Speeding up and slowing down count from 0.5 meters per second squared on, in the mean."
 
 CONVENTIONS: dict[str, str] = {
     "yaw": "Directions are those of the camera: what it looks at lies {ahead}; the right of the image is {right}. An "
@@ -25,8 +53,23 @@ CONVENTIONS: dict[str, str] = {
     "dis": "The distance is that to the camera.",
     "lr": "Left and right are those of the image.",
     "fb": "An object is in front of another one if it is further ahead, away from the camera.",
+    "ego_speed": _DRIVEN,
+    "ego_turn": "Left and right are the driver's.",
+    "moves": "What moves is what moves over the ground, whatever the car does.",
+    "heading_motion": "Directions are those of the camera now: what it looks at lies {ahead}; the right of the image "
+    "is {right}. What counts is the way over the ground, whatever the car does.",
+    "closing": "The distance is that between the car and the middle of the object.",
+    "faster": "Speeds are those over the ground.",
+    "speed_range": "The speed is that over the ground.",
+    "ego_next": f"{_DRIVEN} Left and right are the driver's.",
+    "where_later": "x is meters ahead of the car's rear axle, y meters to its left, of the middle of the object.",
+    "gap_later": "The distance is that between the car and the middle of the object; both move.",
+    "first": "What counts is the least distance between the outlines of the car and the object, while both move.",
 }
 
+SEVERAL = (
+    "This is what a camera on a car sees. Of several pictures the last one is of now, and those before lead to it."
+)
 FORM = "Think first, between <think> and </think>. Then give the final answer, {what}, between <answer> and </answer>."
 
 
@@ -44,6 +87,7 @@ def whole(prompt: Prompt) -> str:
     convention = CONVENTIONS[prompt.category].format(ahead=ahead, right=right, width=width, height=height)
     options = "".join(f"\n- {option}" for option in prompt.options)
     listed = f"\nOptions:{options}\n" if options else ""
-    form = FORM.format(what="one of the options" if options else "the point alone")
-    task = f"Task Description\nThis is a picture of a camera on a car. {convention}"
+    form = FORM.format(what="one of the options" if options else f"the {prompt.kind.metric} alone")
+    picture = SEVERAL if prompt.past else "This is a picture of a camera on a car."
+    task = f"Task Description\n{picture} {convention}"
     return f"{task}\n\nQuestion\n{prompt.question}\n{listed}\n{form}"

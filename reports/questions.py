@@ -9,6 +9,7 @@ from typing import Any
 
 from questions import controls, scoring
 from questions.answers import Rules, extract
+from questions.making.candidates import Candidate
 from questions.outputs import NO_OUTPUT, Key, Output
 from questions.scoring import Accounts, CategoryScore, UnitScore
 from questions.units import KINDS, Prompt, units_of
@@ -34,7 +35,14 @@ def scores(units: Sequence[UnitScore], rules: Rules, blind: Sequence[UnitScore] 
     closing = [_number(x) for x in (score, None, chance, scoring.corrected(score, chance))]
     whole = ["overall (mean of categories)", str(sum(c.units for c in categories.values())), "", *closing]
     whole += [_interval(*scoring.influence(categories)), *([_number(scoring.overall(unseen)[0])] if blind else [])]
-    parts = [table(head, [*rows, whole]), *_depth(units, rules), *_notes(units), _cameras(units, rules)]
+    for part, its in scoring.by_part(categories).items():
+        score, chance = scoring.overall(its)
+        cells = [_number(x) for x in (score, None, chance, scoring.corrected(score, chance))]
+        rows.append([f"{part} (mean of {len(its)})", str(sum(c.units for c in its.values())), "", *cells])
+        rows[-1] += [_interval(*scoring.influence(its))]
+        rows[-1] += [_number(scoring.overall({n: c for n, c in unseen.items() if n in its})[0])] if blind else []
+    parts = [table(head, [*rows, whole]), *_depth(units, rules), *_motion(units, rules), *_notes(units)]
+    parts.append(_cameras(units, rules))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -103,6 +111,17 @@ def _depth(units: Sequence[UnitScore], rules: Rules) -> list[str]:
     leaning = scoring.leaning(depth)
     if leaning:
         out.append(f"depth, of valid answers: too near {leaning[0]:.3f}, too far {leaning[1]:.3f}")
+    return out
+
+
+def _motion(units: Sequence[UnitScore], rules: Rules) -> list[str]:
+    bands = scoring.by_distance(units, rules, "speed_range")
+    rows = [[name, str(band.units), _number(band.score)] for name, band in bands.items()]
+    out = [table(("speed_range, true speed", "units", "score"), rows)] if rows else []
+    errors = scoring.errors(units)
+    if errors:
+        told = "off by {:.2f} m in the mean, {:.2f} m in the median".format(*errors)
+        out.append(f"where_later, of valid answers: {told}")
     return out
 
 
@@ -180,6 +199,7 @@ def document(units: Sequence[UnitScore], rules: Rules) -> dict[str, Any]:
 BLIND: Mapping[str, controls.Answerer] = {
     "oracle": controls.oracle,
     "first": controls.chosen(lambda options: options[0]),
+    "steady": controls.steady,
     "last": controls.chosen(lambda options: options[-1]),
     "widest": controls.chosen(controls.widest),
     "lowest": controls.chosen(controls.by_place(0)),
@@ -197,6 +217,17 @@ def blind(prompts: Sequence[Prompt]) -> str:
         for name, category in found["oracle"].items()
     ]
     return table(("category", "units", "chance", *BLIND), rows)
+
+
+def still_and_closer(chosen: Sequence[Candidate]) -> str:
+    """How many units about motion are of things that stand and come closer, since the car moves; "" of none."""
+    shares = {
+        name: [c.wanted for c in chosen if c.category == name]
+        for name in KINDS
+        if any(c.category == name for c in chosen)
+    }
+    told = ", ".join(f"{name} {sum(w)} of {len(w)}" for name, w in shares.items() if any(w))
+    return f"still, and closer since the car moves: {told}\n" if told else ""
 
 
 def refused(counts: Mapping[tuple[str, str], int]) -> str:
@@ -263,8 +294,14 @@ def _drawn(
         "image": jpeg_uri(image(first), _WIDTH),
         "boxes": boxes,
         "prompts": [(p, {way: _told(outputs.get((p.unit, p.side))) for way, outputs in said.items()}) for p in sides],
-        "options": " / ".join(first.options) + ("" if first.value is None else f" (truth: {first.value:.1f} m)"),
+        "options": " / ".join(first.options) + _value(first),
     }
+
+
+def _value(prompt: Prompt) -> str:
+    if prompt.tolerance is not None:
+        return f"(right within {prompt.tolerance:.1f} m)"
+    return "" if prompt.value is None else f" (truth: {prompt.value:.1f} {scoring.BANDS[prompt.category][1]})"
 
 
 def _told(output: Output | None) -> str:

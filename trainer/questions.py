@@ -100,6 +100,8 @@ class QuestionReader:
             return question.left_out
         if question.token not in self._tokens:
             return "no_scene"
+        if question.kind.part == "observed":
+            return "unseen_past"
         return None if {*question.views} <= {*self._config.views} else "unseen_view"
 
     def __call__(self, question: Prompt) -> Example:

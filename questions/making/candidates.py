@@ -13,6 +13,7 @@ from typing import Any
 from questions import options
 from questions.making import describing
 from questions.making.describing import How, Look
+from questions.making.motion import Motion
 from questions.making.rules import Rules
 from questions.making.seeing import Seen, see
 from questions.options import Answers
@@ -34,6 +35,10 @@ _HOW: dict[str, tuple[How, ...]] = {
     "dis": ("look", "place"),
     "lr": ("look",),
     "fb": ("look", "place"),
+    "heading_motion": ("look", "place", "region"),
+    **dict.fromkeys(
+        ("moves", "closing", "faster", "speed_range", "where_later", "gap_later", "first"), ("look", "place")
+    ),
 }
 """What an object may be called in a category; the first is preferred."""
 
@@ -52,6 +57,9 @@ class Candidate:
         how: the plainest way that one of them is called.
         answers: options and right answers.
         value: the number behind a range.
+        tolerance: of a place [m].
+        classes: answers that have to be there, for a comparison to be one.
+        wanted: whether a least share of those with this answer has to be like it (`choosing.LEAST`).
     """
 
     category: str
@@ -64,7 +72,13 @@ class Candidate:
     how: How
     answers: Answers
     value: float | None = None
+    tolerance: float | None = None
+    classes: int = 1
+    wanted: bool = False
 
+
+Named = tuple[tuple[str, ...], How]
+"""What the objects of a unit are called, and the plainest way of it."""
 
 Refused = Counter[tuple[str, str]]
 """Category and reason -> objects, pairs or images that gave no candidate."""
@@ -89,9 +103,39 @@ def candidates(
         looks: track -> kind and colour, where they are known.
         hidden: track -> share that is hidden in this view, where it is known.
     """
+    image = look_at(document, view, rules, refused, looks=looks, hidden=hidden)
+    if image is not None:
+        yield from of_image(image)
+
+
+def of_image(image: Pictured) -> Iterator[Candidate]:
+    """SURDS' six kinds."""
+    for one in image.seen:
+        yield from image.alone(one)
+    for first, second in combinations(image.seen, 2):
+        pair = (first, second) if image.generator.random() < 0.5 else (second, first)
+        yield from image.paired(*pair)
+
+
+def look_at(
+    document: Mapping[str, Any],
+    view: str,
+    rules: Rules,
+    refused: Refused,
+    *,
+    looks: Mapping[str, Look] | None = None,
+    hidden: Mapping[str, float] | None = None,
+    motion: Motion | None = None,
+) -> Pictured | None:
+    """One image of a scene, and what its objects are called; None where the scene has no labels.
+
+    Args:
+        document, view, rules, refused, looks, hidden: see `candidates`.
+        motion: of the scene, where it is known.
+    """
     if document["annotations"] is None:
         refused["", "no_annotations"] += 1
-        return
+        return None
     size = Lens(document["cameras"][view]).size
     seen = see(document, view, hidden)
     showing = [s for s in seen if s.hidden < GONE and rules.shows(s, size, 0.5)]
@@ -102,25 +146,32 @@ def candidates(
         for s in seen
         if s.name in describing.WORDS
     }
-    image = _Image(document, view, size, rules, refused, called, generator)
-    for one in seen:
-        yield from image.alone(one)
-    for first, second in combinations(seen, 2):
-        pair = (first, second) if generator.random() < 0.5 else (second, first)
-        yield from image.paired(*pair)
+    return Pictured(document, view, size, rules, refused, seen, called, generator, motion)
 
 
 @dataclass(frozen=True)
-class _Image:
+class Pictured:
+    """One image, ready to be asked about.
+
+    Attributes:
+        document, view, rules, refused, motion: see `look_at`.
+        size: width, height of the image.
+        seen: the labelled boxes in it.
+        called: what they can be called.
+        generator: of the choices in it.
+    """
+
     document: Mapping[str, Any]
     view: str
     size: tuple[int, int]
     rules: Rules
     refused: Refused
+    seen: Sequence[Seen]
     called: Mapping[Seen, Mapping[How, str]]
     generator: random.Random
+    motion: Motion | None
 
-    def _may(self, category: str, *objects: Seen) -> tuple[tuple[str, ...], How] | None:
+    def may(self, category: str, *objects: Seen) -> Named | None:
         """What the objects are called, and the plainest way of it; None where one may not be asked about."""
         refusals = [self.rules.refusal(seen, category, self.size) for seen in objects]
         why = next((refusal for refusal in refusals if refusal is not None), None)
@@ -138,43 +189,54 @@ class _Image:
         names = tuple(self.called[seen][way] for seen, way in zip(objects, ways, strict=True))
         return names, max(ways, key=_HOW["yaw"].index)
 
-    def _candidate(
+    def candidate(
         self,
         category: str,
         within: str,
         answer: str,
         seen: Sequence[Seen],
-        named: tuple[tuple[str, ...], How],
+        named: Named,
         answers: Answers,
         value: float | None = None,
+        **given: Any,
     ) -> Candidate:
+        """A unit about objects of this image; see `Candidate`."""
         called, how = named
-        return Candidate(category, within, answer, self.document, self.view, tuple(seen), called, how, answers, value)
+        return Candidate(
+            category, within, answer, self.document, self.view, tuple(seen), called, how, answers, value, **given
+        )
 
     def alone(self, seen: Seen) -> Iterator[Candidate]:
         """About one object: which way it faces, where it is, how far."""
-        if named := self._may("yaw", seen):
+        if named := self.may("yaw", seen):
             aside = (seen.facing + 22.5) % 45 - 22.5
-            if self.rules.margins and abs(aside) > 15:
+            if self._turned_around(seen):
+                self.refused["yaw", "flip"] += 1
+            elif self.rules.margins and abs(aside) > 15:
                 self.refused["yaw", "margin"] += 1
             else:
                 radians = math.radians(seen.facing)
                 word = options.compass(math.sin(radians), math.cos(radians))
                 within = "diagonal" if word in options.DIAGONAL else "cardinal"
-                yield self._candidate("yaw", within, word, [seen], named, options.facings(word, self.generator))
-        if named := self._may("xy2d", seen):
+                yield self.candidate("yaw", within, word, [seen], named, options.facings(word, self.generator))
+        if named := self.may("xy2d", seen):
             x1, y1, x2, y2 = seen.box2d
             third = int(3 * (x1 + x2) / 2 / self.size[0])
             answers = Answers((), (f"[{(x1 + x2) / 2:.0f}, {(y1 + y2) / 2:.0f}]",))
-            yield self._candidate("xy2d", "", ("left", "middle", "right")[min(third, 2)], [seen], named, answers)
-        if named := self._may("depth", seen):
+            yield self.candidate("xy2d", "", ("left", "middle", "right")[min(third, 2)], [seen], named, answers)
+        if named := self.may("depth", seen):
             yield from self._depths(seen, named)
 
-    def _depths(self, seen: Seen, named: tuple[tuple[str, ...], How]) -> Iterator[Candidate]:
+    def _turned_around(self, seen: Seen) -> bool:
+        """Whether a labeller took the rear of a thing that stands for its front, in some frame."""
+        known = self.motion is not None and not self.motion.exact and seen.name == "vehicle"
+        return known and seen.speed < 0.5 and self.motion is not None and self.motion.flips(seen.track)
+
+    def _depths(self, seen: Seen, named: Named) -> Iterator[Candidate]:
         if self.rules.style == "official":
             texts = [options.range_text(ends) for ends in options.depth_ranges(seen.depth, self.generator)]
             drawn = Answers(tuple(self.generator.sample(texts, 3)), (texts[0],))
-            yield self._candidate("depth", "", "", [seen], named, drawn, seen.depth)
+            yield self.candidate("depth", "", "", [seen], named, drawn, seen.depth)
             return
         for place in range(3):
             ranges = fair_ranges(seen.depth, place, self.generator)
@@ -183,7 +245,7 @@ class _Image:
                 drawn = Answers(tuple(self.generator.sample(texts, 3)), (texts[place],))
                 # a rule that reads the options may go by how low they begin
                 within = f"from {min(ranges[0][0] // 5 * 5, 20)} m"
-                yield self._candidate(
+                yield self.candidate(
                     "depth", within, ("lowest", "middle", "highest")[place], [seen], named, drawn, seen.depth
                 )
 
@@ -197,7 +259,7 @@ class _Image:
             "fb": ((second.depth, first.depth), 0.5, 0.6, 2.0, False),
         }
         for category, ((a, b), tie, low, high, inclusive) in limits.items():
-            named = self._may(category, first, second)
+            named = self.may(category, first, second)
             if named is None:
                 continue
             ordered = rules.clear(abs(a - b), tie, low, high, inclusive=inclusive)
@@ -215,7 +277,7 @@ class _Image:
             else:
                 answers = options.rows(b, a, tie)
             answer = "same" if not ordered else "first" if a < b else "second"
-            yield self._candidate(category, "", answer, [first, second], named, answers)
+            yield self.candidate(category, "", answer, [first, second], named, answers)
 
 
 def fair_ranges(

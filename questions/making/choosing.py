@@ -14,8 +14,12 @@ from typing import Literal
 from questions import wording
 from questions.making.candidates import Candidate
 from questions.making.rules import Rules
-from questions.units import KINDS, Prompt, Target
+from questions.units import KINDS, PastFrame, Prompt, Target
 
+LEAST = {"moves": 0.5, "closing": 0.65}
+"""Of the units with one answer, the least share that are still and come closer, since the car moves: who takes the
+motion of a picture for that of a thing fails there. Half of `moves` stand, a third of `closing` come closer, so it is
+more than a fifth of all."""
 PREFERRED = ("look", "place", "region")
 
 
@@ -29,15 +33,41 @@ def choose(candidates: Sequence[Candidate], rules: Rules) -> tuple[list[Candidat
         for waiting in answers.values():
             generator.shuffle(waiting)
             waiting.sort(key=lambda c: PREFERRED.index(c.how), reverse=True)  # taken from the end
+            _keep_wanted(waiting)
     taken = _Taken(rules)
-    open_ = sorted(queues)
+    open_ = sorted(key for key, answers in queues.items() if len(answers) >= _classes(answers))
+    compared = frozenset(open_)
     while open_:
         for key in [*open_]:
             if taken.full(key[0], len(queues[key])) or taken.round(queues[key]) is None:
                 open_.remove(key)
     asked = {id(candidate) for candidate in taken.chosen}
-    left = Counter((c.category, "not_needed") for c in candidates if id(c) not in asked)
+    left = Counter(
+        (c.category, "not_needed" if (c.category, c.within) in compared else "one_sided")
+        for c in candidates
+        if id(c) not in asked
+    )
     return [c for c in candidates if id(c) in asked], left
+
+
+def _classes(answers: dict[str, list[Candidate]]) -> int:
+    """How many answers a comparison needs: one that lacks some would tell them."""
+    return max(waiting[0].classes for waiting in answers.values())
+
+
+def _keep_wanted(waiting: list[Candidate]) -> None:
+    """Bring wanted candidates forward where they come too seldom; they are taken from the end."""
+    share = LEAST.get(waiting[0].category, 0.0)
+    places = {id(candidate): place for place, candidate in enumerate(waiting)}
+    wanted, others = ([c for c in waiting if c.wanted is which] for which in (True, False))
+    order: list[Candidate] = []
+    taken = 0
+    while wanted and others:
+        too_few = taken < share * (len(order) + 1)
+        from_wanted = too_few or places[id(wanted[-1])] > places[id(others[-1])]
+        taken += from_wanted
+        order.append((wanted if from_wanted else others).pop())
+    waiting[:] = [*wanted, *others, *reversed(order)]
 
 
 class _Taken:
@@ -97,6 +127,11 @@ def prompts(
     """The lines of a chosen unit."""
     token, log = candidate.scene["token"], candidate.scene["log"]
     camera = candidate.scene["cameras"][candidate.view]
+    past = tuple(
+        PastFrame(token=frame["token"], seconds=(frame["timestamp"] - candidate.scene["timestamp"]) * 1e-6)
+        for frame in candidate.scene.get("frames", ())
+        if frame["step"] < 0
+    )
     unit = "-".join([candidate.category, token, candidate.view, *(seen.track for seen in candidate.seen)])
     for side in (1, 2)[: KINDS[candidate.category].sides]:
         yield Prompt(
@@ -118,4 +153,6 @@ def prompts(
             options=candidate.answers.options,
             answer=candidate.answers.right[side - 1],
             value=candidate.value,
+            past=past if KINDS[candidate.category].part else (),
+            tolerance=candidate.tolerance,
         )

@@ -53,7 +53,7 @@ class Rules(StrictModel):
 
     def refusal(self, seen: Seen, category: str, size: tuple[int, int]) -> str | None:
         """Why an object is not asked about in a category, in a word; None where it may be."""
-        pair, place = category in ("dis", "lr", "fb"), category in ("xy2d", "lr")
+        pair, place = category in ("dis", "lr", "fb", "first"), category in ("xy2d", "lr")
         if seen.name not in (PAIRED if pair else ALONE):
             return "class"
         if not self.depth[0] <= seen.depth <= self.depth[1]:
@@ -68,6 +68,22 @@ class Rules(StrictModel):
         if not (x1 < seen.centre[0] < x2 and y1 < seen.centre[1] < y2):
             return "cut"
         return "standing" if category == "yaw" and seen.name == "pedestrian" and not seen.speed > self.walking else None
+
+    def trend(self, value: float, same: float, apart: float, *, inclusive: bool = False) -> int | None:
+        """1: clearly more than none, -1: clearly less, 0: clearly none; None where it is too near to a limit to tell.
+
+        Args:
+            value: signed.
+            same, apart: with margins, none below `same`, some above `apart`; else the middle of the two is the limit.
+            inclusive: whether differences of just `same` and just `apart` are told too.
+        """
+        low, high = (same, apart) if self.margins else ((same + apart) / 2,) * 2
+        size = abs(value)
+        if size < low or (inclusive and size == low):
+            return 0
+        if size > high or (inclusive and size == high) or not self.margins:
+            return 1 if value > 0 else -1
+        return None
 
     def clear(self, difference: float, tie: float, low: float, high: float, *, inclusive: bool) -> bool | None:
         """Whether a difference is one (True) or none (False); None where it is too near to the limit to tell.

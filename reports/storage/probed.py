@@ -27,7 +27,7 @@ from trainer.splits import logs_of, spread
 
 DIMS = 256
 """Numbers of a target that are probed, as `jobs.signal` has it."""
-HEAD = ["R2 (labels)", "R2 lost (95 %)", "the most"]
+HEAD = ["R2", "R2 lost (95 %)", "the most"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Lost:
 
     def row(self) -> list[str]:
         """Cells below `HEAD`."""
-        return [f"{self.r2.middle:.4f} ({len(self.labels)})", self.lost.text(), f"{self.most.middle:+.4f} {self.worst}"]
+        return [f"{self.r2.middle:.4f}", self.lost.text(), f"{self.most.middle:+.4f} {self.worst}"]
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""

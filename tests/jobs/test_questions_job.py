@@ -168,6 +168,12 @@ def test_units_of_a_town(town: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     dataset = Dataset(str(town), columns=["samples"])
     assert {p.log for p in held} == {logs_of(dataset)[t] for t in split_by_log(dataset)[1]}
     assert any("white" in o.desc or "red" in o.desc for p in train for o in p.objects)
+    assert {p.benchmark for p in train} == {"shards-spatial"}
+    moving = read_units(tmp_path / "dynamics_train.jsonl")
+    assert {(p.benchmark, p.split) for p in moving} == {("shards-dynamics", "train")}
+    assert {p.log for p in moving} <= {p.log for p in train}
+    assert "where_later" in {p.category for p in moving}
+    assert all([f.seconds for f in p.past] == pytest.approx([-1.5, -1.0, -0.5], abs=1e-4) for p in moving)
     for rule, right in ((controls.oracle, 1.0), (controls.chosen(lambda listed: listed[0]), None)):
         rows = [{"unit": p.unit, "side": p.side, "output": rule(p)} for p in held]
         (tmp_path / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -191,7 +197,7 @@ def test_units_of_a_town(town: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_same_units_again(town: Path, made: Path, tmp_path: Path) -> None:
     questions_job.main(["make", f"data={town}", f"out={tmp_path}", "rules.seconds=0", "rules.image=20"])
-    for name in ("train.jsonl", "evaluation.jsonl", "examples.html"):
+    for name in ("train.jsonl", "evaluation.jsonl", "dynamics_train.jsonl", "examples.html"):
         assert (made / name).read_bytes() == (tmp_path / name).read_bytes()
 
 

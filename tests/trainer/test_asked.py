@@ -280,7 +280,9 @@ def test_what_may_not_be_trained_on_is_refused(shards: str, units: Path, tmp_pat
     gone = question("f" * 16, log=logs_of(Dataset(shards, columns=["samples"]))[held])
     refused([*prompts, gone], "has units of 1 logs that this run holds out")
     unseen = [question(prompts[0].token, views=("cam_l0",)), question("f" * 16)]
-    refused(unseen, "no question can be asked: unseen_view 1, no_scene 1")
+    before = prompt("moves", ("Yes", "No"), "Yes", token=prompts[0].token, split="train", unit="m", views=("cam_f0",))
+    unseen += [before, before.model_copy(update={"side": 2, "answer": "No"})]  # a student sees one frame
+    refused(unseen, "no question can be asked: unseen_view 1, no_scene 1, unseen_past 2")
     said_of: list[str] = []
     some = write_units(tmp_path / "units.jsonl", [*prompts, question(prompts[0].token, 9, views=("cam_l0",))])
     config = recipe(shards, tmp_path, questions={"units": str(some)})
