@@ -1,4 +1,4 @@
-"""`python -m jobs.experiments CONFIG [seeds=[0,1,2]] [minutes=120] [key=value ...]`: which parts of the recipe matter?
+"""`python -m jobs.experiments CONFIG [arms=paradigms] [seeds=[0,1,2]] [minutes=120] [key=value ...]`: what matters?
 
 Trains the recipe of `jobs.sft` over several seeds, and each control with the same seeds, samples and steps:
 
@@ -11,6 +11,9 @@ Trains the recipe of `jobs.sft` over several seeds, and each control with the sa
 and the blind baselines of `jobs.sft`, of the same budget. It prints one table (mean +- standard deviation over seeds),
 then for each row the paired difference of ADE to the recipe with its 95 % interval (Student's t), and what that
 allows to be said. A run that is there is not done again. No run is begun after `minutes`; what is missing is said.
+
+With ``arms=paradigms`` the recipe stands beside other ways to think before an answer (`reports.paradigms`): scores by
+the column pdm, the questions of `units`, and what an answer costs.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from jobs import config as job_config
 from pipeline.stores.disk import write_text
-from reports import controls
+from pipeline.stores.places import LocalPath
+from reports import controls, paradigms
 from reports.progress import bar
 from reports.sft import baseline_rows
 from shards_schema.inputs.models import StrictModel
@@ -64,6 +68,10 @@ class ExperimentsConfig(StrictModel):
 
     recipe: SFTConfig
     """Of `jobs.sft`; its `out` is the folder of all runs."""
+    arms: Literal["controls", "paradigms"] = "controls"
+    """What is held against the recipe: its controls, or other ways to think before an answer."""
+    units: LocalPath | None = None
+    """Of ``paradigms``: a unit file of the evaluation split; policies that train on questions are asked; null: none."""
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=2, max_length=10)
     """At least two, for a spread."""
     minutes: float = Field(default=120, gt=0)
@@ -81,18 +89,23 @@ def main(arguments: list[str]) -> Results:
     )
     config = job_config.load_around(ExperimentsConfig, SFTConfig, arguments)
     end = time.monotonic() + 60 * config.minutes
-    results: Results = {name: {} for name in (RECIPE, ZEROED, *list(TRAINED)[1:])}
+    beside = paradigms.Comparison(config.recipe, config.units) if config.arms == "paradigms" else None
+    arms = TRAINED if beside is None else paradigms.arms(config.recipe)
+    results: Results = {name: {} for name in ((RECIPE, ZEROED, *list(TRAINED)[1:]) if beside is None else arms)}
     skipped = []
     notices: Sequence[str] = ()
     with distributed.session(config.recipe.device) as device:
-        todo = [(name, seed) for seed in config.seeds for name in TRAINED]
+        todo = [(name, seed) for seed in config.seeds for name in arms]
         for name, seed in bar(todo, unit="run"):
             if time.monotonic() > end:
                 skipped.append(f"{name}, seed {seed}")
                 continue
-            run = SFT(_recipe(config.recipe, name, seed), device, log=lambda text: None)
+            run = SFT(_recipe(config.recipe, name, seed, arms[name]), device, log=lambda text: None)
             notices = run.notices
             run.fit()
+            if beside is not None:
+                results[name][seed] = beside.measured(name, seed, run)
+                continue
             held = run.held_batches()
             results[name][seed] = run.evaluate(held)
             if name == RECIPE:
@@ -101,13 +114,17 @@ def main(arguments: list[str]) -> Results:
                 for row, metrics in baseline_rows(run, held.blind()).items():
                     results.setdefault(row, {})[seed] = metrics
             _write(config, results)
-    _print(config, results, skipped, notices)
+    print("\n" + (controls.text(results, RECIPE) if beside is None else beside.text()))
+    for missing in skipped:
+        print(f"NOT RUN (after {config.minutes:g} minutes): {missing}")
+    for notice in notices:
+        print(f"WARNING: {notice}")
     return results
 
 
-def _recipe(recipe: SFTConfig, name: str, seed: int) -> SFTConfig:
+def _recipe(recipe: SFTConfig, name: str, seed: int, changed: Callable[[SFTConfig], dict[str, Any]]) -> SFTConfig:
     """Of one run: other weights, other order, a folder of its own; evaluated and saved at the end of each stage."""
-    changes = TRAINED[name](recipe) | {
+    changes = changed(recipe) | {
         "seed": seed,
         "stream": recipe.stream.model_copy(update={"seed": seed}),
         "out": str(Path(recipe.out) / f"{name.replace(' ', '_')}_{seed}"),
@@ -121,14 +138,6 @@ def _recipe(recipe: SFTConfig, name: str, seed: int) -> SFTConfig:
 def _write(config: ExperimentsConfig, results: Results) -> None:
     path = Path(config.recipe.out) / "experiments.json"
     write_text(path, json.dumps(results, indent=1))
-
-
-def _print(config: ExperimentsConfig, results: Results, skipped: Sequence[str], notices: Sequence[str]) -> None:
-    print(f"\n{controls.text(results, RECIPE)}")
-    for missing in skipped:
-        print(f"NOT RUN (after {config.minutes:g} minutes): {missing}")
-    for notice in notices:
-        print(f"WARNING: {notice}")
 
 
 if __name__ == "__main__":

@@ -160,6 +160,7 @@ class LatentInputs(nn.Module):
         super().__init__()
         self.counts = {kind: counts[kind] for kind in LATENTS}
         self.inputs = nn.Parameter(torch.randn(sum(self.counts.values()), width) * scale)
+        self.inputs.requires_grad_(len(self.inputs) > 0)  # of no latents there is nothing to learn, and FSDP minds
 
     def forward(self, batch: int) -> Tensor:
         """[B, N, D], wm before geo."""
