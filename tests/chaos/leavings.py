@@ -22,7 +22,9 @@ import tempfile
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from pydantic import Field
 
 from reports.tables import table
 from shards_schema.inputs.models import StrictModel
-from tests.chaos.processes import MOST, alive, command, kill
+from tests.chaos.processes import MOST, Job, alive, command, kill
 from tests.chaos.results import save
 from tests.chaos.small import SmallJob, settings
 
@@ -46,9 +48,10 @@ class Config(StrictModel):
     """How many; every second one is interrupted."""
     seed: int = 0
     """Of the moments."""
-    linger: float = Field(default=60, gt=0)
+    linger: float = Field(default=240, gt=0)
     """Seconds after the driver's end in which its last process must be gone. (Ray's two agents look for their raylet
-    every few seconds, and outlive a driver that was killed by some twenty.)."""
+    every few seconds, and then ask its store, which is gone too, for a minute: they outlive a driver that was killed by
+    twenty seconds on a quiet machine, and by more than sixty on a busy one.)"""
     data: str | None = None
     """A folder with the generated drive from an earlier session; None generates it anew."""
 
@@ -108,16 +111,16 @@ def _shared() -> set[str]:
     return {path.name for path in SHARED.iterdir() if path.is_file()} if SHARED.is_dir() else set()
 
 
-def observe(job: SmallJob, number: signal.Signals | None, at: float, linger: float) -> Outcome:
-    """One run of `job` into a folder of its own; what it left."""
-    outcome = Outcome(how="by itself" if number is None else number.name, at=None if number is None else at)
+def observe(job: SmallJob, number: signal.Signals | None, moment: Callable[[Job], object], linger: float) -> Outcome:
+    """One run of `job` into a folder of its own; what it left. `moment` waits until the signal is due."""
+    outcome = Outcome(how="by itself" if number is None else number.name)
     mark, shared = uuid.uuid4().hex, _shared()
     out = job.folder / f"out{job.number()}"
     began = time.monotonic()
     run = job.start(out, **{MARK: mark})
     if number is not None:
-        while time.monotonic() < began + at and run.process.poll() is None:
-            time.sleep(0.01)
+        moment(run)
+        outcome.at = time.monotonic() - began
         kill(run.process.pid, number)
     deadline = began + MOST
     while run.process.poll() is None and time.monotonic() < deadline:
@@ -137,7 +140,11 @@ def observe(job: SmallJob, number: signal.Signals | None, at: float, linger: flo
     for pid in left:
         kill(pid, signal.SIGKILL)
     outcome.left += [f"temp file {path.name}" for path in job.temp.iterdir()]
-    outcome.left += [f"shared memory {name}" for name in sorted(_shared() - shared - _mapped())]
+    segments = _shared() - shared - _mapped()
+    while segments and time.monotonic() < ended + linger:  # another run of this machine has some that it is just making
+        time.sleep(0.2)
+        segments &= _shared() - _mapped()
+    outcome.left += [f"shared memory {name}" for name in sorted(segments)]
     outcome.killed = [line for line in run.said().splitlines() if "was killed" in line]
     expected = {None: (0,), signal.SIGINT: (0, 130, -2), signal.SIGTERM: (0, 143, -15), signal.SIGKILL: (0, -9)}
     if outcome.code not in expected[number]:
@@ -146,6 +153,13 @@ def observe(job: SmallJob, number: signal.Signals | None, at: float, linger: flo
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(out, ignore_errors=True)
     return outcome
+
+
+def _after(seconds: float, run: Job) -> None:
+    """So long after the start, or at its end."""
+    due = time.monotonic() + seconds
+    while time.monotonic() < due and run.process.poll() is None:
+        time.sleep(0.01)
 
 
 def run(config: Config) -> int:
@@ -160,7 +174,7 @@ def run(config: Config) -> int:
             for i in range(config.runs):
                 number = None if i % 2 == 0 else SIGNALS[i // 2 % len(SIGNALS)]
                 usual = statistics.median([o.seconds for o in outcomes if o.how == "by itself"] or [0.0])
-                outcomes.append(observe(job, number, random_.uniform(0, usual), config.linger))
+                outcomes.append(observe(job, number, partial(_after, random_.uniform(0, usual)), config.linger))
                 print(f"{i + 1} of {config.runs}: {_line(outcomes[-1])}", flush=True)
     save("leavings", {"config": config.model_dump(), "outcomes": [asdict(o) for o in outcomes]})
     print("\n" + table(*summary([asdict(o) for o in outcomes])))
