@@ -114,7 +114,7 @@ def residuals(name: str, features: NDArray[np.float32], label: Float64, shards: 
     each = errors.full.sum(1) / scenes / (errors.mean.sum() / scenes.sum())
     if np.median(each) > 1 - _TOLD:
         return Check("probe", "not told", f"no label is told well enough; {name} with R2 {1 - np.median(each):.2f}")
-    failed = errors.full.sum(1) > 0.5 * errors.mean.sum(1)  # else the label varies more there, and is told all the same
+    failed = errors.full.sum(1) > errors.mean.sum(1)  # else the label varies more there, and is told all the same
     worst = (each - np.median(each) > APART * _usual(each, 0.02)) & (each > 0.5) & failed
     told = f"error of {name} in units of its variance: {np.median(each):.2f} in the median shard, "
     return _among_shards(

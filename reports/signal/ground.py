@@ -64,8 +64,9 @@ class Ground:
         for there, names in probe.groups(self.labels.values):
             label = np.concatenate([self.labels.values[name][there] for name in names], axis=1)
             e = probe.probe(given[there], values[there], label, self.folds[there], self.logs[there])
-            at = 0
+            rest = ((0, int(self.logs.max()) + 1 - len(e.mean)), (0, 0))  # the last logs may not tell these labels
+            every, at = [np.pad(part, rest) for part in (e.mean, e.base, e.full)], 0
             for name in names:
                 part = slice(at, at := at + self.labels.values[name].shape[1])
-                out[name] = Errors(e.mean[:, part], e.base[:, part], e.full[:, part])
+                out[name] = Errors(*(of[:, part] for of in every))
         return out

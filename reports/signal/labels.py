@@ -55,8 +55,11 @@ MEANINGS = {
 }  # fmt: skip
 KNOWN = frozenset(("speed", "yaw rate"))
 """What stands in ego status: nothing can be added to it."""
-LATER = frozenset((*(f"{axis} {s} s" for s in _SECONDS for axis in "xy"), f"distance ahead {_THEN} s"))
-"""What comes later: a target of frames after now must tell it better than one of now."""
+LATER = {
+    **{f"{axis} {s} s": now for s in _SECONDS for axis, now in (("x", "speed"), ("y", "yaw rate"))},
+    f"distance ahead {_THEN} s": "distance ahead",
+}
+"""What comes later -> its like of now. A target of later frames must gain more in the first than in the second."""
 
 
 @dataclass(frozen=True, eq=False)

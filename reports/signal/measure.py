@@ -37,7 +37,8 @@ class Told:
         status: R2 of ego status.
         adds: R2 of status and target less that of status; None for a label that stands in status.
         shuffled_adds: the same, with the features of another scene.
-        over: `RANDOM`, `NOW` -> `alone` less the same of that target.
+        over: `RANDOM`, `NOW` -> `alone` less the same of that target; `NOW` of what comes later, less the same gain in
+            its like of now (`LATER`).
     """
 
     scenes: int
@@ -169,11 +170,8 @@ def measure(
     for name, (how, told) in made.items():
         column, _, target = name.partition("/")
         against = _against(dataset, column, target, chosen)
-        by_label = {
-            label: _told(ground.scenes[label], label, [e[label] for e in errors[name]],
-                         {why: errors[other][0][label] for why, other in against.items()})
-            for label in ground.labels.values
-        }  # fmt: skip
+        others = {why: errors[other][0] for why, other in against.items()}
+        by_label = {label: _told(ground.scenes[label], label, errors[name], others) for label in ground.labels.values}
         targets.append(Target(name, how, dataset.columns[column].random_weights, against, by_label, told))
     return Signal(
         url=dataset.url,
@@ -198,11 +196,14 @@ def _residuals(ground: Ground, alone: Mapping[str, Errors], values: NDArray[np.f
     return [checks.residuals(best, values[there], label[there], shards[there])]
 
 
-def _told(scenes: int, label: str, probed: Sequence[Errors], others: Mapping[str, Errors]) -> Told:
-    """Of the errors of: alone, shuffled, over status, shuffled over status; and of other targets alone."""
-    alone, shuffled, over, over_shuffled = probed
+def _told(
+    scenes: int, label: str, probed: Sequence[Mapping[str, Errors]], others: Mapping[str, Mapping[str, Errors]]
+) -> Told:
+    """Of the errors by label of: alone, shuffled, over status, shuffled over status; and of other targets alone."""
+    alone, shuffled, over, over_shuffled = (errors[label] for errors in probed)
     status = replace(over, full=over.base).r2()
     before = over.base if status.middle > 0 else over.mean  # who would use what is worse than nothing
+    beside = {why: _over(label, why, probed[0], other) for why, other in others.items()}
     return Told(
         scenes=scenes,
         alone=alone.r2(),
@@ -210,8 +211,22 @@ def _told(scenes: int, label: str, probed: Sequence[Errors], others: Mapping[str
         status=status.middle,
         adds=None if label in KNOWN else over.r2(before),
         shuffled_adds=over_shuffled.r2(before).middle,
-        over={why: alone.r2(e.full) for why, e in others.items() if why == RANDOM or label in LATER},
+        over={why: found for why, found in beside.items() if found is not None},
     )
+
+
+def _over(label: str, why: str, own: Mapping[str, Errors], other: Mapping[str, Errors]) -> Interval | None:
+    """How much more R2 a target has than another; None where a label is not what the two are compared in.
+
+    Against frames of now it is the gain in what comes later, less the gain in its like of now: a target that has more
+    entries of what it sees now, or better ones, gains as much in both.
+    """
+    if why == RANDOM:
+        return own[label].r2(other[label].full)
+    if label not in LATER or LATER[label] not in own:
+        return None
+    later, now = ([of[name].unit() for of in (own, other)] for name in (label, LATER[label]))
+    return replace(later[0], full=later[0].full + now[1].full).r2(later[1].full + now[0].full)
 
 
 def _statistics(

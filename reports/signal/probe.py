@@ -72,6 +72,10 @@ class Errors:
         assert found is not None, "a label that varies has an error of its mean"
         return found
 
+    def unit(self) -> Errors:
+        """In units of the error of the mean, [logs, 1] each: sums of several are sums of R2."""
+        return Errors(*(e.sum(1, keepdims=True) / self.mean.sum() for e in (self.mean, self.base, self.full)))
+
 
 def probe(base: Float64, features: NDArray[np.floating], labels: Float64, folds: Int, logs: Int) -> Errors:
     """Errors of a probe on base and features, beside the base alone.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from reports import pages
 from reports.signal.labels import MEANINGS
-from reports.signal.measure import LEAST, NOW, RANDOM, Signal, Target, Told
+from reports.signal.measure import LEAST, NOW, RANDOM, Signal, Target, Told, something
 from reports.tables import table
 
 
@@ -60,19 +60,23 @@ def sentences(target: Target) -> list[str]:
         out.append(f"{target.name} adds nothing over status for {', '.join(asked)}. {cause(target)}")
     for why, other in target.against.items():
         over = {name: told.over[why] for name, told in target.told.items() if why in told.over}
-        better = [name for name, found in over.items() if found.middle > found.half]
-        out.append(
-            f"{target.name} is better than {why} ({other}) for {', '.join(better)}."
-            if better
-            else f"{target.name} is no better than {why} ({other}) for anything{_NO_BETTER[why]}."
-        )
+        better = ", ".join(f"{name} ({found.middle:+.2f})" for name, found in over.items() if something(found))
+        yes, no = _AGAINST[why]
+        out.append(f"{target.name} {(yes if better else no).format(other=other, better=better)}.")
     out += [f"{target.name}, {c.kind}: LOOK HERE: {c.text}." for c in target.checks if c.verdict == "bad"]
     return out
 
 
-_NO_BETTER = {
-    RANDOM: ": the weights were perhaps not loaded",
-    NOW: " that comes later: too few logs to tell, or not the frames that its window names",
+_AGAINST = {
+    RANDOM: (
+        "is better than random weights ({other}) for {better}",
+        "is no better than random weights ({other}) for anything: the weights were perhaps not loaded",
+    ),
+    NOW: (
+        "gains more over frames of now ({other}) in {better} than in their like of now",
+        "gains no more over frames of now ({other}) in what comes later than in what is now: too few logs to tell, or "
+        "not the frames that its window names",
+    ),
 }
 
 

@@ -27,7 +27,7 @@ from trainer.splits import logs_of, spread
 
 DIMS = 256
 """Numbers of a target that are probed, as `jobs.signal` has it."""
-HEAD = ["R2", "R2 lost (95 %)", "the most"]
+HEAD = ["R2 (labels)", "R2 lost (95 %)", "the most"]
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,8 @@ class Lost:
             return None
 
         def together(of: Mapping[str, Errors]) -> Errors:
-            # each label in units of the error of its mean, so that a sum over labels is a mean of their R2
-            every = [[e.sum(1) / of[n].mean.sum() for e in (of[n].mean, of[n].full)] for n in labels]
-            mean, full = (np.stack(parts, axis=1) for parts in zip(*every, strict=True))
-            return Errors(mean, mean, full)
+            units = [of[name].unit() for name in labels]
+            return Errors(*(np.concatenate([getattr(e, part) for e in units], 1) for part in ("mean", "base", "full")))
 
         def less(before: Errors, after: Errors) -> Interval:
             gained = after.r2(before.full)
@@ -72,7 +70,7 @@ class Lost:
 
     def row(self) -> list[str]:
         """Cells below `HEAD`."""
-        return [f"{self.r2.middle:.4f}", self.lost.text(), f"{self.most.middle:+.4f} {self.worst}"]
+        return [f"{self.r2.middle:.4f} ({len(self.labels)})", self.lost.text(), f"{self.most.middle:+.4f} {self.worst}"]
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""

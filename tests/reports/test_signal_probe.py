@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from reports.signal import probe
+from reports.signal.ground import Ground
+from reports.signal.labels import Labels
 from reports.signal.probe import PENALTIES, Errors, r2
 
 Float64 = probe.Float64
@@ -113,3 +115,16 @@ def test_errors_of_several_columns_are_one_r2() -> None:
     found = r2(errors.full, errors.mean)
     assert found is not None
     assert found.middle == pytest.approx(0.5)
+
+
+def test_labels_that_the_last_logs_do_not_tell_have_errors_of_all_logs() -> None:
+    """So that labels can be held against each other, log by log."""
+    base, features, told, folds, logs = drawn(150, 4)
+    gone = np.where(logs[:, None] > 11, math.nan, told[:, :1])
+    labels = Labels(tuple(map(str, logs)), base, {"all": told[:, :1], "some": gone}, {}, {})
+    ground = Ground(labels, base, folds, logs, {"all": 150, "some": 120})
+    errors = ground.probed(features.astype(np.float32))
+    assert errors["some"].full.shape == errors["all"].full.shape == (15, 1)
+    assert not errors["some"].full[12:].any()
+    assert errors["some"].full[:12].all()
+    assert errors["some"].unit().r2() == pytest.approx(errors["some"].r2())
