@@ -83,7 +83,7 @@ def ask(
         batch = student.prepare(blind if way.grey else seen).to(device)
         half = torch.autocast(device.type, torch.bfloat16, enabled=policy.config.dtype == "bfloat16")
         with half, zeroed_latents(student) if way.zeroed else nullcontext():
-            out[name] = _answers(student, batch, allow_table(way.stage, device), choosing, length)
+            out[name] = _answers(student, batch, allow_table(way.stage), choosing, length)
     return out
 
 

@@ -19,7 +19,8 @@ from trainer.answers.words import Words
 from trainer.config import AnswerConfig, SFTConfig, StudentConfig
 from trainer.latents import Statistics
 from trainer.students.base import Student
-from trainer.students.hf import HFConfig, load, load_tokenizer
+from trainer.students.hf import load, load_tokenizer
+from trainer.students.hf_config import HFConfig
 from trainer.students.tiny import TinyStudent, told
 
 

@@ -17,7 +17,7 @@ from trainer.distributed import ParallelConfig
 from trainer.latents import LATENTS, TargetConfig
 from trainer.losses import LossWeights
 from trainer.questions import QuestionsConfig
-from trainer.students.hf import HFConfig
+from trainer.students.hf_config import HFConfig
 from trainer.students.tiny import TinyConfig
 
 AnswerConfig = Annotated[MotionConfig | TextConfig, Field(discriminator="kind")]

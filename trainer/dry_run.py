@@ -23,7 +23,8 @@ from trainer.grpo_config import GRPOConfig
 from trainer.latents import Adapter
 from trainer.resuming import step_samples
 from trainer.students.base import Student
-from trainer.students.hf import HFConfig, outline
+from trainer.students.hf import outline
+from trainer.students.hf_config import HFConfig
 from trainer.thoughts import WIDEST
 
 HELD_BACK = 0.1

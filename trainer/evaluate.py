@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ def zeroed_latents(student: Student) -> Iterator[None]:
     own = student.prompt
 
     def prompt(batch: Batch) -> Prompt:
-        made = own(batch)
+        made = replace(own(batch), padding="any")  # padding stays where it is
         end = student.at(made) + 1 - student.prefix
         where[:] = [slice(end - count, end)]
         return made
@@ -93,7 +94,7 @@ def evaluate(
     """
     training = model.training
     model.eval()
-    table, sums = allow_table(stage, device), dict[str, Number]()
+    table, sums = allow_table(stage), dict[str, Number]()
     for _, prepared, counts in shared(batches, model.student):
         batch = prepared.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):

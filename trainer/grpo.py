@@ -94,7 +94,7 @@ class GRPO(Run[GRPOConfig]):
         self.sft = SFTConfig.model_validate_json(begun["config"])
         kept = ("config", "answers", "statistics", "history", "stage", "table_stage", "words")
         self._origin = {k: begun[k] for k in kept if k in begun}
-        self.table = allow_table(begun["table_stage"], device)
+        self.table = allow_table(begun["table_stage"])
         if self.sft.thought != "latents":
             raise ConfigError(
                 f"{config.policy}: trained with thought: {self.sft.thought}; GRPO takes a policy with latents "

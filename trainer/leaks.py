@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shards_schema.errors import ShardsError
 from trainer.batch import Batch
-from trainer.segments import CONTENT, Segment, attention_mask, reachable
+from trainer.segments import CONTENT, Segment, attention_mask, is_causal, reachable
 from trainer.students.base import Student
 
 
@@ -28,7 +28,7 @@ def cut(table: Tensor) -> Tensor:
     return out
 
 
-def influence(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor) -> Tensor:
+def influence(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor, *, masked: bool = True) -> Tensor:
     """The largest absolute gradient of one segment's last states by another's inputs: float64 [5, 5] over (query, key).
 
     NaN where there is no such segment.
@@ -38,6 +38,7 @@ def influence(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor)
         batch: on its device.
         answers_BA: int64 [B, A].
         table: bool [6, 6], of `allow_table`.
+        masked: False: by the student's own causal path, of prompts without padding, whatever the table.
     """
     prompt = student.prompt(batch)
     answer = torch.full_like(answers_BA[:, :-1], int(Segment.ANSWER))
@@ -50,7 +51,8 @@ def influence(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor)
 
     handle = student.blocks[0].register_forward_pre_hook(listen)
     try:
-        last = student.run(prompt, answers_BA[:, :-1], attention_mask(segments, table)).last
+        mask = attention_mask(segments, table) if masked else None
+        last = student.run(prompt, answers_BA[:, :-1], mask).last
     finally:
         handle.remove()
     generator = torch.Generator().manual_seed(0)
@@ -87,8 +89,9 @@ def check(student: Student, batch: Batch, answers_BA: Tensor, table: Tensor) -> 
     training = student.training
     student.eval()
     try:
-        for given in (table, cut(table)):
-            found = faults(influence(student, batch, answers_BA, given), given, len(student.blocks))
+        for given, masked in ((table, True), (cut(table), True), *([(table, False)] if is_causal(table) else [])):
+            measured = influence(student, batch, answers_BA, given, masked=masked)
+            found = faults(measured, given, len(student.blocks))
             if found:
                 raise LeakError(f"{type(student).__name__} does not obey its mask: {'; '.join(found)}")
     finally:

@@ -63,7 +63,7 @@ class SFTModel(nn.Module):
         if answers is None:
             answers = self.student.answers.encode(batch.future, batch.status)
         there = None if spoken.smoothing is None else sent(spoken.smoothing, answers.device)
-        out = self.student(batch, answers, allow_table(stage, answers.device))
+        out = self.student(batch, answers, allow_table(stage))
         answer = answer_loss(out.logits, answers, there)
         distance = spoken.distance(out.logits, batch.future, batch.status)
         parts = self.align(out.latents, batch)

@@ -56,7 +56,7 @@ _CPU = torch.device("cpu")
 def allow_table(stage: int, device: torch.device = _CPU) -> Tensor:
     """The allow table of a stage, bool [6, 6] over (query, key); PAD sees nothing and is seen by nothing.
 
-    It goes to a device once.
+    One on the CPU goes to a device once, and is told to be causal (`is_causal`) without asking a device.
 
     Raises:
         ConfigError: a stage other than 1 and 2.
@@ -73,6 +73,23 @@ def _table(stage: int, device: torch.device) -> Tensor:
     return table.to(device)
 
 
+@lru_cache
+def _there(cells: tuple[tuple[bool, ...], ...], device: torch.device) -> Tensor:
+    return torch.tensor(cells, device=device)
+
+
+def _beside(table: Tensor, segments: Tensor) -> Tensor:
+    """A table on the device of segments."""
+    if table.device == segments.device:
+        return table
+    return _there(tuple(map(tuple, table.tolist())), segments.device)
+
+
+def is_causal(table: Tensor) -> bool:
+    """Whether a table on the CPU is stage 2's, whose mask without padding is plain causal; False of another device."""
+    return table.device == _CPU and torch.equal(table, _table(2, _CPU))
+
+
 def attention_mask(segments_BL: Tensor, table: Tensor) -> Tensor:
     """The mask of a whole sequence.
 
@@ -84,7 +101,7 @@ def attention_mask(segments_BL: Tensor, table: Tensor) -> Tensor:
         bool [B, 1, L, L]; True where the query (axis 2) may attend to the key (axis 3).
     """
     length = segments_BL.shape[1]
-    table = table.to(segments_BL.device)
+    table = _beside(table, segments_BL)
     mask_BLL = table[segments_BL.unsqueeze(2), segments_BL.unsqueeze(1)]
     mask_BLL = mask_BLL & (segments_BL != Segment.PAD).unsqueeze(1)
     causal_LL = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
@@ -110,7 +127,7 @@ def apart(prompt: int, length: int, group: int, device: torch.device) -> Tensor:
 
 def attention_row(segments_BL: Tensor, table: Tensor) -> Tensor:
     """The last row of `attention_mask`, bool [B, 1, 1, L], without the others."""
-    row_BL = table.to(segments_BL.device)[segments_BL[:, -1:], segments_BL] & (segments_BL != Segment.PAD)
+    row_BL = _beside(table, segments_BL)[segments_BL[:, -1:], segments_BL] & (segments_BL != Segment.PAD)
     row_BL[:, -1] = True
     return row_BL[:, None, None]
 

@@ -187,7 +187,7 @@ class SFT(Run[SFTConfig]):
         small = self.model.student.prepare(batch[0:1]).to(self.device)
         answers = self.answers.encode(small.future, small.status)
         for table in {stage.table_stage for stage in self.config.stages}:
-            check(self.model.student, small, answers, allow_table(table, self.device))
+            check(self.model.student, small, answers, allow_table(table))
 
     def _collate(self, examples: Sequence[Example]) -> Batch:
         """With the answers: writing them out takes numbers, which a device would be asked for."""

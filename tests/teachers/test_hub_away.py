@@ -17,7 +17,8 @@ CODE = f"""
 import json, sys
 from shards_schema.errors import WeightsError
 from teachers.weights import WeightsConfig
-from trainer.students.hf import HFConfig, load_tokenizer
+from trainer.students.hf import load_tokenizer
+from trainer.students.hf_config import HFConfig
 def said(ask):
     try:
         return str(ask())

@@ -159,7 +159,7 @@ def test_what_grpo_learns_from_a_rollout(reward_shards: str, policy: str, tmp_pa
     assert run.reference is not None
     run.model.to(META)
     run.reference.to(META)
-    run.device, run.table = META, run.table.to(META)
+    run.device = META
     run._pass = PolicyPass(run.model, config, run.table).eval()
     run._optimiser = make_optimiser(run.model, config.optimiser)
     there = [(run._tasks[0], on_meta(rollout))]
@@ -177,9 +177,9 @@ def test_answers_are_drawn_without_a_question(reward_shards: str, policy: str, t
     """Prefill and decode; a generator of meta's does not exist, so torch's own is taken."""
     run = GRPO(grpo_recipe(reward_shards, policy, tmp_path), CPU, log=lambda text: None)
     batch, student = run.held_batches(3)[0].to(META), run.model.student.to(META)
-    student.answers.decode(student.sample(batch, allow_table(2, META)).tokens, batch.status)
+    student.answers.decode(student.sample(batch, allow_table(2)).tokens, batch.status)
     with Asks() as asks:
-        drawn = student.sample(batch, allow_table(2, META), group=4)
+        drawn = student.sample(batch, allow_table(2), group=4)
         poses, parsed = student.answers.decode(drawn.tokens, batch.status.repeat_interleave(4, 0))
     assert not asks.found
     assert poses.shape == (12, 8, 3)

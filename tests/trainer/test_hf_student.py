@@ -19,6 +19,7 @@ from tests.trainer.trainer_toys import (
     a_group_shares_the_pass_over_its_prompt,
     batch_of,
     motion_answers,
+    student_needs_no_mask_in_stage_2,
 )
 from tests.trainer.vlm_toys import hf_student, image_processor, tokenizer, vlm
 from trainer import checkpoint, distributed
@@ -33,7 +34,8 @@ from trainer.model import SFTModel
 from trainer.segments import Segment, allow_table, attention_mask
 from trainer.sft import SFT
 from trainer.students import base
-from trainer.students.hf import FAMILIES, HFConfig, HFStudent
+from trainer.students.hf import FAMILIES, HFStudent
+from trainer.students.hf_config import HFConfig
 
 
 def text_answers(steps: int = 2) -> TextAnswers:
@@ -221,6 +223,15 @@ def test_stage_2_is_the_models_own_causal_mask(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_stage_2_needs_no_mask(family: str) -> None:
+    """Nor does padding before the rows: logits, latents, gradients are those under the mask."""
+    student, batch = hf_student(family).double().eval(), batch_of(3)
+    batch.status[0, :3] *= 30
+    assert (student.prompt(batch).segments == Segment.PAD).any()
+    student_needs_no_mask_in_stage_2(student, batch, close=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_eager_attention_is_refused(family: str) -> None:
     parts = (tokenizer(), image_processor(family), HFConfig(model=family), motion_answers(), COUNTS)
     with pytest.raises(ConfigError, match="eager adds it as 0 and 1"):
@@ -237,7 +248,7 @@ def test_positions_are_the_models_own(family: str) -> None:
         lambda _m, _a, kwargs: seen.update(kwargs), with_kwargs=True
     )
     answers = student.answers.encode(batch.future, batch.status)
-    student(batch, answers, allow_table(2))
+    student(batch, answers, allow_table(1))  # a mask, so that padding stays before each row
     handle.remove()
     prompt = student.prompt(batch)
     ids = torch.cat((prompt.data.ids, torch.zeros_like(answers[:, :-1])), 1)

@@ -29,7 +29,8 @@ from trainer.latents import Statistics
 from trainer.model import SFTModel
 from trainer.optimiser import make_optimiser, set_rate
 from trainer.segments import allow_table
-from trainer.students.hf import FAMILIES, HFConfig, HFStudent, load
+from trainer.students.hf import FAMILIES, HFStudent, load
+from trainer.students.hf_config import HFConfig
 
 CPU, FSDP = torch.device("cpu"), ParallelConfig(mode="fsdp")
 WORLDS = (1, 2, 4)

@@ -10,6 +10,7 @@ from tests.trainer.trainer_toys import (
     a_group_shares_the_pass_over_its_prompt,
     batch_of,
     motion_answers,
+    student_needs_no_mask_in_stage_2,
     tiny_student,
 )
 from trainer.answers.text import TextAnswers
@@ -126,6 +127,11 @@ def test_a_group_shares_the_pass_over_its_prompt(kind: str) -> None:
 def test_a_group_of_answers_stands_behind_one_prompt(kind: str, stage: int) -> None:
     student = tiny_student(TextAnswers(steps=1) if kind == "text" else motion_answers()).eval()
     a_group_of_answers_stands_behind_one_prompt(student, batch_of(3), allow_table(stage))
+
+
+def test_stage_2_needs_no_mask() -> None:
+    student, batch, _ = setup()
+    student_needs_no_mask_in_stage_2(student, batch, close=1e-4)
 
 
 def test_sampling_is_a_function_of_the_generator_and_greedy_of_nothing() -> None:

@@ -20,6 +20,7 @@ from trainer.answers.base import Answers
 from trainer.answers.geometry import compose
 from trainer.answers.motion import MotionAnswers, MotionConfig
 from trainer.batch import Batch
+from trainer.segments import Segment, allow_table
 from trainer.students.base import Student
 from trainer.students.tiny import TinyConfig, TinyStudent
 
@@ -198,3 +199,27 @@ def a_group_of_answers_stands_behind_one_prompt(student: Student, batch: Batch, 
         changed = student.logp(batch, other, table)
     kept = torch.arange(len(sampled)) % group != 1
     assert torch.equal(changed[kept], student.logp(batch, sampled, table)[kept])
+
+
+def student_needs_no_mask_in_stage_2(student: Student, batch: Batch, close: float) -> None:
+    """Its own causal path and the mask of one row a position give the same."""
+    answers, masks = student.answers.encode(batch.future, batch.status), list[bool]()
+
+    def note(_block: object, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        masks.append((kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]) is not None)
+
+    seen = student.blocks[0].register_forward_pre_hook(note, with_kwargs=True)
+    own, masked = allow_table(2), allow_table(2)
+    masked[Segment.PAD, Segment.PAD] = True  # says nothing, and is not known as stage 2's
+    found = []
+    for table in (own, masked):
+        student.zero_grad()
+        out = student(batch, answers, table)
+        (out.logits.square().sum() + sum(x.square().sum() for x in out.latents.values())).backward()
+        gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+        found.append({"logits": out.logits, **out.latents, **gradients})
+    seen.remove()
+    assert masks == [False, True]
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=close, rtol=close, msg=name)

@@ -18,7 +18,8 @@ from transformers import (
 
 from tests.trainer.trainer_toys import COUNTS, motion_answers
 from trainer.answers.base import Answers
-from trainer.students.hf import FAMILIES, HFConfig, HFStudent
+from trainer.students.hf import FAMILIES, HFStudent
+from trainer.students.hf_config import HFConfig
 
 SPECIAL = (
     "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",

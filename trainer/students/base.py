@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from trainer.answers.base import Answers
 from trainer.answers.words import Words
 from trainer.batch import THOUGHT, Batch
 from trainer.latents import LATENTS, LatentInputs
-from trainer.segments import Segment, apart, attention_mask, attention_row
+from trainer.segments import Segment, apart, attention_mask, attention_row, is_causal
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,8 @@ class Prompt:
     """A batch, made ready: `segments` int64 [B, P], what the back-end needs, and whether words are said to it.
 
     `thought` int64 [B, T], padded with -1, stands behind it: words that the student has thought before its answer.
-    Then `group` answers a row, one after the other, each as if it stood there alone.
+    Then `group` answers a row, one after the other, each as if it stood there alone. `padding` is where PAD may stand:
+    nowhere, before each row alone, or anywhere; known without asking a device.
     """
 
     segments: Tensor
@@ -40,6 +41,7 @@ class Prompt:
     asks: bool = False
     thought: Tensor | None = None
     group: int = 1
+    padding: Literal["none", "left", "any"] = "any"
 
     @property
     def thoughts(self) -> Tensor:
@@ -90,39 +92,6 @@ class _Place:
     prompt: Prompt
     segments: Tensor
     hidden: Tensor
-
-
-class AnswerHead(nn.Module):
-    """Embeds answer tokens and scores them: tables, plus a small network of what is known of each token.
-
-    Motions that are near each other begin near each other, so that few samples suffice to learn them.
-    """
-
-    codebook: Tensor | None
-
-    def __init__(self, vocabulary: int, width: int, codebook: Tensor | None = None) -> None:
-        super().__init__()
-        self.table_in = nn.Parameter(torch.randn(vocabulary, width) * 0.02)
-        self.table_out = nn.Parameter(torch.randn(vocabulary, width) * 0.02)
-        self.register_buffer("codebook", None, persistent=False)
-        if codebook is not None:
-            scale = codebook.std(0).clamp_min(1e-3)
-            self.codebook = ((codebook - codebook.mean(0)) / scale).clone()
-            self.features = nn.Sequential(nn.Linear(codebook.shape[1], width), nn.GELU(), nn.Linear(width, 2 * width))
-
-    def _tables(self) -> tuple[Tensor, Tensor]:
-        if self.codebook is None:
-            return self.table_in, self.table_out
-        more_in, more_out = self.features(self.codebook).chunk(2, dim=-1)
-        return self.table_in + more_in, self.table_out + more_out
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """[..., D] of tokens [...]; padding (< 0) is embedded as token 0, and masked by its segment."""
-        return self._tables()[0][tokens.clamp_min(0)]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., V] of hidden states [..., D]."""
-        return hidden @ self._tables()[1].to(hidden.dtype).T
 
 
 class Student(nn.Module, ABC):
@@ -183,8 +152,10 @@ class Student(nn.Module, ABC):
         """The prompt of a batch."""
 
     @abstractmethod
-    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
+    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor | None, cache: Any = None) -> States:
         """Hidden states of the prompt and `answers_BT` int64 [B, T] (T may be 0); mask bool [B, 1, P + T, P + T].
+
+        None is a causal mask, by the back-end's own path (flash), of prompts without padding or padded before each row.
 
         The prompt's thought, if it has one, stands between them, and counts in P. Of a group each answer has T / G
         tokens, and places that begin after the prompt. With a cache (of `new_cache`), keys and values are kept in it.
@@ -221,8 +192,8 @@ class Student(nn.Module, ABC):
         prompt = replace(self.prompt(batch), thought=self.thinking(batch).prepared.get(THOUGHT), group=group)
         at, words = self.at(prompt), prompt.thoughts.shape[1]
         segments = torch.cat((prompt.segments, _segments(torch.cat((prompt.thoughts, shown_BT), 1))), 1)
-        mask = attention_mask(segments, table)
-        if group > 1:
+        mask = _mask(prompt, segments, table)
+        if group > 1 and mask is not None:
             mask = mask & apart(at + 1 + words, answers_BA.shape[1] - 1, group, mask.device)
         states = self.run(prompt, shown_BT, mask)
         hidden, thought = states.last[:, at:], None
@@ -276,7 +247,7 @@ class Student(nn.Module, ABC):
         most = min(spoken.length, length or spoken.length)
         prompt, cache = self.prompt(batch), self.new_cache()
         segments = prompt.segments
-        hidden_BD = self.run(prompt, segments[:, :0], attention_mask(segments, table), cache).last[:, -1]
+        hidden_BD = self.run(prompt, segments[:, :0], _mask(prompt, segments, table, cached=True), cache).last[:, -1]
         if group > 1:
             prompt = self.repeated(prompt, cache, group)
             segments, hidden_BD = (x.repeat_interleave(group, 0) for x in (segments, hidden_BD))
@@ -362,6 +333,16 @@ class Student(nn.Module, ABC):
             out[kind] = states.aligned[:, begin : begin + counts[kind]]
             begin += counts[kind]
         return out
+
+
+def _mask(prompt: Prompt, segments: Tensor, table: Tensor, *, cached: bool = False) -> Tensor | None:
+    """The mask of a pass over a prompt and what stands behind it; None: a back-end's own causal path is the same.
+
+    With a cache what is padded stays masked: the cache is gone on with.
+    """
+    alone = prompt.group == 1 and prompt.thought is None
+    fits = prompt.padding == "none" or (prompt.padding == "left" and not cached)
+    return None if alone and fits and is_causal(table) else attention_mask(segments, table)
 
 
 def _drawn(logp_BV: Tensor, generator: torch.Generator | None) -> Tensor:

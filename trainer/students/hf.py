@@ -25,19 +25,19 @@ from threading import Lock
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from questions.wording import whole
 from shards_schema.errors import ConfigError
-from shards_schema.inputs.models import StrictModel
 from trainer.answers.base import Answers
+from trainer.answers.head import AnswerHead
 from trainer.answers.words import Words
 from trainer.batch import Batch, prompt_text
 from trainer.latents import LatentInputs
 from trainer.segments import Segment
-from trainer.students.base import AnswerHead, Prompt, States, Student, layer_index
-from trainer.students.weights import Weights, fetched, fetching
+from trainer.students.base import Prompt, States, Student, layer_index
+from trainer.students.hf_config import HFConfig
+from trainer.students.weights import Weights, bare, fetched, fetching
 
 FAMILIES = ("internvl", "qwen2_5_vl", "qwen3_vl")
 _OPENING, _CLOSING, _ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
@@ -48,36 +48,6 @@ _VISION = ("pixel_values", "image_grid_thw")
 _TOKENIZING = Lock()
 """A fast tokenizer may not be asked by two threads while one of them sets it up."""
 _LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-
-
-class LoraConfig(StrictModel):
-    """Low-rank adaptation of the language model's linear layers (peft)."""
-
-    rank: int = Field(default=32, ge=1)
-    alpha: float = Field(default=64.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-
-
-class HFConfig(StrictModel):
-    """A pretrained student."""
-
-    kind: Literal["hf"] = "hf"
-    model: str
-    """A folder, or a repository of the hub."""
-    revision: str | None = None
-    """Of the hub's repository."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the pretrained weights; what LoRA adds, latents and answer head are float32."""
-    lora: LoraConfig | None = None
-    """None trains every weight (but those of a frozen vision tower)."""
-    freeze_vision: bool = True
-    """Whether the vision tower stays as it is."""
-    gradient_checkpointing: bool = False
-    """Recompute activations (gradients are the same)."""
-    tiles: int = Field(default=1, ge=1)
-    """InternVL only: most tiles an image is cut into."""
-    align_layer: int = -1
-    """See `TinyConfig`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,6 +113,7 @@ class HFStudent(Student):
         self._align = layer_index(config.align_layer, len(self.blocks))
         self.head = None if answers.codebook is None else AnswerHead(answers.vocabulary, width, answers.codebook)
         self._injected: list[tuple[int, Tensor]] = []
+        self._moved: Tensor | None = None
         table.register_forward_hook(self._inject)
         self._prepare(config)
 
@@ -211,7 +182,8 @@ class HFStudent(Student):
         ids, segments, positions = (batch.prepared[name][..., -longest:] for name in ("ids", "segments", "positions"))
         vision = {name: batch.prepared[name].flatten(0, 1) for name in _VISION if name in batch.prepared}
         positions = positions if positions.ndim == 2 else positions.transpose(0, 1)
-        return Prompt(segments, _Inputs(ids, positions, vision), bool(batch.asked))
+        padding: Literal["none", "left"] = "none" if min(batch.lengths) == longest else "left"
+        return Prompt(segments, _Inputs(ids, positions, vision), bool(batch.asked), padding=padding)
 
     def _row(self, told: str, image_tokens: Sequence[int]) -> tuple[list[int], list[int]]:
         start, end = self._image_ends()
@@ -269,8 +241,8 @@ class HFStudent(Student):
         by_sample: Tensor = positions.transpose(0, 1).contiguous()
         return by_sample
 
-    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
-        """One pass over the whole sequence."""
+    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor | None, cache: Any = None) -> States:
+        """One pass over the whole sequence; without a mask padding is put behind each row, where nobody looks."""
         inputs: _Inputs = prompt.data
         thoughts, thought_lengths = prompt.thoughts, prompt.thought_lengths
         more = torch.arange(1, answers_BT.shape[1] // prompt.group + 1, device=inputs.ids.device).repeat(prompt.group)
@@ -281,7 +253,15 @@ class HFStudent(Student):
         ids, motions = self._answer_inputs(end + thoughts.shape[1], answers_BT, prompt.asks)
         injected = [(end - self.prefix - latents.shape[1], latents), *motions]
         ids = torch.cat((inputs.ids, self._answer_inputs(0, thoughts, True)[0], ids), 1)
-        return self._pass(ids, positions, mask, cache, injected, inputs.vision)
+        if mask is not None or prompt.padding == "none":
+            return self._pass(ids, positions, mask, cache, injected, inputs.vision)
+        padded = (prompt.segments == Segment.PAD).sum(1, keepdim=True)
+        there = torch.arange(ids.shape[1], device=ids.device)
+        order, back = (there + padded) % ids.shape[1], (there - padded) % ids.shape[1]
+        ids, positions = ids.gather(1, order), positions.gather(-1, order.expand_as(positions))
+        states = self._pass(ids, positions, None, None, injected, inputs.vision, back)
+        back_BL1 = back.unsqueeze(2)
+        return States(states.last.take_along_dim(back_BL1, 1), states.aligned.take_along_dim(back_BL1, 1))
 
     def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
         """One token."""
@@ -305,26 +285,36 @@ class HFStudent(Student):
     def _inject(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
         """Hook of the input embedding: learned inputs in place of the placeholders'."""
         for begin, values in self._injected:
-            out = torch.cat((out[:, :begin], values.to(out.dtype), out[:, begin + values.shape[1] :]), 1)
+            end = begin + values.shape[1]
+            if self._moved is None:
+                out = torch.cat((out[:, :begin], values.to(out.dtype), out[:, end:]), 1)
+            else:
+                at = self._moved[:, begin:end].unsqueeze(2).expand_as(values)
+                out = out.scatter(1, at, values.to(out.dtype))
         return out
 
     def _pass(
         self,
         ids: Tensor,
         positions: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         cache: Any,
         injected: list[tuple[int, Tensor]],
         vision: Mapping[str, Tensor],
+        moved: Tensor | None = None,
     ) -> States:
+        """`injected` is what stands from a place on; `moved` int64 [B, L] says where each place is now; None: there."""
         model: Any = self.vlm
         deep = self._align != len(self.blocks)
-        self._injected = injected
+        own: Any = mask
+        if mask is None and self._family == "internvl":  # which would ask the device whether sequences were packed
+            own = dict.fromkeys(model.config.text_config.layer_types)
+        self._injected, self._moved = injected, moved
         try:
             with self._recomputing(cache is None and torch.is_grad_enabled()):
                 out = model.model(
                     input_ids=ids,
-                    attention_mask=mask,
+                    attention_mask=own,
                     position_ids=positions,
                     past_key_values=cache,
                     use_cache=cache is not None,
@@ -332,7 +322,7 @@ class HFStudent(Student):
                     **vision,
                 )
         finally:
-            self._injected = []
+            self._injected, self._moved = [], None
         last: Tensor = out.last_hidden_state
         return States(last, out.hidden_states[self._align] if deep else last)
 
@@ -375,25 +365,24 @@ def load_tokenizer(config: HFConfig) -> Any:
 
 def outline(config: HFConfig, answers: Answers, counts: Mapping[str, int]) -> HFStudent:
     """The student without its weights, on the meta device: to be counted, and to prepare batches."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText
-
     with fetching(config.model, config.revision) as options:
-        settings = AutoConfig.from_pretrained(config.model, **options)
-        images: Any = AutoImageProcessor
-        models: Any = AutoModelForImageTextToText
-        processor = images.from_pretrained(config.model, **options)
+        model, processor = bare(config.model, getattr(torch, config.dtype), options), _image_processor(config, options)
     tokenizer = load_tokenizer(config)
     with torch.device("meta"):
-        model = models.from_config(settings, dtype=getattr(torch, config.dtype), attn_implementation="sdpa")
         return HFStudent(model, tokenizer, processor, config, answers, counts)
 
 
 def load(config: HFConfig, answers: Answers, counts: Mapping[str, int], *, unread: bool = False) -> HFStudent:
-    """A pretrained student (AutoProcessor would need torchvision); `unread` leaves its weights on the disk."""
-    from transformers import AutoImageProcessor
-
+    """A pretrained student; `unread` leaves its weights on the disk."""
     with fetching(config.model, config.revision) as options:
         model, weights = fetched(config.model, getattr(torch, config.dtype), options, unread=unread)
-        images: Any = AutoImageProcessor
-        processor = images.from_pretrained(config.model, **options)
+        processor = _image_processor(config, options)
     return HFStudent(model, load_tokenizer(config), processor, config, answers, counts, weights)
+
+
+def _image_processor(config: HFConfig, options: Mapping[str, Any]) -> Any:
+    """Alone, since AutoProcessor would need torchvision."""
+    from transformers import AutoImageProcessor
+
+    images: Any = AutoImageProcessor
+    return images.from_pretrained(config.model, **options)

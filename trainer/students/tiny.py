@@ -25,11 +25,12 @@ from questions.units import Prompt as Question
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import COMMANDS
 from trainer.answers.base import Answers
+from trainer.answers.head import AnswerHead
 from trainer.answers.words import Words
 from trainer.batch import Batch
 from trainer.latents import LatentInputs
 from trainer.segments import Segment
-from trainer.students.base import AnswerHead, Prompt, States, Student, layer_index
+from trainer.students.base import Prompt, States, Student, layer_index
 
 STATUS_SCALE = (10.0, 10.0, 0.5, 10.0, 10.0, 2.0, 2.0)
 """Metres, metres, radians, m/s, m/s, m/s^2, m/s^2: what makes a usual value about 1."""
@@ -146,12 +147,12 @@ class _Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, mask: Tensor, cache: _Cache | None, key: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask: Tensor | None, cache: _Cache | None, key: int) -> Tensor:
         b, t, d = x_BTD.shape
         q, k, v = self.qkv(self.norm_1(x_BTD)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.extend(key, k, v)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         x_BTD = x_BTD + self.drop(self.out(mixed.transpose(1, 2).reshape(b, t, d)))
         out: Tensor = x_BTD + self.drop(self.down(nn.functional.gelu(self.up(self.norm_2(x_BTD)))))
         return out
@@ -236,7 +237,8 @@ class TinyStudent(Student):
         for segment, kind in ((Segment.WM, "wm"), (Segment.GEO, "geo")):
             segments.append(segments[0].new_full((b, self.latents.counts[kind]), int(segment)))
         segments.append(segments[0].new_full((b, 1), int(Segment.ANSWER)))
-        return Prompt(torch.cat(segments, 1), torch.cat((patches, text, latents, start), 1), bool(batch.asked))
+        inputs = torch.cat((patches, text, latents, start), 1)
+        return Prompt(torch.cat(segments, 1), inputs, bool(batch.asked), padding="any" if batch.asked else "none")
 
     def _text(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeddings [B, T, D] of the text, whose second is its summary; and bool [B, T], what is no padding."""
@@ -250,7 +252,7 @@ class TinyStudent(Student):
         text = torch.cat((torch.stack((command, summary), 1), self.status(_waves(scaled)) + self.status_place), 1)
         return text, torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
 
-    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor, cache: Any = None) -> States:
+    def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor | None, cache: Any = None) -> States:
         """One pass over the whole sequence."""
         head, place = self._speech(prompt.asks)
         answers = head.embed(answers_BT)
@@ -288,7 +290,7 @@ class TinyStudent(Student):
         summary: Tensor = prompt.data[:, at : at + 1]
         return summary
 
-    def _layers(self, x_BTD: Tensor, mask: Tensor, cache: Any) -> States:
+    def _layers(self, x_BTD: Tensor, mask: Tensor | None, cache: Any) -> States:
         aligned = x_BTD
         for i, block in enumerate(self.layers):
             x_BTD = block(x_BTD, mask, cache, i)

@@ -103,15 +103,24 @@ def fetched(name: str, dtype: torch.dtype, options: Mapping[str, Any], *, unread
         options: of `from_pretrained`.
         unread: whether its parameters stay on the meta device; their weights are given beside it.
     """
+    if unread:
+        model = bare(name, dtype, options)
+        return model, Weights(model, name, options)
+    from transformers import AutoModelForImageTextToText
+
+    models: Any = AutoModelForImageTextToText
+    return models.from_pretrained(name, dtype=dtype, attn_implementation="sdpa", **options), None
+
+
+def bare(name: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
+    """A model in eval mode of a config alone: parameters on the meta device, and buffers, which are computed."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     models: Any = AutoModelForImageTextToText
-    if not unread:
-        return models.from_pretrained(name, dtype=dtype, attn_implementation="sdpa", **options), None
     config = AutoConfig.from_pretrained(name, **options)
     with torch.random.fork_rng(devices=[]), _parameters_on_meta():
         model = models.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return model.eval(), Weights(model, name, options)
+    return model.eval()
 
 
 @contextmanager
