@@ -218,6 +218,8 @@ class Checkpoints:
         for name, parameter in model.named_parameters():
             if f"optimiser.{name}.step" not in recorded:  # it has had no gradient yet
                 optimiser.state.pop(parameter, None)
+            elif f"optimiser.{name}.master" not in recorded:  # it had none; it is what the weight will be
+                optimiser.state[parameter].pop("master", None)
         changed = [name for name, size in content["files"].items() if _size(path / name) != size]
         if changed:
             raise DatasetError(f"{path}: {changed[0]} is not what was written{_instead(path)}")

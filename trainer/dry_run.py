@@ -178,12 +178,15 @@ class Shape:
         fsdp, gpus = config.parallel.mode == "fsdp", config.machine.gpus
         parts = gpus if fsdp else 1
         every = [p for module in (self.student, *adapters) for p in module.parameters()]
-        trained = _FLOAT * sum(p.numel() for p in every if p.requires_grad)
+        learnt = [p for p in every if p.requires_grad]
+        trained = sum(p.nbytes for p in learnt)
         out = {
             "weights": sum(p.nbytes for p in every) / parts,
             "gradients": trained / parts,
-            "AdamW's moments": 2 * trained / parts,
+            "AdamW's moments": 2 * _FLOAT * sum(p.numel() for p in learnt) / parts,
         }
+        if low_weights := [p for p in learnt if p.element_size() < _FLOAT]:
+            out["their masters in float32"] = _FLOAT * sum(p.numel() for p in low_weights) / parts
         if fsdp:
             within = {id(p) for block in self.blocks for p in block.parameters()}
             around = [p for p in every if id(p) not in within]

@@ -72,6 +72,13 @@ def test_memory_is_that_of_the_real_weights(model: str, lora: Any) -> None:
     assert shared["weights"] == needs.memory["weights"] / 8
     assert shared["gradients"] == needs.memory["gradients"] / 8
     assert shared["activations"] == needs.memory["activations"]
+    if lora is None:
+        half = sft_needs(configured(model, student={"dtype": "bfloat16"}, machine={"gpus": 1})).memory
+        new = sum(p.numel() for n, p in student.named_parameters() if p.requires_grad and "vlm." not in n) + adapters
+        low = trained + adapters - new
+        assert half["gradients"] == 2 * low + 4 * new
+        assert half["their masters in float32"] == 4 * low
+        assert half["AdamW's moments"] == needs.memory["AdamW's moments"]
 
 
 def test_tokens_and_products_are_those_of_a_real_pass(model: str) -> None:

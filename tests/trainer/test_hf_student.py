@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,25 +18,31 @@ from tests.trainer.trainer_toys import (
     COUNTS,
     a_group_of_answers_stands_behind_one_prompt,
     a_group_shares_the_pass_over_its_prompt,
+    assert_same,
     batch_of,
     motion_answers,
     student_needs_no_mask_in_stage_2,
+    tensors_of,
 )
 from tests.trainer.vlm_toys import hf_student, image_processor, tokenizer, vlm
 from trainer import checkpoint, distributed
 from trainer.answers.text import TextAnswers
 from trainer.build import load_policy
+from trainer.config import OptimiserConfig
 from trainer.distributed import ParallelConfig
 from trainer.grpo import GRPO
 from trainer.latents import Statistics
 from trainer.leaks import LeakError, check, cut, influence
 from trainer.losses import LossWeights
 from trainer.model import SFTModel
+from trainer.optimiser import make_optimiser, set_rate
 from trainer.segments import Segment, allow_table, attention_mask
 from trainer.sft import SFT
 from trainer.students import base
 from trainer.students.hf import FAMILIES, HFStudent
 from trainer.students.hf_config import HFConfig
+
+CPU = torch.device("cpu")
 
 
 def text_answers(steps: int = 2) -> TextAnswers:
@@ -344,6 +351,46 @@ def test_low_ranks_of_a_bfloat16_model_take_small_steps() -> None:
         assert moved.numel() > 0
         assert (moved != 0).all(), name
     assert next(p for n, p in student.vlm.named_parameters() if "lora_" not in n).dtype is torch.bfloat16
+
+
+def test_weights_in_bfloat16_have_float32_masters(shards: str, tmp_path: Path) -> None:
+    """Their steps are those of float32 weights with the same gradients; killed and resumed, the same bits come out."""
+    models = [torch.nn.Linear(6, 5).to(torch.bfloat16) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    models[1].float()
+    optimisers = [make_optimiser(model, OptimiserConfig()) for model in models]
+    for _ in range(5):
+        for half, whole in zip(*(model.parameters() for model in models), strict=True):
+            half.grad = torch.randn_like(half)
+            whole.grad = half.grad.float()
+        for optimiser in optimisers:
+            set_rate(optimiser, 2e-6)
+            optimiser.step()
+    for half, whole in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(optimisers[0].state[half]["master"], whole)
+        assert torch.equal(half, whole.to(torch.bfloat16))
+    folder = tmp_path / "model"
+    for part in (vlm("internvl"), tokenizer(), image_processor("internvl")):
+        part.save_pretrained(folder)  # type: ignore[operator, union-attr]
+    changes: dict[str, Any] = {
+        "student": {"kind": "hf", "model": str(folder), "dtype": "bfloat16"}, "dtype": "bfloat16", "save_every": 1,
+        "stages": [{"stage": 2, "steps": 3, "lr": 1e-4}], "stream": {"batch_size": 2, "threads": 1},
+    }  # fmt: skip
+    runs = [SFT(recipe(shards, tmp_path / name, **changes), CPU, log=lambda text: None) for name in ("a", "b")]
+    runs[0].fit()
+    runs[1].fit(until=2)
+    again = SFT(recipe(shards, tmp_path / "b", **changes), CPU, log=lambda text: None)
+    assert again.step == 2
+    again.fit()
+    step = Path("checkpoints", "step_00000003")
+    assert_same(tmp_path / "a" / step, tmp_path / "b" / step)
+    found = tensors_of(tmp_path / "a" / step)
+    masters = {n: value for n, value in found.items() if n.endswith(".master")}
+    assert masters
+    for name, master in masters.items():
+        weight = found[name.replace("optimiser.", "model.").removesuffix(".master")]
+        assert weight.dtype is torch.bfloat16
+        assert torch.equal(weight, master.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

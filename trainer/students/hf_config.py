@@ -26,7 +26,8 @@ class HFConfig(StrictModel):
     revision: str | None = None
     """Of the hub's repository."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the pretrained weights; what LoRA adds, latents and answer head are float32."""
+    """Of the pretrained weights; what LoRA adds, latents and answer head are float32. Weights in bfloat16 that are
+    trained have float32 masters in the optimiser (not with fsdp, whose float32 shards are the masters)."""
     lora: LoraConfig | None = None
     """None trains every weight (but those of a frozen vision tower)."""
     freeze_vision: bool = True
