@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -20,7 +20,7 @@ from questions import options
 from questions.making.candidates import Candidate, Named, Pictured
 from questions.making.motion import GapError, Motion
 from questions.making.rules import Rules
-from questions.making.seeing import Seen
+from questions.making.seeing import Seen, see
 from questions.options import Answers
 from questions.units import KINDS
 from shards_schema.lens import Lens
@@ -29,6 +29,8 @@ from shards_schema.poses import Float64
 DISAGREE = 1.0
 """m/s by which a log's own velocity and its track may differ."""
 _AHEAD = 4.0
+_BEFORE = (-1.0, -0.5)
+"""Seconds from now at which an observed object has to have been seen, once at least."""
 
 
 def of_image(image: Pictured) -> Iterator[Candidate]:
@@ -39,21 +41,53 @@ def of_image(image: Pictured) -> Iterator[Candidate]:
     generator = random.Random(f"{image.rules.seed} {image.document['token']} {image.view} motion")
     if image.view == ("cam_f0" if "cam_f0" in image.document["cameras"] else min(image.document["cameras"])):
         for category, ego in _EGO:
-            yield from _guarded(image, category, partial(ego, image, motion))
+            try:
+                yield from ego(image, motion)
+            except GapError as gap:
+                image.refused[category, str(gap)] += 1
+    before = _shown_before(image, motion)
     for seen in image.seen:
-        yield from _of_one(image, motion, generator, seen)
+        yield from _of_one(image, motion, generator, seen, before)
     for first, second in combinations(image.seen, 2):
         pair = (first, second) if generator.random() < 0.5 else (second, first)
         for category, paired in _PAIRED.items():
             named = image.may(category, *pair)
+            if named and not _may_be_known(image, category, pair, before):
+                continue
             if named and options.option(named[0][0]) == options.option(named[0][1]):
                 image.refused[category, "no_description"] += 1
             elif named:
                 yield from _guarded(image, category, partial(paired, image, motion, pair, named))
 
 
-def _of_one(image: Pictured, motion: Motion, generator: random.Random, seen: Seen) -> Iterator[Candidate]:
-    ways = {category: named for category in (*_ALONE, "speed_range") if (named := image.may(category, seen))}
+def _shown_before(image: Pictured, motion: Motion) -> set[str]:
+    """The tracks that the same camera saw a second or half a second ago, as far as their boxes tell."""
+    found: set[str] = set()
+    for seconds in _BEFORE:
+        boxes = (motion.at(seconds).boxes if motion.has(seconds) else None) or {}
+        labels = {"boxes": [*boxes.values()], "names": [""] * len(boxes), "velocity": [[0.0, 0.0]] * len(boxes)}
+        labels["track_tokens"] = [*boxes]
+        then = see({"cameras": image.document["cameras"], "annotations": labels}, image.view)
+        shows = image.rules.shows
+        found |= {s.track for s in then if min(s.share, 1 - s.hidden) >= 0.5 and shows(s, image.size, 0.5)}
+    return found
+
+
+def _may_be_known(image: Pictured, category: str, objects: Sequence[Seen], before: Set[str]) -> bool:
+    """Whether an observed kind can be told of them: one picture shows no motion."""
+    known = KINDS[category].part != "observed" or all(seen.track in before for seen in objects)
+    image.refused[category, "unseen_before"] += not known
+    return known
+
+
+def _of_one(
+    image: Pictured, motion: Motion, generator: random.Random, seen: Seen, before: Set[str]
+) -> Iterator[Candidate]:
+    ways = {
+        category: named
+        for category in (*_ALONE, "speed_range")
+        if (named := image.may(category, seen)) and _may_be_known(image, category, [seen], before)
+    }
     if not ways:
         return
     try:
@@ -92,6 +126,7 @@ def noun(called: str) -> str:
 
 _SPEEDS = (options.STEADY, options.FASTER, options.SLOWER, options.STOOD)
 _TURNS = (options.STRAIGHT, options.LEFT, options.RIGHT)
+_RARE = {options.STOOD, options.LEFT, options.RIGHT}
 
 
 def speed_word(before: float, after: float, seconds: float, rules: Rules) -> str | None:
@@ -108,33 +143,35 @@ def turn_word(degrees: float, rules: Rules, scale: float = 1.0) -> str | None:
     return None if trend is None else _TURNS[trend]
 
 
-def _ego(image: Pictured, category: str, words: Sequence[str], told: str | None) -> Candidate | None:
+def _ego(image: Pictured, category: str, words: Sequence[str], told: str | None) -> Iterator[Candidate]:
+    """With all answers, and with one less, where few drives have it: each is balanced by itself."""
     if told is None:
-        return None
+        image.refused[category, "margin"] += 1
+        return
     later = KINDS[category].part == "forecast"
-    texts = {word: options.NEXT[word] if later else word for word in words}
-    within = "turn" if words is _TURNS else "speed"
-    answers = Answers(tuple(texts.values()), (texts[told],))
-    return image.candidate(category, within, told, (), ((), "look"), answers, classes=len(words))
+    for less in (None, *sorted(_RARE & {*words} - {told})):
+        texts = {word: options.NEXT[word] if later else word for word in words if word != less}
+        answers = Answers(tuple(texts.values()), (texts[told],))
+        yield image.candidate(category, " ".join(texts), told, (), ((), "look"), answers, classes=len(texts))
 
 
-def _ego_speed(image: Pictured, motion: Motion) -> Candidate | None:
+def _ego_speed(image: Pictured, motion: Motion) -> Iterator[Candidate]:
     seconds = motion.elapsed(-1.5, 0.0)
     word = speed_word(motion.at(-1.5).speed, motion.at(0.0).speed, seconds, image.rules)
     return _ego(image, "ego_speed", _SPEEDS, word)
 
 
-def _ego_turn(image: Pictured, motion: Motion) -> Candidate | None:
+def _ego_turn(image: Pictured, motion: Motion) -> Iterator[Candidate]:
     return _ego(image, "ego_turn", _TURNS, turn_word(-math.degrees(motion.pose(-1.5)[2]), image.rules))
 
 
-def _next_speed(image: Pictured, motion: Motion) -> Candidate | None:
+def _next_speed(image: Pictured, motion: Motion) -> Iterator[Candidate]:
     seconds = motion.elapsed(0.0, _AHEAD)
     word = speed_word(motion.at(0.0).speed, motion.at(_AHEAD).speed, seconds, image.rules)
     return _ego(image, "ego_next", _SPEEDS, word)
 
 
-def _next_turn(image: Pictured, motion: Motion) -> Candidate | None:
+def _next_turn(image: Pictured, motion: Motion) -> Iterator[Candidate]:
     return _ego(image, "ego_next", _TURNS, turn_word(math.degrees(motion.pose(_AHEAD)[2]), image.rules, 2.0))
 
 
