@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Literal
 
@@ -49,15 +49,25 @@ def export(config: ExportConfig) -> int:
         refuse_training(prompts, str(config.units))
     if (config.data is None) == (config.surds is None):
         raise ConfigError("give one of data=DATASET and surds=DIR: where the images of the units are")
-    write(config.format, config.to, _rows(config, prompts))
-    print(f"{config.to.resolve()}: {len(prompts)} prompts for {config.format}, to {config.use}")
-    return 0
-
-
-def _rows(config: ExportConfig, prompts: list[Prompt]) -> Iterator[Row]:
     dataset = None if config.data is None else Dataset(config.data, columns=[layout.SAMPLES])
+    written = frozenset() if dataset is None else frozenset(dataset.tokens(layout.SAMPLES))
+    shown = [p for p in prompts if p.kind.part != "observed" or _has_past(p, written)]
+    write(config.format, config.to, _rows(config, shown, dataset, written))
+    print(f"{config.to.resolve()}: {len(shown)} prompts for {config.format}, to {config.use}")
+    if len(shown) < len(prompts):
+        print(f"left out: {len(prompts) - len(shown)} prompts of observed kinds, since no sample has the frames before")
+    return 0 if shown else 1
+
+
+def _has_past(prompt: Prompt, written: Set[str]) -> bool:
+    """Whether the frames before now are samples of their own, whose pictures can be shown."""
+    return {frame.token for frame in prompt.past} <= written
+
+
+def _rows(config: ExportConfig, prompts: Sequence[Prompt], dataset: Dataset | None, written: Set[str]) -> Iterator[Row]:
     for index, prompt in enumerate(bar(prompts, unit="prompt")):
-        images = _of_surds(config, prompt) if dataset is None else _of_dataset(config, prompt, dataset)
+        past = [frame.token for frame in prompt.past] if _has_past(prompt, written) else []
+        images = _of_surds(config, prompt) if dataset is None else _of_dataset(config, prompt, past, dataset)
         before = "" if config.format.startswith("trl") else "<image>\n" * len(images)
         said = [
             {"role": "user", "content": before + whole(prompt)},
@@ -68,13 +78,14 @@ def _rows(config: ExportConfig, prompts: list[Prompt]) -> Iterator[Row]:
         yield {**row(config.format, said, images, prompt.token, index), **kept, **solution}
 
 
-def _of_dataset(config: ExportConfig, prompt: Prompt, dataset: Dataset) -> list[str]:
+def _of_dataset(config: ExportConfig, prompt: Prompt, past: Sequence[str], dataset: Dataset) -> list[str]:
+    """The pictures of each view, in the order of time."""
     folder = config.to.absolute().with_name(f"{config.to.stem}_images")
-    paths = [folder / f"{prompt.token}.{view}.jpg" for view in prompt.views]
+    paths = [folder / f"{token}.{view}.jpg" for view in prompt.views for token in (*past, prompt.token)]
     for path in paths:
         if not path.exists():
-            member = path.name.partition(".")[2]
-            write_bytes(path, dataset.read(prompt.token, {layout.SAMPLES: [member]})[layout.SAMPLES][member])
+            token, _, member = path.name.partition(".")
+            write_bytes(path, dataset.read(token, {layout.SAMPLES: [member]})[layout.SAMPLES][member])
     return [*map(str, paths)]
 
 

@@ -15,7 +15,7 @@ from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
 from questions import controls
 from questions.outputs import read_outputs
-from questions.units import read_units, refuse_training
+from questions.units import read_units, refuse_training, units_text
 from questions.wording import whole
 from shards_schema.errors import ConfigError, MissingFileError
 from tests import made_once
@@ -236,6 +236,30 @@ def test_units_as_rows_of_a_trainer(town: Path, made: Path, tmp_path: Path, kind
         assert first["reward_model"]["ground_truth"] == f"<answer>{unit.answer}</answer>"
     else:
         assert (first["unit"], first["side"]) == (unit.unit, unit.side)
+
+
+def test_a_question_about_motion_has_the_pictures_before_now(
+    town: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = Dataset(str(town), columns=["samples"])
+    written = {*dataset.tokens("samples")}
+    every = read_units(made / "dynamics_train.jsonl")
+    last = [p for p in every if {f.token for f in p.past} <= written]  # of the five scenes of a log the last two
+    assert 0 < len(last) < len(every)
+    observed = [p.model_copy(update={"category": "ego_turn", "options": (p.answer,), "objects": ()}) for p in every]
+    units = tmp_path / "units.jsonl"
+    units.write_text(units_text([*every, *(p.model_copy(update={"unit": f"turn {p.unit}"}) for p in observed)]))
+    export = ["export", f"units={units}", f"data={town}", f"to={tmp_path}/rows.jsonl", "use=train"]
+    assert questions_job.main(export) == 0
+    assert f"left out: {len(every) - len(last)} prompts of observed kinds" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == len(every) + len(last)
+    for prompt, row in zip(every, rows, strict=False):
+        tokens = [*(f.token for f in prompt.past), prompt.token] if prompt in last else [prompt.token]
+        assert [Path(image).name for image in row["images"]] == [f"{token}.{prompt.views[0]}.jpg" for token in tokens]
+        assert row["messages"][0]["content"].count("<image>") == len(tokens)
+        stored = dataset.read(tokens[0], {"samples": [f"{prompt.views[0]}.jpg"]})["samples"]
+        assert Path(row["images"][0]).read_bytes() == stored[f"{prompt.views[0]}.jpg"]
 
 
 def test_nothing_is_exported_to_train_on_that_is_for_evaluation(tmp_path: Path) -> None:
