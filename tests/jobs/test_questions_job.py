@@ -15,15 +15,17 @@ from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
 from questions import controls
 from questions.outputs import read_outputs
-from questions.units import read_units, refuse_training, units_text
+from questions.units import PastFrame, Prompt, read_units, refuse_training
 from questions.wording import whole
 from shards_schema.errors import ConfigError, MissingFileError
 from tests import made_once
+from tests import questions_toys as toys
 from tests.blocks import block
 from tests.chaos import small
 from tests.committed import commit
 from tests.pages import Page
-from tests.questions_toys import SURDS, official_files
+from tests.questions_toys import SURDS, official_files, write_units
+from tests.toys import ToySource, write_images
 from trainer.splits import logs_of, split_by_log
 
 
@@ -239,27 +241,34 @@ def test_units_as_rows_of_a_trainer(town: Path, made: Path, tmp_path: Path, kind
 
 
 def test_a_question_about_motion_has_the_pictures_before_now(
-    town: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = Dataset(str(town), columns=["samples"])
-    written = {*dataset.tokens("samples")}
-    every = read_units(made / "dynamics_train.jsonl")
-    last = [p for p in every if {f.token for f in p.past} <= written]  # of the five scenes of a log the last two
-    assert 0 < len(last) < len(every)
-    observed = [p.model_copy(update={"category": "ego_turn", "options": (p.answer,), "objects": ()}) for p in every]
-    units = tmp_path / "units.jsonl"
-    units.write_text(units_text([*every, *(p.model_copy(update={"unit": f"turn {p.unit}"}) for p in observed)]))
-    export = ["export", f"units={units}", f"data={town}", f"to={tmp_path}/rows.jsonl", "use=train"]
+    write_images(tmp_path / "images", 1, 9)
+    commit(ToySource(str(tmp_path / "images"), logs=1), tmp_path / "data", [], zarr=False)
+    dataset = Dataset(str(tmp_path / "data"), columns=["samples"])
+    first, second = dataset.tokens("samples")[:2]  # of the first the frame before is no sample
+
+    def asked(category: str, token: str, before: str) -> Prompt:
+        past = (PastFrame(token=before, seconds=-0.5),)
+        given = {"unit": f"{category}-{token}", "objects": (), "views": ("cam_f0",), "split": "train"}
+        return toys.prompt(category, ("Yes", "No"), "Yes", token=token, past=past, **given)
+
+    every = [
+        asked(category, *tokens)
+        for category in ("ego_turn", "ego_next")
+        for tokens in ((first, "0" * 16), (second, first))
+    ]
+    units = write_units(tmp_path / "units.jsonl", every)
+    export = ["export", f"units={units}", f"data={tmp_path}/data", f"to={tmp_path}/rows.jsonl", "use=train"]
     assert questions_job.main(export) == 0
-    assert f"left out: {len(every) - len(last)} prompts of observed kinds" in capsys.readouterr().out
+    assert "left out: 1 prompts of observed kinds" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert len(rows) == len(every) + len(last)
-    for prompt, row in zip(every, rows, strict=False):
-        tokens = [*(f.token for f in prompt.past), prompt.token] if prompt in last else [prompt.token]
-        assert [Path(image).name for image in row["images"]] == [f"{token}.{prompt.views[0]}.jpg" for token in tokens]
-        assert row["messages"][0]["content"].count("<image>") == len(tokens)
-        stored = dataset.read(tokens[0], {"samples": [f"{prompt.views[0]}.jpg"]})["samples"]
-        assert Path(row["images"][0]).read_bytes() == stored[f"{prompt.views[0]}.jpg"]
+    shown = [[Path(image).name.partition(".")[0] for image in row["images"]] for row in rows]
+    assert [row["unit"] for row in rows] == [every[1].unit, every[2].unit, every[3].unit]
+    assert shown == [[first, second], [first], [first, second]]
+    assert rows[0]["messages"][0]["content"].count("<image>") == 2
+    stored = dataset.read(first, {"samples": ["cam_f0.jpg"]})["samples"]["cam_f0.jpg"]
+    assert Path(rows[0]["images"][0]).read_bytes() == stored
 
 
 def test_nothing_is_exported_to_train_on_that_is_for_evaluation(tmp_path: Path) -> None:
