@@ -20,11 +20,12 @@ the device), or the launch waits for all that was queued before it.
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from teachers.base import Targets, TeacherInput
 
 Notes = TypeVar("Notes")
 """What `gather` knows of a batch that the device need not: it goes to `scatter`."""
+
+Shape = ParamSpec("Shape")
+Table = TypeVar("Table")
 
 
 class Lane:
@@ -246,6 +250,20 @@ def constant(values: Sequence[float], device: torch.device) -> torch.Tensor:
     for i, value in enumerate(values):
         made[i].fill_(value)
     return made
+
+
+def kept(make: Callable[Shape, Table]) -> Callable[Shape, Table]:
+    """`make`, a function of shapes and a device alone, called once for each: the last 16 tables stay on their device.
+
+    They are made outside inference mode, so that a network can be run with gradients too.
+    """
+
+    @functools.lru_cache(maxsize=16)
+    def once(*args: Shape.args, **names: Shape.kwargs) -> Table:
+        with torch.inference_mode(False), torch.no_grad():
+            return make(*args, **names)
+
+    return once  # type: ignore[return-value]
 
 
 def _padded(rows: Sequence[NDArray[Any]], batch: int | None) -> list[NDArray[Any]]:

@@ -14,9 +14,9 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from teachers.device import constant
+from teachers.device import constant, kept
 from teachers.vggt.geometry import PATCH, PATCH_START, REGISTERS, VGGTNetworkConfig
-from teachers.vggt.layers import Block, Rotation, rotary
+from teachers.vggt.layers import Block, rotary
 from teachers.vggt.patch_encoder import patch_encoder
 
 _MEAN = (0.485, 0.456, 0.406)
@@ -48,14 +48,14 @@ class Aggregator(nn.Module):
         """
         batch, frames, _, height, width = images_BS3HW.shape
         rows, cols = height // PATCH, width // PATCH
-        mean, std = (constant(values, images_BS3HW.device)[:, None, None] for values in (_MEAN, _STD))
+        mean, std = _statistics(images_BS3HW.device)
         patches_BSLC: Tensor = self.patch_embed(((images_BS3HW - mean) / std).flatten(0, 1)).unflatten(0, (batch, -1))
         special_BSKC = self._special(batch, frames)
         tokens = torch.cat((special_BSKC, patches_BSLC), dim=2)
         length = tokens.shape[2]
 
-        of_frame = rotary(rows, cols, PATCH_START, self.head_dim, tokens.device)
-        of_window = Rotation(*(table.repeat(frames, 1, 1) for table in of_frame))
+        of_frame = rotary(rows, cols, PATCH_START, self.head_dim, 1, tokens.device)
+        of_window = rotary(rows, cols, PATCH_START, self.head_dim, frames, tokens.device)
         kept: dict[int, Tensor] = {}
         for index in range(max(keep, default=-1) + 1):
             local_BSPC: Tensor = self.frame_blocks[index](tokens.flatten(0, 1), of_frame).view(tokens.shape)
@@ -69,3 +69,9 @@ class Aggregator(nn.Module):
         variants = torch.cat((self.camera_token, self.register_token), dim=2)
         first, other = variants[:, :1], variants[:, 1:]
         return torch.cat((first, other.expand(-1, frames - 1, -1, -1)), dim=1).expand(batch, -1, -1, -1)
+
+
+@kept
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of an image's channels, each float32 [3, 1, 1]."""
+    return constant(_MEAN, device)[:, None, None], constant(_STD, device)[:, None, None]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from teachers.device import kept
 from teachers.vggt.geometry import PATCH, DepthHeadConfig
 
 _CHUNK = 8
@@ -38,15 +39,21 @@ def add_position(map_NChw: Tensor, aspect: float) -> Tensor:
     Coordinates span the image, whose half diagonal is 1: x in +-a/sqrt(1 + a^2), y in +-1/sqrt(1 + a^2), a = W/H.
     """
     channels, rows, cols = map_NChw.shape[-3:]
+    return torch.add(map_NChw, _places(channels, rows, cols, aspect, map_NChw.device), alpha=_EMBEDDING_GAIN)
+
+
+@kept
+def _places(channels: int, rows: int, cols: int, aspect: float, device: torch.device) -> Tensor:
+    """The embedding of each cell's centre: float32 [channels, rows, cols]."""
     diagonal = (aspect**2 + 1) ** 0.5
 
     def centres(count: int, span: float) -> Tensor:
         end = span * (count - 1) / count
-        return torch.linspace(-end, end, count, device=map_NChw.device)
+        return torch.linspace(-end, end, count, device=device)
 
     x = _sin_cos(centres(cols, aspect / diagonal), channels // 2)[:, None, :].expand(-1, rows, -1)
     y = _sin_cos(centres(rows, 1 / diagonal), channels // 2)[:, :, None].expand(-1, -1, cols)
-    return torch.add(map_NChw, torch.cat((x, y)), alpha=_EMBEDDING_GAIN)
+    return torch.cat((x, y))
 
 
 def _resize(map_NChw: Tensor, size: tuple[int, int]) -> Tensor:

@@ -15,16 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from teachers.device import kept
+
 
 class Rotation(NamedTuple):
-    """Cosine and sine of the rotary angles, each float32 [L, 2, D/4]: token, axis (row, column), frequency."""
+    """Cosine and sine of the rotary angles, each float32 [L, 1, 2, D/4]: token, any head, axis (row, column),
+    frequency."""
 
     cos: Tensor
     sin: Tensor
 
 
-def rotary(rows: int, cols: int, special: int, head_dim: int, device: torch.device, base: float = 100.0) -> Rotation:
-    """The rotation of one frame's tokens: `special` unrotated ones, then `rows` x `cols` patches, row by row.
+@kept
+def rotary(
+    rows: int, cols: int, special: int, head_dim: int, frames: int, device: torch.device, base: float = 100.0
+) -> Rotation:
+    """The rotation of each frame's tokens: `special` unrotated ones, then `rows` x `cols` patches, row by row.
 
     Two-axis RoPE (Su et al. 2021; Heo et al. 2024): half of a head's channels turn with the row, half with the
     column, by position * base^(-4i/D). Patch positions count from 1; special tokens stand at 0.
@@ -36,13 +42,13 @@ def rotary(rows: int, cols: int, special: int, head_dim: int, device: torch.devi
         torch.arange(1, cols + 1, device=device, dtype=torch.float32),
     )
     position = torch.cat((grid.new_zeros(special, 2), grid))
-    angle = position[:, :, None] * frequency
+    angle = (position[:, :, None] * frequency).repeat(frames, 1, 1)[:, None]
     return Rotation(angle.cos(), angle.sin())
 
 
-def rotate(x_NHLD: Tensor, rotation: Rotation) -> Tensor:
-    """`x_NHLD` with each pair of channels (i, i + D/4) of each axis turned by the token's angle."""
-    first, second = x_NHLD.reshape(*x_NHLD.shape[:-1], 2, 2, -1).unbind(-2)
+def rotate(x_NLHD: Tensor, rotation: Rotation) -> Tensor:
+    """`x_NLHD` with each pair of channels (i, i + D/4) of each axis turned by the token's angle."""
+    first, second = x_NLHD.reshape(*x_NLHD.shape[:-1], 2, 2, -1).unbind(-2)
     cos, sin = rotation
     turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2)
     return turned.flatten(-3)
@@ -62,11 +68,13 @@ class Attention(nn.Module):
     def forward(self, x_NLC: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[N, L, C] of the same shape."""
         qkv: Tensor = self.qkv(x_NLC)
-        q, k, v = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.reshape(*qkv.shape[:2], 3, self.heads, -1).unbind(2)
+        # As [N, L, H, D] autocast's float32 is contiguous, and a norm over D copies nothing; then heads come first.
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        mixed = functional.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        q, k, v = (x.transpose(1, 2) for x in (q.to(v.dtype), k.to(v.dtype), v))
+        mixed = functional.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 

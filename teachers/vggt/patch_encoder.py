@@ -47,6 +47,7 @@ class Dinov2(nn.Module):
         self.patch_embed = ConvPatches(dim)
         self.blocks = nn.ModuleList(Block(dim, heads, eps=1e-6) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self._resized: dict[object, Tensor] = {}
 
     def forward(self, images_N3HW: Tensor) -> Tensor:
         """Normalised float [N, 3, H, W] to float32 [N, L, C]."""
@@ -60,14 +61,23 @@ class Dinov2(nn.Module):
         return out
 
     def _positions(self, rows: int, cols: int) -> Tensor:
-        """The position embedding of `rows` x `cols` patches: [1, rows * cols, C]."""
-        learned = self.pos_embed[:, 1:].float()
-        if (rows, cols) == (_SIDE, _SIDE):
-            return learned
-        grid = learned.reshape(1, _SIDE, _SIDE, -1).permute(0, 3, 1, 2)
-        return (
-            functional.interpolate(grid, size=(rows, cols), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
-        )
+        """The position embedding of `rows` x `cols` patches: [1, rows * cols, C]; that of weights at rest is kept."""
+        learned = self.pos_embed
+        if learned.requires_grad:
+            return _resized(learned, rows, cols)
+        key = (rows, cols, learned.device, learned.data_ptr())
+        if key not in self._resized:
+            with torch.inference_mode(False):
+                self._resized = {key: _resized(learned, rows, cols)}
+        return self._resized[key]
+
+
+def _resized(pos_embed: Tensor, rows: int, cols: int) -> Tensor:
+    learned = pos_embed[:, 1:].float()
+    if (rows, cols) == (_SIDE, _SIDE):
+        return learned
+    grid = learned.reshape(1, _SIDE, _SIDE, -1).permute(0, 3, 1, 2)
+    return functional.interpolate(grid, size=(rows, cols), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
 
 
 def patch_encoder(config: VGGTNetworkConfig) -> nn.Module:

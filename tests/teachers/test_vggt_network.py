@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards_schema.errors import ConfigError, DatasetError, WeightsError
 from teachers.vggt import check, upstream
@@ -19,6 +21,7 @@ from teachers.vggt.checkpoint import fill_random, load_checkpoint, random_parame
 from teachers.vggt.depth_head import add_position
 from teachers.vggt.geometry import PRESETS, VGGTNetworkConfig
 from teachers.vggt.network import VGGTNetwork
+from teachers.vggt.patch_encoder import Dinov2
 
 DATA = Path(__file__).parents[1] / "data" / "vggt"
 SMALL = DATA / "vggt_small_11.npz"
@@ -284,6 +287,80 @@ def test_autocast_keeps_the_residual_and_the_heads_in_float32(network: VGGTNetwo
     with torch.autocast("cpu", dtype=torch.bfloat16):
         surrounded = network(x, layers=(3,))
     assert torch.equal(surrounded.depth, exact.depth)
+
+
+def test_the_norms_of_queries_and_keys_copy_nothing(network: VGGTNetwork) -> None:
+    """CUDA's autocast casts what a LayerNorm gets to float32; the norm's kernel wants that contiguous, or copies it."""
+    cast = []
+    norms = [
+        m for n, m in network.named_modules() if n.endswith((".q_norm", ".k_norm")) and isinstance(m, nn.LayerNorm)
+    ]
+    handles = [
+        norm.register_forward_pre_hook(lambda _, args: cast.append(args[0].bfloat16().float())) for norm in norms
+    ]
+    network(images())
+    for handle in handles:
+        handle.remove()
+    assert len(cast) == 2 * 2 * TINY.depth
+    assert all(values.is_contiguous() for values in cast)
+
+
+class _Tables(TorchDispatchMode):
+    """Counts what only tables of places are made of."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += any(word in str(func) for word in ("arange", "linspace", "bicubic", "cos", "fill_"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_tables_of_places_are_made_once_a_shape(network: VGGTNetwork) -> None:
+    x = images(height=70, width=112, batch=2)
+    with _Tables() as first:
+        want = network(x)
+    with _Tables() as second:
+        again = network(x)
+    assert first.made > second.made == 0
+    assert torch.equal(again.depth, want.depth)
+    assert torch.equal(again.pose_enc, want.pose_enc)
+
+
+def small_encoder() -> Dinov2:
+    encoder = Dinov2(32, 1, 2)
+    with torch.no_grad():
+        encoder.pos_embed.normal_(generator=torch.Generator().manual_seed(0))
+    return encoder.requires_grad_(False).eval()
+
+
+def test_positions_are_resized_once_a_shape_and_anew_for_other_weights() -> None:
+    encoder, x = small_encoder(), images()[0]
+    with torch.inference_mode():
+        with _Tables() as first:
+            want = encoder(x)
+        with _Tables() as second:
+            assert torch.equal(encoder(x), want)
+        assert (first.made, second.made) == (1, 0)
+        assert encoder(images(height=70)[0]).shape == (3, 5 * 7, 32)
+        assert torch.equal(encoder(x), want)
+        encoder.load_state_dict({**encoder.state_dict(), "pos_embed": 2 * encoder.pos_embed}, assign=True)
+        assert not torch.equal(encoder(x), want)
+
+
+def test_tables_made_while_nothing_is_learnt_serve_who_learns_later(network: VGGTNetwork) -> None:
+    encoder, x = small_encoder(), images()
+    with torch.inference_mode():
+        want = encoder(x[0])
+    encoder.requires_grad_(True)
+    learnt = encoder(x[0])
+    assert torch.equal(learnt, want)
+    learnt.sum().backward()
+    assert encoder.pos_embed.grad is not None
+    assert float(encoder.pos_embed.grad.abs().max()) > 0
+    copy = random_network()
+    copy(x)
+    copy.requires_grad_(True).run(x).depth.sum().backward()
+    assert copy.aggregator.camera_token.grad is not None
 
 
 @pytest.mark.parametrize(
