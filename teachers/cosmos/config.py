@@ -148,6 +148,9 @@ class CosmosConfig(StrictModel):
     """Scenes encoded together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the network; statistics are applied in float32 always. bfloat16 needs a GPU."""
+    channels_last: bool = False
+    """Whether the network's activations lie in memory with their channels side by side, as tensor cores want them: the
+    same numbers but for their last bits."""
 
     @model_validator(mode="after")
     def _possible(self) -> CosmosConfig:

@@ -102,7 +102,7 @@ class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
                 raise WeightsError(f"the weights have changed since they were identified: {self._weights}, now {found}")
             self._foresight = Foresight(config, describe_transformer(config), device)
             if config.compile:
-                execution.compile_blocks(self._foresight.network.transformer_blocks)
+                execution.compile_blocks(self._foresight.network.transformer_blocks, self._attention)
         self.use(device)
 
     def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], list[frames.Clip]]:

@@ -135,7 +135,6 @@ class CosmosPredictConfig(StrictModel):
 
     @model_validator(mode="after")
     def _possible(self) -> CosmosPredictConfig:
-        execution.refuse_pair(self.attention, self.compile)
         if self.weights.file is not None:
             raise ConfigError("weights: file is for one network; this teacher has two, in the subfolders of the hub")
         self._check_clip()

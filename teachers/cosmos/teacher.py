@@ -67,6 +67,7 @@ class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
             "pool": config.pool,
             "batch_size": config.batch_size,
             "dtype": config.dtype,
+            **({"channels_last": True} if config.channels_last else {}),
         }
 
     def requests(self, scene: Scene) -> list[ImageRequest]:

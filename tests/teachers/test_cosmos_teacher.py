@@ -147,6 +147,7 @@ def test_provenance_says_what_decides_the_bits() -> None:
         {"pool": None},
         {"batch_size": 2},
         {"dtype": "bfloat16"},
+        {"channels_last": True},
         {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16},
         {"name": "cosmos_b"},
     ],

@@ -13,12 +13,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards_schema.errors import ConfigError, SpecError, WeightsError
 from teachers import cosmos
 from teachers.cosmos.checkpoint import build_network, describe
 from teachers.cosmos.config import VAES, CosmosConfig
-from teachers.cosmos.encoder import VideoEncoder
+from teachers.cosmos.encoder import VideoEncoder, slow_convolutions
 from teachers.cosmos.statistics import Statistics
 
 MODELS = ["cv8x8x8", "cv4x8x8", "wan"]
@@ -62,6 +63,55 @@ def test_latents_are_causal(model: str) -> None:
     last = vae.encode(changed)
     assert torch.equal(last[:, :, :-1], long[:, :, :-1])
     assert not torch.equal(last[:, :, -1], long[:, :, -1])
+
+
+class _Copies(TorchDispatchMode):
+    """Counts copies of whole activations."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made += any(f"aten.{name}." in str(func) for name in ("cat", "repeat", "constant_pad_nd", "clone"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_encoder_copies_for_padding_that_is_there_and_has_diffusers_bits(model: str) -> None:
+    given = config(model=model)
+    theirs, _ = build_network(given, describe(given))
+    ours = encoder(given)._vae
+    clips = torch.cat([video(9), video(9, 1)])
+    with torch.inference_mode():
+        with _Copies() as before:
+            want = theirs.encode(clips).latent_dist.mode()
+        with _Copies() as after:
+            got = ours.encode(clips).latent_dist.mode()
+    assert torch.equal(got, want)
+    assert after.made <= before.made
+    assert model == "wan" or after.made < before.made / 2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_channels_last_is_the_same_but_for_the_last_bits(model: str) -> None:
+    plain, last = encoder(config(model=model)), encoder(config(model=model, channels_last=True))
+    kernels = [module.weight for module in last._vae.encoder.modules() if isinstance(module, torch.nn.Conv3d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last_3d) for kernel in kernels)
+    want, got = plain.encode(video(9)), last.encode(video(9))
+    assert got.shape == want.shape
+    torch.testing.assert_close(got, want, rtol=0, atol=2e-5 * float(want.abs().max()))
+
+
+def test_a_cudnn_that_unfolds_videos_is_told_of() -> None:
+    cuda, low = torch.device("cuda"), torch.bfloat16
+    for version in (90800, 91002, 91400):
+        assert "channels_last: true" in str(slow_convolutions(cuda, low, version))
+    for fine in (
+        (cuda, low, 91500),
+        (cuda, low, 90701),
+        (cuda, torch.float32, 91002),
+        (torch.device("cpu"), low, None),
+    ):
+        assert slow_convolutions(*fine) is None
 
 
 @pytest.mark.parametrize("model", MODELS)
