@@ -18,6 +18,7 @@ all this; a new teacher passes it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -116,7 +117,7 @@ class Needs:
         return list(self.images)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TeacherInput:
     """What `compute` gets of one scene.
 
@@ -128,6 +129,34 @@ class TeacherInput:
 
     scene: Scene
     images: NDArray[np.uint8]
+
+    @property
+    def parts(self) -> Sequence[NDArray[np.uint8]]:
+        """The images one by one, for who puts them elsewhere: `images` may have to copy them first."""
+        return list(self.images)
+
+
+class TakenInput(TeacherInput):
+    """An input of images that were made one by one: they are stacked if somebody asks for `images`.
+
+    Args:
+        scene: the records.
+        parts: each uint8 [h, w, 3].
+    """
+
+    def __init__(self, scene: Scene, parts: Sequence[NDArray[np.uint8]]) -> None:
+        self.__dict__.update(scene=scene, _parts=parts)
+
+    @property
+    def parts(self) -> Sequence[NDArray[np.uint8]]:
+        """As they were given."""
+        parts: Sequence[NDArray[np.uint8]] = self.__dict__["_parts"]
+        return parts
+
+    @functools.cached_property
+    def images(self) -> NDArray[np.uint8]:  # type: ignore[override]
+        """See `TeacherInput`."""
+        return np.stack(self.parts) if self.parts else np.zeros((0,), np.uint8)
 
 
 @runtime_checkable

@@ -37,6 +37,9 @@ from teachers.base import Targets, TeacherInput
 Notes = TypeVar("Notes")
 """What `gather` knows of a batch that the device need not: it goes to `scatter`."""
 
+Rows = Sequence[NDArray[Any] | Sequence[NDArray[Any]]]
+"""An array a scene; or the arrays that make it up along a first axis, which are then copied once, into the batch."""
+
 Shape = ParamSpec("Shape")
 Table = TypeVar("Table")
 
@@ -57,23 +60,18 @@ class Lane:
             self._up = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             self._down = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
-    def upload(self, arrays: Mapping[str, Sequence[NDArray[Any]]], batch: int | None = None) -> Upload:
+    def upload(self, arrays: Mapping[str, Rows], batch: int | None = None) -> Upload:
         """Stack each name's arrays and begin to copy them to the device.
 
         Args:
-            arrays: by name, an array a scene, all of one shape and dtype.
+            arrays: by name, an array a scene, all of one shape and dtype; see `Rows`.
             batch: scenes that the stack is to have; the last one is repeated until it has.
         """
+        stacks = {name: _stacked(rows, batch, pinned=self.asynchronous) for name, rows in arrays.items()}
         if not self.asynchronous:
-            return Upload({name: torch.from_numpy(np.stack(_padded(rows, batch))) for name, rows in arrays.items()})
-        tensors = {}
+            return Upload(stacks)
         with torch.cuda.stream(self._up):
-            for name, rows in arrays.items():
-                padded = _padded(rows, batch)
-                dtype = torch.from_numpy(np.empty(0, rows[0].dtype)).dtype
-                pinned = torch.empty((len(padded), *rows[0].shape), dtype=dtype, pin_memory=True)
-                np.stack(padded, out=pinned.numpy())
-                tensors[name] = pinned.to(self.device, non_blocking=True)
+            tensors = {name: stack.to(self.device, non_blocking=True) for name, stack in stacks.items()}
             return Upload(tensors, _recorded(self._up))
 
     def launch(self, upload: Upload, forward: Any) -> Flight:
@@ -192,8 +190,8 @@ class PhasedCompute(ABC, Generic[Notes]):
         self.lane = Lane(device)
 
     @abstractmethod
-    def gather(self, batch: Sequence[TeacherInput]) -> tuple[Mapping[str, Sequence[NDArray[Any]]], Notes]:
-        """By name, an array a scene, for the device; and what `scatter` is to know. Any thread.
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[Mapping[str, Rows], Notes]:
+        """By name, an array a scene or its parts, for the device; and what `scatter` is to know. Any thread.
 
         Raises:
             ConfigError: inputs that `requests` and `preprocess` did not make.
@@ -266,8 +264,19 @@ def kept(make: Callable[Shape, Table]) -> Callable[Shape, Table]:
     return once  # type: ignore[return-value]
 
 
-def _padded(rows: Sequence[NDArray[Any]], batch: int | None) -> list[NDArray[Any]]:
-    return [*rows, *[rows[-1]] * (0 if batch is None else batch - len(rows))]
+def _stacked(rows: Rows, batch: int | None, *, pinned: bool) -> torch.Tensor:
+    """[B, ...] of memory of its own; the last row is repeated until there are `batch`."""
+    padded = [*rows, *[rows[-1]] * (0 if batch is None else batch - len(rows))]
+    whole = isinstance(rows[0], np.ndarray)
+    one: NDArray[Any] = rows[0] if whole else rows[0][0]
+    dtype = torch.from_numpy(np.empty(0, one.dtype)).dtype
+    stack = torch.empty((len(padded), *(() if whole else (len(rows[0]),)), *one.shape), dtype=dtype, pin_memory=pinned)
+    if whole:
+        np.stack(padded, out=stack.numpy())
+    else:
+        for row, place in zip(padded, stack.numpy(), strict=True):
+            np.stack(row, out=place)
+    return stack
 
 
 def _recorded(stream: torch.cuda.Stream, *, timed: bool = False) -> torch.cuda.Event:

@@ -1,9 +1,14 @@
 """How a network is run: float32 that is float32; and, by choice, which attention kernel, and compiled blocks or not.
 
 A choice may change the last bits of a target, so what is chosen stands in the provenance, and what is left alone does
-not: `provenance` of the defaults is empty. What an environment variable or somebody's global flag would choose is
-chosen here (`exact`), so that it changes no bit. A kernel that is asked for and cannot run is refused when the teacher
-is loaded, on the machine that lacks it; only ``auto``, which promises no kernel, takes another, and says which.
+not: `provenance` of the defaults is empty. What a global flag of torch would choose is chosen here (`exact`): TF32,
+reduced-precision sums, the BLAS, cuDNN's algorithms. NVIDIA_TF32_OVERRIDE, which the libraries read for themselves, is
+refused (`refuse_override`). Not chosen: the sizes of cuBLAS' workspaces (CUBLAS_WORKSPACE_CONFIG,
+CUBLASLT_WORKSPACE_SIZE), torch's own DISABLE_ADDMM_CUDA_LT, and the versions of libraries and drivers, which
+`column.json` tells; workers that are to give one dataset equal bits have these alike.
+
+A kernel that is asked for and cannot run is refused when the teacher is loaded, on the machine that lacks it; only
+``auto``, which promises no kernel, takes another, and says which.
 
 Measured on a GPU: nothing yet (see docs/teachers.md). CUDA graphs are left out until somebody has one to try them on.
 """
@@ -47,17 +52,17 @@ def provenance(attention: Attention, compiled: bool) -> dict[str, Any]:
     return ({} if attention == "auto" else {"attention": attention}) | ({"compile": True} if compiled else {})
 
 
-def refuse_pair(attention: Attention, compiled: bool) -> None:
-    """A chosen kernel with compiled blocks: what is compiled is shared by all blocks of a class in a process, and keeps
-    the kernel of who was first: a second column would run that one, and name its own.
+def refuse_override(device: str | torch.device) -> None:
+    """Refuse what NVIDIA's libraries would do behind torch's back.
 
     Raises:
-        ConfigError: both are asked for.
+        ConfigError: NVIDIA_TF32_OVERRIDE is set, and `device` is a GPU.
     """
-    if compiled and attention != "auto":
+    if torch.device(device).type == "cuda" and (value := os.environ.get("NVIDIA_TF32_OVERRIDE")):
+        often = "never" if value == "0" else "always"
         raise ConfigError(
-            f"attention: {attention} with compile: true, which shares a compiled block, and with it the kernel, among "
-            "columns; leave attention at auto, or set compile: false"
+            f"NVIDIA_TF32_OVERRIDE={value} is set here: cuBLAS and cuDNN would take TF32 {often}, "
+            "whatever a column's record says; unset it where workers start"
         )
 
 
@@ -73,8 +78,9 @@ def attention_context(attention: Attention, device: str, dtype: torch.dtype, hea
         head_width: channels of a head.
 
     Raises:
-        ConfigError: the chosen kernel cannot run them on this device.
+        ConfigError: the chosen kernel cannot run them on this device; see `refuse_override` too.
     """
+    refuse_override(device)
     if attention == "auto":
         if torch.device(device).type != "cuda" or dtype is not torch.bfloat16:
             return contextlib.nullcontext
@@ -132,7 +138,8 @@ def exact(device: torch.device, convolutions: Precision = "ieee") -> Iterator[No
 
     torch allows TF32 in convolutions unless told otherwise, and in matrix products where somebody said so, be it by
     the environment (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE) or by one of two sets of global flags, which must not contradict
-    each other; so both are set, and put back. They hold for the whole process: one thread at a time.
+    each other; so both are set, and put back. What else decides the sums of a product (reduced precision in bfloat16,
+    cuBLAS or cuBLASLt) is set to torch's defaults. All hold for the whole process: one thread at a time.
 
     Args:
         device: of the network; on the CPU nothing is done.
@@ -147,7 +154,11 @@ def exact(device: torch.device, convolutions: Precision = "ieee") -> Iterator[No
     products, legacy = _legacy(torch.get_float32_matmul_precision), _legacy(lambda: cudnn.allow_tf32)
     now = [flag.fp32_precision for flag in flags]
     steady = cudnn.deterministic, cudnn.benchmark
+    sums, library = _sums(), backends.cuda.preferred_blas_library()
     try:
+        for name, value in _SUMS.items():
+            setattr(backends.cuda.matmul, name, value)
+        backends.cuda.preferred_blas_library("cublas")
         torch.set_float32_matmul_precision("highest")  # of every backend, or torch (and Inductor) cannot read it
         cudnn.allow_tf32 = convolutions == "tf32"
         for flag, precision in zip(flags, ("ieee", "ieee", convolutions, convolutions), strict=True):
@@ -162,6 +173,27 @@ def exact(device: torch.device, convolutions: Precision = "ieee") -> Iterator[No
         for flag, precision in zip(flags, now, strict=True):
             flag.fp32_precision = precision
         cudnn.deterministic, cudnn.benchmark = steady
+        for name, value in sums.items():
+            setattr(backends.cuda.matmul, name, value)
+        backends.cuda.preferred_blas_library(library)
+
+
+_SUMS = {
+    "allow_bf16_reduced_precision_reduction": True,
+    "allow_fp16_reduced_precision_reduction": True,
+    "allow_fp16_accumulation": False,
+}
+"""Torch's defaults."""
+
+
+def _sums() -> dict[str, Any]:
+    """As they are; of a reduction the newer torches have two, the second whether it may be split."""
+    matmul: Any = torch.backends.cuda.matmul
+    found = {}
+    for name in _SUMS:
+        split = getattr(matmul, f"{name}_split_k", None)
+        found[name] = getattr(matmul, name) if split is None else (getattr(matmul, name), split)
+    return found
 
 
 def _legacy(read: Callable[[], Any]) -> Any:
@@ -183,11 +215,17 @@ def narrow(network: nn.Module) -> None:
             module.to(torch.bfloat16)
 
 
-def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+def compile_blocks(blocks: Iterable[nn.Module], attention: Context = contextlib.nullcontext) -> None:
     """Have each block compiled when it is first run; whole, and for the shapes that it meets and no others.
 
-    Blocks of one class share what is compiled. A block with a graph break, or a ninth shape, is an error and does not
-    run uncompiled.
+    Blocks of one class share what is compiled, in all columns of a process: so the kernel of attention is chosen inside
+    of it, where a block of another choice is seen to be another. Inductor is not to time its kernels and take the
+    fastest, for two workers could take two. A block with a graph break, or a ninth shape, is an error and does not run
+    uncompiled.
+
+    Args:
+        blocks: of one network.
+        attention: what `attention_context` gave for it.
 
     Raises:
         ConfigError: this machine has no C compiler.
@@ -197,5 +235,18 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
             "compile: true builds code where a teacher is loaded, and this machine has no C compiler (cc, gcc, clang, "
             "CC); install one there (Debian: gcc libc6-dev), or set compile: false"
         )
+    import torch._inductor.config as inductor
+
+    options: dict[str, Any] = {"deterministic": True} if hasattr(inductor, "deterministic") else {}
     for block in blocks:
-        block.compile(fullgraph=True, dynamic=False)
+        if attention is not contextlib.nullcontext:
+            block.forward = _under(attention, block.forward)
+        block.compile(fullgraph=True, dynamic=False, options=options)
+
+
+def _under(context: Context, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **names: Any) -> Any:
+        with context():
+            return forward(*args, **names)
+
+    return run

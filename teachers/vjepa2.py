@@ -23,7 +23,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch.nn import functional
 
@@ -33,7 +32,7 @@ from shards_schema.records import CHANNELS, Image, Scene
 from shards_schema.specs import NAME, TargetSpec
 from teachers import execution, files, images
 from teachers.base import ImageRequest, Needs, TeacherInput
-from teachers.device import PhasedCompute, constant
+from teachers.device import PhasedCompute, Rows, constant
 from teachers.registry import parse_config
 from teachers.weights import WeightsConfig
 
@@ -129,7 +128,6 @@ class VJEPA2Config(StrictModel):
 
     @model_validator(mode="after")
     def _possible(self) -> VJEPA2Config:
-        execution.refuse_pair(self.attention, self.compile)
         if len(set(self.views) & set(CHANNELS)) < len(self.views):
             raise ConfigError(f"views: expected different ones of {', '.join(CHANNELS)}, got {list(self.views)}")
         if len(self.steps) % TUBELET or sorted(set(self.steps)) != list(self.steps):
@@ -244,13 +242,13 @@ class VJEPA2Teacher(PhasedCompute[None]):
             if config.dtype == "bfloat16":
                 execution.narrow(self._encoder)
             if config.compile:
-                execution.compile_blocks(self._encoder.layer)
+                execution.compile_blocks(self._encoder.layer, self._attention)
         self._encoder.to(device)
         self.use(device)
 
-    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], None]:
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, Rows], None]:
         """The images of each scene's clips, uint8 [views * frames, h, w, 3]."""
-        return {"images": [item.images for item in batch]}, None
+        return {"images": [item.parts for item in batch]}, None
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Encode the clips of all scenes and views together, and pool their tokens."""

@@ -30,7 +30,6 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import torch
 from pydantic import Field
 
@@ -51,7 +50,7 @@ from shards_schema.manifests import ColumnManifest, ZarrMode
 from shards_schema.plan import PlannedScene
 from shards_schema.records import Scene
 from shards_schema.storage import storage_of
-from teachers.base import Launch, PhasedTeacher, Targets, Teacher, TeacherInput, fingerprint
+from teachers.base import Launch, PhasedTeacher, TakenInput, Targets, Teacher, TeacherInput, fingerprint
 
 
 class WorkerConfig(StrictModel):
@@ -260,7 +259,7 @@ class ShardWorker:
         for planned, scene in shard.rows(teacher.name, writer, rows):
             with _quarantine(writer, planned):
                 taken = images.take_all(teacher.name, shard.paths[teacher.name, planned.row])
-                inputs.append(TeacherInput(scene, np.stack(taken) if taken else np.zeros((0,), np.uint8)))
+                inputs.append(TakenInput(scene, taken))
                 scenes.append(planned)
         if not inputs:
             return None

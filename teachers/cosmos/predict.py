@@ -28,7 +28,7 @@ from teachers.cosmos.foresight import RULE, Foresight, noise
 from teachers.cosmos.predict_config import CosmosPredictConfig
 from teachers.cosmos.teacher import CosmosTeacher
 from teachers.cosmos.transformer import CLASS, FILES, describe_transformer
-from teachers.device import PhasedCompute
+from teachers.device import PhasedCompute, Rows
 
 REVISION = 1
 """Raised whenever the same config and weights give another `foresight`; the latents have a revision of their own."""
@@ -105,7 +105,7 @@ class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
                 execution.compile_blocks(self._foresight.network.transformer_blocks, self._attention)
         self.use(device)
 
-    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], list[frames.Clip]]:
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, Rows], list[frames.Clip]]:
         """The frames of each scene's clip and its noise; and the clips."""
         config, grid = self.config, self.config.clip.latent_grid
         arrays, clips = self._clips.gather(batch)

@@ -24,7 +24,7 @@ from teachers.cosmos import frames
 from teachers.cosmos.checkpoint import FILES, describe
 from teachers.cosmos.config import CHANNELS_OUT, CosmosConfig
 from teachers.cosmos.encoder import VideoEncoder
-from teachers.device import PhasedCompute
+from teachers.device import PhasedCompute, Rows
 
 REVISION = 1
 """Raised whenever the same config and weights give other targets."""
@@ -87,10 +87,11 @@ class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
             self._encoder = VideoEncoder(self.config, describe(self.config), device)
         self.use(device)
 
-    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], list[frames.Clip]]:
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, Rows], list[frames.Clip]]:
         """The frames of each scene's clip, uint8 [T, h, w, 3], and the clips."""
         clips = [self._clip(item.scene) for item in batch]
-        return {"images": [item.images[list(clip.index)] for item, clip in zip(batch, clips, strict=True)]}, clips
+        parts = [(item.parts, clip.index) for item, clip in zip(batch, clips, strict=True)]
+        return {"images": [[images[place] for place in index] for images, index in parts]}, clips
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Encode the batch's clips together."""

@@ -84,7 +84,6 @@ class VGGTConfig(StrictModel):
 
     @model_validator(mode="after")
     def _possible(self) -> VGGTConfig:
-        execution.refuse_pair(self.attention, self.compile)
         unknown = [view for view in self.views if view not in CHANNELS]
         if unknown:
             raise ValueError(f"views: expected channels of {list(CHANNELS)}, got {unknown}")

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shards_schema.errors import ConfigError, SampleError, WeightsError
 from shards_schema.records import Image, Scene
 from teachers import execution
 from teachers.base import ImageRequest, Needs, TeacherInput
-from teachers.device import PhasedCompute
+from teachers.device import PhasedCompute, Rows
 from teachers.vggt import network, upstream
 from teachers.vggt.checkpoint import CANDIDATES, fill_random, load_checkpoint
 from teachers.vggt.config import VGGTConfig
@@ -137,23 +136,24 @@ class VGGTTeacher(PhasedCompute[None]):
             execution.narrow(built.aggregator)  # the heads are in float32
         if config.compile:
             assert isinstance(built, network.VGGTNetwork), "the config has seen to it"
-            execution.compile_blocks(built.blocks())
+            execution.compile_blocks(built.blocks(), self._attention)
         return built.to(device).requires_grad_(False).eval()
 
-    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, list[NDArray[Any]]], None]:
+    def gather(self, batch: Sequence[TeacherInput]) -> tuple[dict[str, Rows], None]:
         """The images of each scene's window: uint8 [S, height, width, 3].
 
         Raises:
             ConfigError: images that `requests` and `preprocess` did not make.
         """
-        expected = (self.config.frames, self.config.image_height, self.config.width, 3)
+        shape = (self.config.image_height, self.config.width, 3)
         for item in batch:
-            if item.images.shape != expected or item.images.dtype != np.uint8:
+            got = [(part.dtype, part.shape) for part in item.parts]
+            if got != [(np.uint8, shape)] * self.config.frames:
                 raise ConfigError(
-                    f"scene {item.scene.token}: expected uint8 images {list(expected)}, "
+                    f"scene {item.scene.token}: expected uint8 images {[self.config.frames, *shape]}, "
                     f"got {item.images.dtype} {list(item.images.shape)}"
                 )
-        return {"images": [item.images for item in batch]}, None
+        return {"images": [item.parts for item in batch]}, None
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The targets by name, [B, ...]."""

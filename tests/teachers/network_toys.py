@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,8 @@ import numpy as np
 from teachers import registry
 from teachers.base import Targets, TeacherInput
 from teachers.testing import synthetic_input
+
+ROOT = Path(__file__).parents[2]
 
 _POOLS = {"grid": {"rows": 3, "cols": 4}, "flat": {"rows": 2, "cols": 2, "flat": True}}
 
@@ -30,6 +36,30 @@ def small(name: str, **changes: Any) -> Any:
 
 def inputs(teacher: Any, seeds: Sequence[int]) -> list[TeacherInput]:
     return [synthetic_input(teacher, seed) for seed in seeds]
+
+
+COMPILED = """
+import hashlib, sys
+from tests.teachers.network_toys import inputs, small
+
+teacher = small(sys.argv[1], dtype=sys.argv[2], compile=True)
+teacher.load(sys.argv[3])
+made = teacher.compute(inputs(teacher, [0, 1, 2]))
+print(hashlib.sha256(b"".join(row[name].tobytes() for row in made for name in sorted(row))).hexdigest())
+"""
+
+
+def compiled_twice(name: str, dtype: str, device: str, folder: Path) -> list[str]:
+    """Digests of one batch's targets by two fresh processes, each of which compiles for itself, in its own cache."""
+    digests = []
+    for process in ("one", "two"):
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / process), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-W", "ignore", "-c", COMPILED, name, dtype, device]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        digests.append(done.stdout.split()[-1])
+        assert any((folder / process).rglob("*.py")), "it compiled nothing"
+    return digests
 
 
 def same(got: list[Targets], want: list[Targets]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from shards_schema.errors import ShardsError
-from teachers.base import Launch, PhasedTeacher, Targets, Teacher, TeacherInput
+from teachers.base import Launch, PhasedTeacher, TakenInput, Targets, Teacher, TeacherInput
 from teachers.device import Lane, PhasedCompute, constant
 from teachers.testing import synthetic_scene
 from tests.teachers.network_toys import SMALL, inputs, same, small
@@ -62,6 +63,38 @@ def test_the_networks_have_phases_and_a_launch_is_a_launch() -> None:
     launch: Launch = made.launch(made.stage(scenes(2)))
     launch.wait()
     assert 0 < launch.seconds < 10
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_images_are_copied_once_on_their_way_to_the_device(name: str) -> None:
+    """From the decode threads' arrays into the batch: what staging asks of memory is the batch, and no stack before."""
+    teacher = small(name)
+    teacher.load("cpu")
+    stacked = inputs(teacher, [0, 1, 2])
+    taken = [TakenInput(item.scene, list(item.images)) for item in stacked]
+    want = teacher.stage(stacked).upload.tensors
+    tracemalloc.start()
+    staged = teacher.stage(taken).upload.tensors
+    asked = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert staged.keys() == want.keys()
+    assert all(torch.equal(staged[key], want[key]) for key in want)
+    images = staged["images"].numpy()
+    assert asked < 20_000 + sum(t.nbytes for key, t in staged.items() if key != "images")
+    assert all("images" not in item.__dict__ for item in taken), "somebody stacked them"
+    assert not any(np.shares_memory(images, part) for item in taken for part in item.parts)
+
+
+def test_an_input_of_parts_is_an_input() -> None:
+    whole = scenes(1)[0]
+    taken = TakenInput(whole.scene, list(whole.images))
+    assert isinstance(taken, TeacherInput)
+    assert np.array_equal(taken.images, whole.images)
+    assert taken.images is taken.images
+    assert [part.tolist() for part in whole.parts] == [part.tolist() for part in taken.parts]
+    assert TakenInput(whole.scene, []).images.shape == (0,)
+    with pytest.raises(ValueError, match="shape"):
+        Lane("cpu").upload({"x": [list(whole.images), list(whole.images[:1])]})
 
 
 def test_a_short_batch_is_filled_up_and_the_filling_dropped() -> None:

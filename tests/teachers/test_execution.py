@@ -22,7 +22,7 @@ from teachers.vggt.checkpoint import fill_random
 from teachers.vggt.depth_head import DepthHead
 from teachers.vggt.geometry import PRESETS
 from teachers.vggt.layers import Block
-from tests.teachers.network_toys import apart, inputs, same, small
+from tests.teachers.network_toys import apart, compiled_twice, inputs, same, small
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,9 +55,19 @@ def test_the_default_is_in_no_record_and_every_other_choice_is(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", CHOOSES)
-def test_a_chosen_kernel_and_compiled_blocks_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="attention: math with compile: true"):
-        small(name, attention="math", compile=True)
+def test_a_chosen_kernel_and_compiled_blocks_are_one_choice_more(name: str) -> None:
+    both = small(name, attention="math", compile=True)
+    assert both.provenance() == {**small(name).provenance(), "attention": "math", "compile": True}
+
+
+def test_what_the_libraries_read_for_themselves_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    execution.refuse_override("cpu")
+    for load in (execution.refuse_override, lambda device: attention_context("auto", device, torch.float32, 16)):
+        with pytest.raises(ConfigError, match=r"NVIDIA_TF32_OVERRIDE=0 is set here: .* TF32 never"):
+            load("cuda:1")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    execution.refuse_override("cuda")
 
 
 @pytest.mark.parametrize("name", CHOOSES)
@@ -134,6 +144,8 @@ LEFT_BY_SOMEBODY = [
     "torch.backends.fp32_precision = 'tf32'",
     "torch.backends.cudnn.conv.fp32_precision = 'tf32'; torch.backends.cudnn.rnn.fp32_precision = 'ieee'",
     "torch.backends.cudnn.benchmark = True",
+    "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False",
+    "torch.backends.cuda.matmul.allow_fp16_accumulation = True",
 ]
 
 EXACT = """
@@ -143,7 +155,9 @@ from teachers.execution import exact
 def told():
     found = []
     for name in ("fp32_precision", "cuda.matmul.fp32_precision", "cudnn.conv.fp32_precision",
-                 "cudnn.rnn.fp32_precision", "cudnn.deterministic", "cudnn.benchmark", "cudnn.allow_tf32"):
+                 "cudnn.rnn.fp32_precision", "cudnn.deterministic", "cudnn.benchmark", "cudnn.allow_tf32",
+                 "cuda.matmul.allow_bf16_reduced_precision_reduction",
+                 "cuda.matmul.allow_fp16_reduced_precision_reduction", "cuda.matmul.allow_fp16_accumulation"):
         value = torch.backends
         try:
             for part in name.split("."):
@@ -151,14 +165,16 @@ def told():
         except RuntimeError:
             value = "contradiction"
         found.append(value)
-    return found
+    both = torch._C._get_cublas_allow_bf16_reduced_precision_reduction()  # and whether a sum may be split
+    return [*found, torch.backends.cuda.preferred_blas_library(), both]
 
 def check():
     before = told()
     for convolutions in ("ieee", "tf32"):
         with exact(torch.device("cuda"), convolutions):
             inside = told()
-            assert inside[1:] == ["ieee", convolutions, convolutions, True, False, convolutions == "tf32"], inside
+            assert inside[1:7] == ["ieee", convolutions, convolutions, True, False, convolutions == "tf32"], inside
+            assert inside[7:11] == [True, True, False, torch._C._BlasBackend.Cublas], inside
             # what a compiler of blocks reads must not contradict itself
             assert torch._C._get_cublas_allow_tf32() is False
             assert torch.get_float32_matmul_precision() == "highest"
@@ -305,6 +321,32 @@ def test_compiled_blocks_compute_the_same(name: str, dtype: str) -> None:
     assert graphs > 0
     assert same(fast.compute(batch[:1]), got[:1])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "a hole is another shape"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "dtype"), [("vggt", "bfloat16"), ("vjepa2", "float32")])
+def test_two_processes_compile_to_the_same_bytes(name: str, dtype: str, tmp_path: Path) -> None:
+    first, second = compiled_twice(name, dtype, "cpu", tmp_path)
+    assert first == second
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CHOOSES)
+def test_compiled_columns_of_one_process_run_the_kernel_that_each_names(name: str) -> None:
+    """Their blocks are of one class, and share what is compiled: but not the kernel."""
+    counted = []
+    for attention in ("flash", "math", "flash"):
+        teacher = small(name, attention=attention, compile=True)
+        teacher.load("cpu")
+        batch = inputs(teacher, [0, 1, 2])
+        teacher.compute(batch)
+        with Kernels() as kernels:
+            teacher.compute(batch)
+        counted.append(kernels.flash)
+    outside = 4 if name == "predict" else 0
+    assert counted[0] == counted[2] > counted[1] == outside
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from shards_schema.errors import ConfigError
 from teachers.execution import attention_context
-from tests.teachers.network_toys import SMALL, apart, inputs, same, small
+from tests.teachers.network_toys import SMALL, apart, compiled_twice, inputs, same, small
 
 pytestmark = [
     pytest.mark.gpu,
@@ -169,3 +170,11 @@ def test_compiled_blocks_compute_the_same(name: str) -> None:
     launch = fast.launch(staged)
     torch.cuda.set_sync_debug_mode("default")
     assert same(fast.collect(launch), got)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vggt", "vjepa2"])
+def test_two_processes_compile_to_the_same_bytes(name: str, tmp_path: Path) -> None:
+    """Two workers of one dataset: neither may choose its kernels by what was fastest in its own moment."""
+    first, second = compiled_twice(name, "bfloat16", "cuda", tmp_path)
+    assert first == second
