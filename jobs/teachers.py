@@ -38,7 +38,7 @@ from reports.log import Lines, logged
 from reports.progress import lines
 from shards_schema.manifests import ColumnManifest
 from teachers.base import Teacher, column_manifest
-from teachers.registry import build_teacher
+from teachers.registry import build_teacher, pinned
 
 
 def main(arguments: list[str]) -> None:
@@ -60,7 +60,8 @@ def _prepare(config: TeachersConfig, log: Lines, began: float) -> None:
         refuse_absent(config.worker.device)
     else:
         refuse_silent(os.environ["RAY_ADDRESS"])
-    config = config.model_copy(update={"teachers": batch_sizes.resolve(config.teachers, Volume(config.out))})
+    sized = batch_sizes.resolve(config.teachers, Volume(config.out))
+    config = config.model_copy(update={"teachers": pinned(sized, functools.partial(print, flush=True))})
     columns = [build_teacher(name, fields) for name, fields in config.teachers.items()]
     # after the teachers: a synthetic source is generated here, which takes minutes
     source = sources.build(config.source, progress=lines(lambda line: print(f"data: {line}", flush=True)))

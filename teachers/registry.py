@@ -5,7 +5,7 @@ An entry point names a function ``build(config: Mapping[str, Any]) -> Teacher``;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
@@ -18,6 +18,7 @@ from shards_schema.inputs.refusals import problems
 from shards_schema.specs import NAME, refuse_reserved
 from shards_schema.storage import stored_specs
 from teachers.base import ColumnConfig, Teacher
+from teachers.weights import commit_of, is_commit
 
 GROUP = "last_shards.teachers"
 BUILT_IN = {
@@ -112,6 +113,40 @@ def build_teacher(column: str, config: ColumnConfig | Mapping[str, Any]) -> Teac
     teacher = build(config.kind or column, config.of_kind, column=column)
     stored_specs(teacher.specs, config.storage or {})
     return teacher
+
+
+def pinned(columns: Mapping[str, ColumnConfig], tell: Callable[[str], None]) -> dict[str, ColumnConfig]:
+    """The columns, with the commit in place of each hub's branch or tag; their weights' files are fetched for that.
+
+    Args:
+        columns: of a recipe.
+        tell: gets a line for each that was not a commit.
+
+    Raises:
+        ConfigError: as `build`.
+        WeightsError: a checkpoint cannot be had.
+    """
+    found = {}
+    for column, config in columns.items():
+        fields = config.model_dump(exclude_unset=True)
+        loose = {
+            key: value
+            for key, value in fields.items()
+            if isinstance(value, Mapping) and value.get("hub") and not is_commit(str(value.get("revision")))
+        }
+        if loose:
+            build_teacher(column, config).provenance()  # which asks the hub
+        for key, value in loose.items():
+            commit = commit_of(value["hub"], value["revision"])
+            tell(
+                f"{column}: {value['revision']} of {value['hub']} is {commit} today; with `revision: {commit}` in the "
+                "recipe it stays so"
+                if is_commit(commit)
+                else f"{column}: nobody knows which commit {value['revision']} of {value['hub']} is"
+            )
+            fields[key] = {**value, "revision": commit}
+        found[column] = ColumnConfig(**fields) if loose else config
+    return found
 
 
 def parse_config(model: type[Model], config: Mapping[str, Any], kind: str) -> Model:

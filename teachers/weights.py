@@ -24,6 +24,7 @@ from shards_schema.inputs.models import StrictModel
 _BLOB = re.compile(r".*/models--[^/]+/blobs/([0-9a-f]{64})")
 """Where the hub's cache keeps a large file: under the sha256 that the hub names it by. (Small ones bear git's sha1.)"""
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 TOWN = Path(__file__).with_name("town")
 """The folder of the weights that ship with the project; see its ``__init__``."""
@@ -39,7 +40,8 @@ class WeightsConfig(StrictModel):
     hub: str | None = None
     """Repository id on the Hugging Face hub, e.g. ``facebook/VGGT-1B``."""
     revision: str | None = None
-    """Commit of the repository; asked for with `hub`, so that a run can be repeated."""
+    """Commit of the repository; asked for with `hub`, so that a run can be repeated. What a branch or a tag stands for
+    is looked up when a run begins, and `column.json` tells the commit."""
     path: str | None = None
     """A local file, or a directory with the file in it."""
     file: str | None = None
@@ -113,6 +115,25 @@ class WeightsConfig(StrictModel):
         path = self.locate(*candidates)
         town = {} if self.town is None else {"town": True}
         return {"random": False, **town, "file": path.name, "sha256": file_digest(path)}
+
+
+def is_commit(revision: str) -> bool:
+    """Whether it names one state of a repository for good: 40 hexadecimal digits."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def commit_of(hub: str, revision: str) -> str:
+    """The commit that a revision stood for when a file of it was last fetched; the revision where nobody knows."""
+    from huggingface_hub import constants
+
+    if is_commit(revision):
+        return revision
+    known = Path(constants.HF_HUB_CACHE) / f"models--{hub.replace('/', '--')}" / "refs" / revision
+    try:
+        commit = known.read_text().strip()
+    except OSError:
+        return revision
+    return commit if is_commit(commit) else revision
 
 
 def file_digest(path: Path) -> str:

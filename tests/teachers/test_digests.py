@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shards_schema.errors import WeightsError
+from teachers import registry
 from teachers import weights as module
-from teachers.weights import WeightsConfig, file_digest
+from teachers.base import ColumnConfig, column_manifest, fingerprint
+from teachers.cosmos.checkpoint import build_network, describe
+from teachers.cosmos.config import CosmosConfig
+from teachers.weights import WeightsConfig, commit_of, file_digest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -71,6 +77,37 @@ def test_the_hubs_cache_names_its_large_files_by_their_sha256(
     found = WeightsConfig(hub="someone/net", revision=COMMIT).provenance("model.safetensors")
     assert found == {"random": False, "file": "model.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
     assert module._read.cache_info().misses - misses == (0 if large else 1)
+
+
+def test_a_branch_is_pinned_to_the_commit_that_it_is_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As huggingface_hub lays its cache out: what a branch was when a file of it was fetched stands in refs/."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "models--someone--cosmos"
+    tiny: dict[str, Any] = {"network": "tiny", "size": (64, 48), "pool": 2}
+    drawn = CosmosConfig(weights=WeightsConfig(random=0), **tiny)
+    build_network(drawn, describe(drawn))[0].save_pretrained(folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+
+    def column(revision: str) -> ColumnConfig:
+        return ColumnConfig(kind="cosmos", weights={"hub": "someone/cosmos", "revision": revision}, pool=None)
+
+    said: list[str] = []
+    loose, firm = column("main"), column(COMMIT)
+    town = ColumnConfig(weights={"town": True}, network="town")
+    found = registry.pinned({"a": loose, "b": firm, "vggt": town}, said.append)
+    assert found == {"a": firm, "b": firm, "vggt": town}
+    assert found["b"] is firm
+    assert len(said) == 1
+    assert said[0].startswith(f"a: main of someone/cosmos is {COMMIT} today")
+    a, b = registry.build_teacher("cosmos", loose), registry.build_teacher("cosmos", found["a"])
+    assert fingerprint(a) == fingerprint(b), "the digest outranks how the weights are named"
+    manifest = column_manifest(b, found["a"].given)
+    assert manifest.config["weights"] == {"hub": "someone/cosmos", "revision": COMMIT}
+    assert commit_of("someone/cosmos", "v2") == "v2"
+    with pytest.raises(WeightsError, match="nobody knows whether it has"):
+        registry.pinned({"a": column("v2")}, said.append)
 
 
 def test_a_name_elsewhere_tells_nothing(weights: Path) -> None:
