@@ -157,7 +157,7 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
 
     def vggt(batch: int, way: str, fields: Mapping[str, Any], whose: str = "vggt") -> None:
         name = f"VGGT {plan.network}, batch {batch}{way}"
-        kind = f"{whose} tokens" if "heads" in fields else f"{whose} tf32" if "depth_precision" in fields else whose
+        kind = f"{whose} tokens" if "heads" in fields else whose
         made[name] = lambda: _taught(device, name, kind, built.vggt(fields, batch), batch)
 
     def clips(name: str, kind: str, column: str, fields: Mapping[str, Any]) -> None:
@@ -179,7 +179,10 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
     vggt(1, ", Meta's own, tokens only", {"implementation": "upstream", "heads": []}, "upstream")
     if plan.config.cosmos:
         vae = "full" if plan.full else "tiny"
-        clips(f"CV8x8x8 {vae}, 9 frames, batch {most}", "cosmos", "cosmos", {"network": vae, **plan.config.clip})
+        name, fields = f"CV8x8x8 {vae}, 9 frames, batch {most}", {"network": vae, **plan.config.clip}
+        clips(name, "cosmos", "cosmos", fields)
+        if device.cuda:
+            clips(f"{name}, channels last", "cosmos", "cosmos", {**fields, "channels_last": True})
     if plan.config.predict:
         block = {} if plan.config.predict_block is None else {"block": plan.config.predict_block}
         size = "2b" if plan.full else "tiny"

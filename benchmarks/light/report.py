@@ -38,6 +38,7 @@ PREDICTED = {
     "VGGT 1b, batch 1, Meta's own": (29, 25, 33),
     "VGGT 1b, batch 1, Meta's own, tokens only": (35, 32, 38),
     "CV8x8x8 full, 9 frames, batch 16": (235, 150, 290),
+    "CV8x8x8 full, 9 frames, batch 16, channels last": (310, 200, 390),
 }
 """Scenes/s of an H200 by counted FLOPs, bytes and kernels, with their range (docs/results/benchmarks.md, "Light")."""
 

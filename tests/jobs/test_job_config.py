@@ -11,6 +11,7 @@ from jobs.config import load
 from jobs.recipe import TeachersConfig
 from reports.tables import bytes_text, table
 from shards_schema.errors import ConfigError
+from teachers import registry
 
 
 class Inner(BaseModel):
@@ -94,3 +95,18 @@ def test_our_recipes_are_found_from_any_folder(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo.yaml").write_text("out: mine\nsource: {kind: synthetic}\nteachers: {}\n")
     assert load(TeachersConfig, ["configs/demo.yaml"]).out == "mine"
+
+
+def test_the_recipes_for_cuda_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each other in how networks are run; with themselves in threads and cores, shards and batches."""
+    monkeypatch.setenv("OPENSCENE_DATA_ROOT", "/data")
+    kept = set()
+    for name in ("navtrain", "openscene", "nuplan"):
+        config = load(TeachersConfig, [f"configs/{name}.yaml"])
+        vggt, cosmos = (config.teachers[column].of_kind for column in ("vggt", "cosmos"))
+        assert (vggt["depth_precision"], vggt["compile"]) == ("tf32", True)
+        kept.add((vggt["batch_size"], cosmos["batch_size"], vggt["dtype"], cosmos["dtype"]))
+        assert config.worker.decode_threads <= config.cluster.cpus_per_worker
+        assert all(config.plan.shard_size % fields["batch_size"] == 0 for fields in (vggt, cosmos))
+        assert registry.refused("vggt", vggt) == registry.refused("cosmos", cosmos) == []
+    assert len(kept) == 1
