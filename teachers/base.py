@@ -154,7 +154,7 @@ class TakenInput(TeacherInput):
         return parts
 
     @functools.cached_property
-    def images(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def images(self) -> NDArray[np.uint8]:
         """See `TeacherInput`."""
         return np.stack(self.parts) if self.parts else np.zeros((0,), np.uint8)
 
