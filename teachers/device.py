@@ -266,9 +266,9 @@ def kept(make: Callable[Shape, Table]) -> Callable[Shape, Table]:
 
 def _stacked(rows: Rows, batch: int | None, *, pinned: bool) -> torch.Tensor:
     """[B, ...] of memory of its own; the last row is repeated until there are `batch`."""
-    padded = [*rows, *[rows[-1]] * (0 if batch is None else batch - len(rows))]
+    padded: list[Any] = [*rows, *[rows[-1]] * (0 if batch is None else batch - len(rows))]
     whole = isinstance(rows[0], np.ndarray)
-    one: NDArray[Any] = rows[0] if whole else rows[0][0]
+    one: NDArray[Any] = padded[0] if whole else padded[0][0]
     dtype = torch.from_numpy(np.empty(0, one.dtype)).dtype
     stack = torch.empty((len(padded), *(() if whole else (len(rows[0]),)), *one.shape), dtype=dtype, pin_memory=pinned)
     if whole:
