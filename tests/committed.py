@@ -23,6 +23,7 @@ def begin(
     size: tuple[int, int] | None = None,
     zarr: ZarrMode = True,
     storage: Mapping[str, Mapping[str, str]] | None = None,
+    compute_processes: int = 0,
 ) -> tuple[runs.Run, ShardWorker]:
     """A run at `out` that is begun, and a loaded worker for it.
 
@@ -40,7 +41,7 @@ def begin(
         dataset=run.dataset,
         shard_size=shard_size,
         zarr=zarr,
-        config=WorkerConfig(device="cpu", decode_threads=2, torch_threads=1),
+        config=WorkerConfig(device="cpu", decode_threads=2, torch_threads=1, compute_processes=compute_processes),
     )
     worker.load()
     return run, worker

@@ -130,24 +130,40 @@ class SandboxedDecoder:
             return child.returncode
 
     def _start(self) -> subprocess.Popen[bytes]:
-        self._talk, theirs = Pipe()
-        # our code as this process has it, which a cluster may have shipped; one BLAS thread, since the server forks
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        with theirs:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.writing.sandbox", str(self._seconds), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # to be killed with what it forked, and not by a Ctrl-C that is for the driver
-                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )
+        one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of BLAS' threads, since the server forks
+        child, self._talk = begun("pipeline.writing.sandbox", str(self._seconds), **one)
+        return child
 
     def _end(self) -> None:
         child, self._child = self._child, None
         if child is not None:
-            _kill(child)
-            self._talk.close()
-            child.wait()
+            ended(child, self._talk)
+
+
+def begun(module: str, *words: str, **environment: str) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A process that runs one of our modules, whose last word is its end of a pipe; and the other end.
+
+    It has our code as this process has it, which a cluster may have shipped. It is to be ended with `ended`, and ends
+    by itself when this process does, if it heeds the end of the pipe.
+    """
+    talk, theirs = Pipe()
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    with theirs:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, *words, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,  # to be killed with what it forked, and not by a Ctrl-C that is for the driver
+            env={**os.environ, "PYTHONPATH": path, **environment},
+        )
+    return child, talk
+
+
+def ended(child: subprocess.Popen[bytes], talk: Connection) -> str:
+    """Kill it, where it lives yet; how it ended, in a word."""
+    _kill(child)
+    talk.close()
+    return _name(child.wait())
 
 
 def serve(seconds: float, talk: Connection) -> None:

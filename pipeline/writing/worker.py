@@ -37,6 +37,7 @@ from pipeline.sources.base import Source
 from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.volume import Volume
 from pipeline.writing import ground, witness
+from pipeline.writing.apart import Processes, takes
 from pipeline.writing.device import device_name, refuse_absent, resolved
 from pipeline.writing.device_queue import DeviceQueue
 from pipeline.writing.images import ShardImages, read_image
@@ -64,6 +65,8 @@ class WorkerConfig(StrictModel):
     """Shards that a worker holds at once; memory grows with it."""
     torch_threads: int | None = Field(default=None, ge=1, le=1024)
     """Intra-op threads of a teacher on the CPU; None leaves torch's default."""
+    compute_processes: int = Field(default=0, ge=0, le=256)
+    """Processes for teachers that are Python on the CPU and read no image, as `pdm`; 0 computes them in a thread."""
     sandbox: bool = False
     """Decode every image in a process of its own, not only those of a shard at which a worker died: slower, and no
     image can end a worker (see `pipeline.writing.sandbox`)."""
@@ -106,6 +109,8 @@ class ShardWorker:
         self._queued: deque[Launch] = deque()
         self._launching = DeviceQueue("launch", self._make_room)
         self._computing = DeviceQueue("compute")
+        apart = [t for t in teachers if takes(t)] if config.compute_processes else []
+        self._apart = Processes(apart, max(1, config.compute_processes), config.torch_threads)
         self._tickets = itertools.count()
         self._pool = ThreadPoolExecutor(config.decode_threads, "decode")
 
@@ -140,6 +145,7 @@ class ShardWorker:
         self._pool.shutdown(cancel_futures=True)
         self._launching.close()
         self._computing.close()
+        self._apart.close()
 
     def process(self, task: ShardTask) -> ShardReceipt:
         """Make and commit the columns of one shard. Safe to call from `shards_in_flight` threads at once."""
@@ -263,6 +269,8 @@ class ShardWorker:
                 scenes.append(planned)
         if not inputs:
             return None
+        if teacher.name in self._apart.names:
+            return _Batch(scenes, self._apart.submit(teacher.name, [item.scene for item in inputs]))
         if isinstance(teacher, PhasedTeacher):
             launch = partial(self._launch, teacher, teacher.stage(inputs))
             return _Batch(scenes, self._launching.submit(shard.ticket, launch))
