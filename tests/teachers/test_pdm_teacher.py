@@ -15,6 +15,7 @@ import pytest
 
 from maps.folder import INDEX
 from pipeline.sources.navsim import NavsimConfig, NavsimSource
+from pipeline.writing.apart import Processes
 from scoring.context import Polygons, RewardContext, Version, collate
 from shards_schema.errors import ConfigError, SampleError, ShardsError, SpecError, WeightsError
 from shards_schema.plan import SceneRef
@@ -77,6 +78,16 @@ def run(teacher: Teacher, scenes: Sequence[Scene]) -> list[Targets]:
         assert list(teacher.requests(scene)) == []
         inputs.append(TeacherInput(scene, np.zeros((0, 0, 0, 3), np.uint8)))
     return teacher.compute(inputs)
+
+
+@pytest.mark.slow
+def test_in_processes_of_its_own_it_gives_the_same_bytes(teacher: Teacher, scenes: list[Scene]) -> None:
+    want = run(teacher, scenes)
+    processes = Processes([teacher], 2)
+    first, second = (processes.submit("pdm", scenes) for _ in range(2))
+    for made in (first.result(300)()[0], second.result(300)()[0]):
+        assert all(a[name].tobytes() == b[name].tobytes() for a, b in zip(made, want, strict=True) for name in b)
+    processes.close()
 
 
 class TestConformance(TeacherConformance):
