@@ -92,7 +92,8 @@ def lay_out(vae: nn.Module, *, channels_last: bool) -> None:
         if type(module).__name__ == "CosmosCausalConv3d":
             module.forward = partial(_causal, module, layout)
         if channels_last and isinstance(module, nn.Conv3d | nn.Conv2d):
-            module.to(memory_format=layout if isinstance(module, nn.Conv3d) else torch.channels_last)
+            order = layout if isinstance(module, nn.Conv3d) else torch.channels_last
+            module.weight.data = module.weight.data.contiguous(memory_format=order)
 
 
 def _causal(convolution: Any, layout: torch.memory_format, video_BCTHW: torch.Tensor) -> torch.Tensor:
