@@ -19,6 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pipeline.reading.reader import Dataset
 from pipeline.stream import Mixture, SampleTable, ShardStream, StreamConfig
@@ -37,7 +38,10 @@ from tests.pipeline.stream.stream_toys import SMALL, TARGETS, make
 
 BAD = "0000000100000003"
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated"),  # torchdata's own
+]
 
 
 @pytest.fixture(scope="module")
@@ -476,12 +480,10 @@ def test_mixtures_make_batches_with_workers(mixture: tuple[ShardStream, ShardStr
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batched", [False, True])
 def test_torchdatas_loader_resumes(dataset: Dataset, workers: int, batched: bool) -> None:
-    loaders = pytest.importorskip("torchdata.stateful_dataloader")
-
     def load(made: ShardStream) -> Any:
         if batched:
-            return loaders.StatefulDataLoader(made.batches(), batch_size=None, num_workers=workers)
-        return loaders.StatefulDataLoader(made, batch_size=2, num_workers=workers, collate_fn=made.collate)
+            return StatefulDataLoader(made.batches(), batch_size=None, num_workers=workers)
+        return StatefulDataLoader(made, batch_size=2, num_workers=workers, collate_fn=made.collate)
 
     wanted = [b["token"] for b in stream(dataset, batch_size=2).batches()]
     loader = load(stream(dataset, batch_size=2))
