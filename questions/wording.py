@@ -14,9 +14,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "dis": tuple(f"Which is {word} to the camera, {{0}} or {{1}}?" for word in ("closer", "farther")),
     "lr": tuple(f"Which is further {side} in the image, {{0}} or {{1}}?" for side in ("left", "right")),
     "fb": ("Is {0} in front of {1}?", "Is {0} behind {1}?"),
-    "ego_speed": (
-        "Over the last 1.5 seconds, did the car that carries the camera speed up, slow down, keep its speed, or stand?",
-    ),
+    "ego_speed": ("Over the last 1.5 seconds, what did the car that carries the camera do with its speed?",),
     "ego_turn": ("Over the last 1.5 seconds, which way did the car that carries the camera turn?",),
     "moves": ("Is {0} moving?", "Is {0} standing still?"),
     "heading_motion": tuple(
