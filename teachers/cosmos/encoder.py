@@ -46,7 +46,7 @@ class VideoEncoder:
             )
         self._vae, statistics = build_network(config, description, self.dtype, self.device, decoder=False)
         lay_out(self._vae, channels_last=config.channels_last)
-        why = slow_convolutions(self.device, self.dtype, torch.backends.cudnn.version())
+        why = slow_convolutions(self.device, self.dtype, torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
         if why is not None and not config.channels_last:
             warnings.warn(why, stacklevel=2)
         self._temporal = config.vae.temporal

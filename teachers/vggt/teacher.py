@@ -147,8 +147,8 @@ class VGGTTeacher(PhasedCompute[None]):
         """
         shape = (self.config.image_height, self.config.width, 3)
         for item in batch:
-            got = [(part.dtype, part.shape) for part in item.parts]
-            if got != [(np.uint8, shape)] * self.config.frames:
+            right = [part.dtype == np.uint8 and part.shape == shape for part in item.parts]
+            if right != [True] * self.config.frames:
                 raise ConfigError(
                     f"scene {item.scene.token}: expected uint8 images {[self.config.frames, *shape]}, "
                     f"got {item.images.dtype} {list(item.images.shape)}"
