@@ -310,6 +310,7 @@ def recipe(name: str, root: Path) -> list[str]:
     """A recipe as it stands, but for the sizes of its networks."""
     tokens = ", ".join(navsim_root.token_of("log_a", i) for i in range(10, 21))
     tiny = [f"teachers.{column}.{key}" for column in ("vggt", "cosmos") for key in ("network=tiny", "dtype=float32")]
+    tiny.append("teachers.vggt.depth_precision=float32")
     drawn = [f"teachers.{column}.weights={{random: 0}}" for column in ("vggt", "cosmos")]
     places = [f"out={root}/out", "source.split=mini", f"source.filter={{frame_interval: 1, tokens: [{tokens}]}}"]
     return [f"configs/{name}.yaml", *places, *tiny, *drawn, "scan_processes=1", "worker.device=cpu"]
