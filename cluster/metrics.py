@@ -66,7 +66,9 @@ class Metrics:
 def told() -> str:
     """Where the metrics of this process's node are, in a line for a person; or that this Ray has none."""
     here = ray.get_runtime_context().get_node_id()
-    node = next(node for node in ray.nodes() if node["NodeID"] == here)  # type: ignore[no-untyped-call]
+    node = next((node for node in ray.nodes() if node["NodeID"] == here), None)  # type: ignore[no-untyped-call]
+    if node is None:
+        return "metrics: Ray does not list this node yet, so their address is not known"
     if node["MetricsExportPort"] == _NO_AGENT:
         return "metrics: none, since this Ray was installed without its agent (pip install 'ray[default]' has it)"
     return f"metrics: http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
