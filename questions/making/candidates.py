@@ -84,30 +84,6 @@ Refused = Counter[tuple[str, str]]
 """Category and reason -> objects, pairs or images that gave no candidate."""
 
 
-def candidates(
-    document: Mapping[str, Any],
-    view: str,
-    rules: Rules,
-    refused: Refused,
-    *,
-    looks: Mapping[str, Look] | None = None,
-    hidden: Mapping[str, float] | None = None,
-) -> Iterator[Candidate]:
-    """All of one image of a scene.
-
-    Args:
-        document: the scene's ``<token>.json``.
-        view: a key of its ``cameras``.
-        rules: of what may be asked.
-        refused: counts what may not.
-        looks: track -> kind and colour, where they are known.
-        hidden: track -> share that is hidden in this view, where it is known.
-    """
-    image = look_at(document, view, rules, refused, looks=looks, hidden=hidden)
-    if image is not None:
-        yield from of_image(image)
-
-
 def of_image(image: Pictured) -> Iterator[Candidate]:
     """SURDS' six kinds."""
     for one in image.seen:
@@ -130,7 +106,12 @@ def look_at(
     """One image of a scene, and what its objects are called; None where the scene has no labels.
 
     Args:
-        document, view, rules, refused, looks, hidden: see `candidates`.
+        document: the scene's ``<token>.json``.
+        view: a key of its ``cameras``.
+        rules: of what may be asked.
+        refused: counts what may not.
+        looks: track -> kind and colour, where they are known.
+        hidden: track -> share that is hidden in this view, where it is known.
         motion: of the scene, where it is known.
     """
     if document["annotations"] is None:

@@ -14,7 +14,7 @@ import pytest
 
 from questions import controls, options, scoring
 from questions.making import describing
-from questions.making.candidates import Candidate, Refused, candidates, fair_ranges
+from questions.making.candidates import Candidate, Refused, fair_ranges, look_at, of_image
 from questions.making.choosing import choose, prompts
 from questions.making.describing import Look
 from questions.making.rules import Rules
@@ -65,8 +65,14 @@ def document(
     }
 
 
-def found(scene: Mapping[str, Any], rules: Rules, looks: Mapping[str, Look] | None = None) -> list[Candidate]:
-    return list(candidates(scene, "cam_f0", rules, Counter(), looks=looks, hidden={}))
+def found(
+    scene: Mapping[str, Any],
+    rules: Rules,
+    looks: Mapping[str, Look] | None = None,
+    refused: Refused | None = None,
+) -> list[Candidate]:
+    image = look_at(scene, "cam_f0", rules, Counter() if refused is None else refused, looks=looks, hidden={})
+    return [] if image is None else list(of_image(image))
 
 
 A, B = (21.65, 2.0, 0.8, *CAR, 0.0), (13.65, -3.0, 0.9, *CAR, math.pi / 2)
@@ -160,7 +166,7 @@ def test_a_lens_is_believed_as_far_as_it_grows() -> None:
 def test_why_an_object_is_not_asked_about(box: tuple[float, ...], name: str, category: str, why: str) -> None:
     refused: Refused = Counter()
     scene = document(box, A, names=(name, "vehicle"))
-    list(candidates(scene, "cam_f0", Rules(), refused, hidden={}))
+    found(scene, Rules(), refused=refused)
     assert refused[category, why] == 1
 
 
@@ -174,7 +180,7 @@ def test_a_standing_pedestrian_has_no_direction() -> None:
 
 def test_hidden_test_data_is_counted() -> None:
     refused: Refused = Counter()
-    assert list(candidates({**document(A), "annotations": None}, "cam_f0", Rules(), refused)) == []
+    assert found({**document(A), "annotations": None}, Rules(), refused=refused) == []
     assert refused == {("", "no_annotations"): 1}
 
 
