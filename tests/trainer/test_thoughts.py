@@ -18,6 +18,7 @@ from tests.trainer.shard_toys import recipe, recipe_values
 from tests.trainer.trainer_toys import COUNTS, assert_same, batch_of, motion_answers, tiny_student
 from tests.trainer.vlm_toys import hf_student
 from trainer import checkpoint, thoughts
+from trainer.answers.base import Answers
 from trainer.batch import THOUGHT, Batch
 from trainer.build import load_policy, make_student, make_words
 from trainer.config import SFTConfig
@@ -100,10 +101,11 @@ def test_a_tiny_students_words_have_every_thought(reward_shards: str) -> None:
         assert red or "no red light." in said
 
 
-def thinking_tiny() -> Student:
+def thinking_tiny(answers: Answers | None = None) -> Student:
     config, words = tiny_student().config, make_words(tiny_student().config, (), thinks=True)
     torch.manual_seed(0)
-    return make_student(config, motion_answers(), COUNTS, views=1, history=4, words=words, thinks=True).eval()
+    said = answers or motion_answers()
+    return make_student(config, said, COUNTS, views=1, history=4, words=words, thinks=True).eval()
 
 
 def thinking_batch(student: Student, count: int = 3) -> Batch:
@@ -141,6 +143,15 @@ def test_what_is_thought_is_thought_once(kind: str, stage: int) -> None:
         other[:, 0] = (other[:, 0] + 1) % 20
         changed = replace(told, prepared={**told.prepared, THOUGHT: other})
         assert (student.logp(changed, sampled.tokens, table) - sampled.logp).abs().max() > 1e-4  # it reads its thought
+
+
+def test_the_one_answer_is_the_same_each_time_and_draws_no_thought() -> None:
+    for answers in (motion_answers(), motion_answers(expected=True)):
+        student = thinking_tiny(answers)
+        batch, state = thinking_batch(student), torch.get_rng_state()
+        first, second = (student.answer(batch, allow_table(2))[0] for _ in range(2))
+        assert torch.equal(first, second)
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_questions_are_answered_without_a_thought_and_need_words() -> None:

@@ -240,7 +240,7 @@ class Student(nn.Module, ABC):
             group: answers a scene; those of a scene stand side by side, B = S x group.
             temperature: 0 takes the likeliest token; log-probabilities are then those at temperature 1.
             generator: of the batch's device, or None for torch's own.
-            choose: instead of drawing: log-probabilities [B, V] of a step -> its token, int64 [B].
+            choose: instead of drawing an answer: log-probabilities [B, V] of a step -> its token, int64 [B].
             length: tokens at most; None is as many as an answer may have.
         """
         spoken = self.spoken(batch)
@@ -319,7 +319,7 @@ class Student(nn.Module, ABC):
         expected = self.answers.expectation(batch.status)
         if expected is None:
             return self.answers.decode(self.sample(batch, table, temperature=0).tokens, batch.status)
-        self.sample(batch, table, choose=expected)
+        self.sample(batch, table, temperature=0, choose=expected)
         return expected.trajectory, torch.ones(len(batch), dtype=torch.bool, device=batch.status.device)
 
     def at(self, prompt: Prompt) -> int:
