@@ -9,7 +9,7 @@ from typing import Literal
 from exports.rows import Format, Row, row, write
 from pipeline.reading.reader import Dataset
 from pipeline.stores.disk import write_bytes
-from pipeline.stores.places import LocalPath, OutPath, Place
+from pipeline.stores.places import LocalPath, OutPath, Place, apart
 from questions.units import Prompt, read_units, refuse_training
 from questions.wording import whole
 from reports.progress import bar
@@ -41,9 +41,10 @@ def export(config: ExportConfig) -> int:
     """Write rows and images; returns the exit code.
 
     Raises:
-        ConfigError: train, and a unit is for evaluation; not one of `data` and `surds`.
+        ConfigError: train, and a unit is for evaluation; not one of `data` and `surds`; `to` is the unit file.
         MissingFileError: an image is not there.
     """
+    apart(config.to, config.units)
     prompts = [p for p in read_units(config.units) if p.left_out is None]
     if config.use == "train":
         refuse_training(prompts, str(config.units))

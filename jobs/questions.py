@@ -24,12 +24,12 @@ from jobs import config as job_config
 from jobs import usage
 from pipeline.stores.decode import Side
 from pipeline.stores.disk import write_text
-from pipeline.stores.places import LocalPath, OutPath
+from pipeline.stores.places import LocalPath, OutPath, apart
 from questions import scoring
 from questions.answers import RULES, Coordinates, Rules
-from questions.outputs import NO_OUTPUT, Key, Output, read_outputs
+from questions.outputs import NO_OUTPUT, Key, Output, read_outputs, unanswered
 from questions.scoring import UnitScore
-from questions.surds import Split, make_units, read_images, with_official
+from questions.surds import METADATA, Split, make_units, read_images, with_official
 from questions.units import read_units, units_of, units_text
 from reports import questions as tables
 from shards_schema.errors import ConfigError
@@ -74,6 +74,7 @@ class ImportConfig(StrictModel):
 
 def score(config: ScoreConfig) -> int:
     """Score outputs; returns the exit code."""
+    apart(config.out, config.units, config.outputs, config.blind)
     every = read_units(config.units)
     asked = [p for p in every if p.left_out is None or config.ambiguous == "keep"]
     keys = {(p.unit, p.side) for p in asked}
@@ -81,7 +82,8 @@ def score(config: ScoreConfig) -> int:
     def outputs_of(path: Path) -> dict[Key, Output]:
         return {key: output for key, output in read_outputs(path, every).items() if key in keys}
 
-    outputs, blind = outputs_of(config.outputs), outputs_of(config.blind) if config.blind else None
+    said = {path: outputs_of(path) for path in (config.outputs, config.blind) if path is not None}
+    outputs = said[config.outputs]
 
     def scored(outputs: Mapping[Key, Output], rules: Rules) -> list[UnitScore]:
         return scoring.score_units(asked, outputs, rules, config.coordinates, config.input_size)
@@ -91,20 +93,21 @@ def score(config: ScoreConfig) -> int:
         units = scored(outputs, rules)
         print(f"\n{', '.join(sorted({f'{p.benchmark} {p.split}' for p in every}))}: {len(units)} units")
         print(f"rules: {rules}, coordinates: {config.coordinates}\n")
-        print(tables.scores(units, rules, () if blind is None else scored(blind, rules)))
+        print(tables.scores(units, rules, scored(said[config.blind], rules) if config.blind else ()))
         accounts = scoring.accounts(units, outputs)
         print(tables.accounted(accounts, len(units_of(every)) - len(units)))
         document[rules] = tables.document(units, rules)
     if config.out is not None:
         write_text(config.out, json.dumps(document, indent=1))
-    if accounts.unanswered.get(NO_OUTPUT):
-        print("NOT ACCOUNTED FOR: prompts have no output, and no row says why; this is no score of what was asked.")
-        return 1
-    return 0 if accounts.scored else 1
+    missing = {path: sum(why == NO_OUTPUT for _, why in unanswered(asked, found)) for path, found in said.items()}
+    for path in filter(missing.__getitem__, missing):
+        print(f"NOT ACCOUNTED FOR: {missing[path]} prompts have no row in {path} that says why they have no output.")
+    return int(any(missing.values()) or not accounts.scored)
 
 
 def import_(config: ImportConfig) -> int:
     """Make SURDS' units from a copy of it; returns the exit code."""
+    apart(config.out, config.surds / config.split / METADATA)
     images = read_images(config.surds, config.split)
     if config.order == "name":
         images.sort(key=lambda image: image.file_name)

@@ -41,7 +41,7 @@ _LEGACY = {"descriptions", "location2D", "location3D"}
 class Image(BaseModel):
     """A line of the metadata; unknown keys are let pass."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     file_name: str
     descs: tuple[str, ...]
@@ -77,24 +77,32 @@ def read_images(root: Path, split: Split) -> list[Image]:
         DatasetError: it is not SURDS', or it is that of the older set that had the same name.
     """
     path = root / split / METADATA
-    if not path.exists():
-        there = sorted(str(p.parent.relative_to(root)) for p in root.glob(f"*/{METADATA}"))
-        raise MissingFileError(f"no {path}; splits there: {', '.join(there) or 'none, so this is no folder of SURDS'}")
-    out = []
-    for number, row in read_rows(path):
+    try:
+        rows = [*read_rows(path)]
+    except MissingFileError:
+        there = ", ".join(sorted(str(p.parent.relative_to(root)) for p in root.glob(f"*/{METADATA}")))
+        raise MissingFileError(
+            f"no {path}; splits there: {there or 'none, so this is no folder of SURDS'}; give the folder that has "
+            f"{split}/{METADATA}, unpacked"
+        ) from None
+    out: dict[str, Image] = {}
+    for number, row in rows:
         if row.keys() & _LEGACY:
             raise DatasetError(
                 f"{path}: is DriveMLLM's first benchmark (keys {', '.join(sorted(row.keys() & _LEGACY))}), which is "
                 "another one: other tasks, other scores, and its front is the nearer object; give SURDS' files"
             )
         try:
-            out.append(Image.model_validate(row))
+            image = Image.model_validate(row)
         except ValidationError as error:
             first = error.errors()[0]
             raise DatasetError(
                 f"{path}, line {number}: not SURDS' metadata: {'.'.join(map(str, first['loc']))} {first['msg']}"
             ) from error
-    return out
+        if image.name in out:
+            raise DatasetError(f"{path}, line {number}: the image {image.name} is there twice; give SURDS' own file")
+        out[image.name] = image
+    return [*out.values()]
 
 
 def make_units(images: Sequence[Image], split: Split, where: str = "SURDS") -> list[Prompt]:
@@ -103,8 +111,8 @@ def make_units(images: Sequence[Image], split: Split, where: str = "SURDS") -> l
     Units whose objects cannot be told apart by what they are called keep their place, as ``left_out``.
 
     Raises:
-        DatasetError: fewer images with one object than pairs, which the official script cannot draw from either; a
-            direction that is none.
+        DatasetError: no pair of objects; fewer images with one object than pairs, which the official script cannot
+            draw from either; a direction that is none.
     """
     made: dict[str, list[tuple[Image, tuple[int, ...], Answers, float | None]]] = {name: [] for name in FILES}
     for image in images:
@@ -118,6 +126,10 @@ def make_units(images: Sequence[Image], split: Split, where: str = "SURDS") -> l
             for category, answers in pairs.items():
                 made[category].append((image, (i, j), answers, None))
     count, singles = len(made["dis"]), [image for image in images if len(image.descs) == 1]
+    if not count:
+        raise DatasetError(
+            f"{where}: none of {len(images)} images has two objects, so there is no question: is it whole?"
+        )
     if len(singles) < count:
         raise DatasetError(
             f"{where}: {count} pairs of objects, and {len(singles)} images with one object: SURDS draws as many of "

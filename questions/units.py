@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import ConfigDict, PositiveInt, ValidationError, model_validator
 
 from shards_schema.errors import ConfigError, DatasetError, MissingFileError, StoreError
 from shards_schema.inputs import documents
@@ -77,6 +77,8 @@ KINDS: dict[str, Kind] = {
 class Target(StrictModel):
     """An object that a question is about."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     desc: str
     """What it is called, without an article."""
     box2d: tuple[float, float, float, float]
@@ -99,6 +101,8 @@ class PastFrame(StrictModel):
 class Prompt(StrictModel):
     """One question to one picture, or to one and those before it."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     unit: str
     """The unit's id; both prompts of a pair have it."""
     side: Literal[1, 2] = 1
@@ -119,7 +123,7 @@ class Prompt(StrictModel):
     """The cameras that are shown."""
     images: tuple[str, ...] = ()
     """Where they lie in the folder that was imported; none for the images of a dataset of ours."""
-    size: tuple[int, int]
+    size: tuple[PositiveInt, PositiveInt]
     """Width, height [px] that coordinates and boxes are of."""
     objects: tuple[Target, ...]
     """What is asked about, in the order of the question."""
@@ -240,7 +244,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if data.lstrip()[:1] == b"[":
             rows = list(enumerate(documents.parse_json(data)))
         else:
-            rows = [(n, documents.parse_json(line)) for n, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+            rows = [(n, _line(line, n)) for n, line in enumerate(data.split(b"\n"), 1) if line.strip()]
     except FileNotFoundError:
         raise MissingFileError(f"there is no file {path}") from None
     except OSError as error:
@@ -251,3 +255,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise DatasetError(f"{path}: entry {number} is {type(row).__name__}, expected a mapping")
         yield number, row
+
+
+def _line(line: bytes, number: int) -> Any:
+    try:
+        return documents.parse_json(line)
+    except documents.UnreadableError as error:
+        told = str(error).replace("line 1 column", "column")
+        raise documents.UnreadableError(
+            f"line {number} {told}; expected a JSON list, or on each line a mapping (unpacked, and not cut)"
+        ) from None

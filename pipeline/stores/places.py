@@ -40,6 +40,21 @@ def outside(path: Any) -> Any:
     return path
 
 
+def apart(out: Path | None, *read: Path | None) -> None:
+    """Hold that a job does not write over what it reads, nor among it.
+
+    Raises:
+        ConfigError: `out` is one of the paths that are read, or lies in one.
+    """
+    for path in read:
+        if (
+            out is not None
+            and path is not None
+            and (out.resolve() == path.resolve() or path.resolve() in out.resolve().parents)
+        ):
+            raise ConfigError(f"{out} is, or lies in, {path}, which this command reads: write to another place")
+
+
 def _text(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 

@@ -117,6 +117,26 @@ def test_both_rules_and_the_blind_control_side_by_side(tmp_path: Path, capsys: p
     assert said.count("rules: ") == 2
 
 
+def test_a_blind_control_that_is_not_all_there_is_not_accounted_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(imported(tmp_path), tmp_path)
+    (tmp_path / "blind.jsonl").touch()
+    assert questions_job.main([*typed(tmp_path)[1], f"blind={tmp_path}/blind.jsonl"]) == 1
+    assert f"NOT ACCOUNTED FOR: 142 prompts have no row in {tmp_path}/blind.jsonl" in capsys.readouterr().out
+
+
+def test_scores_are_not_written_over_what_was_said(tmp_path: Path) -> None:
+    answer(imported(tmp_path), tmp_path)
+    before = (tmp_path / "outputs.jsonl").read_bytes()
+    for place in ("outputs.jsonl", "units.jsonl"):
+        with pytest.raises(ConfigError, match=f"{place} is, or lies in, .*, which this command reads"):
+            questions_job.main([*typed(tmp_path)[1], f"out={tmp_path}/{place}"])
+    assert (tmp_path / "outputs.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"units.jsonl is, or lies in, .*, which this command reads"):
+        questions_job.main(["export", f"units={tmp_path}/units.jsonl", f"to={tmp_path}/units.jsonl", "use=ask"])
+
+
 def test_official_files_are_held_against_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = official_files(tmp_path / "qa")
     assert questions_job.main([*typed(tmp_path)[0], f"official={folder}", "order=file"]) == 0

@@ -273,12 +273,65 @@ def test_outputs_in_every_form(tmp_path: Path) -> None:
         ({"unit": "depth-0", "output": "", "labels": RANGES[0]}, "its label is"),
         ({"unit": "depth-0", "output": "", "prompt": "Options:\n- 4\n- 5\n\n"}, "other draws"),
         ({"unit": "depth-0", "output": "", "input_size": [3]}, "expected .width, height."),
+        ({"unit": "depth-0", "output": "", "input_size": [0, 9]}, "expected .width, height."),
+        ({"unit": "depth-0", "output": 5}, "found {'output': 'int'}"),
+        ({"unit": "depth-0", "output": "4", "response": "5"}, "expected a text under output, response"),
+        ({"unit": "fb-0", "output": "Yes"}, "says not which prompt of unit 'fb-0' it answers: give side 1 or 2"),
+        ({"custom_id": "request-1", "response": {}}, "answers unit '', side 'request-1', which is not among the units"),
     ],
 )
 def test_outputs_of_something_else_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
     path = tmp_path / "outputs.jsonl"
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DatasetError, match=said):
+        read_outputs(path, SIX)
+
+
+def by_others(given: Prompt) -> dict[str, Any]:
+    """The same answer, as one of several programs writes it."""
+    said, whose = controls.oracle(given), {"unit": given.unit, "side": str(given.side)}
+    body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]}
+    return {
+        "yaw": {
+            "custom_id": f"{given.unit}/{given.side}",
+            "response": {"status_code": 200, "body": body},
+            "error": None,
+        },
+        "xy2d": {**whose, "completion": [{"role": "assistant", "content": said}]},
+        "depth": {**whose, "output": [{"type": "text", "text": said}]},
+    }.get(given.category, {**whose, "generated_text": [said]})
+
+
+def test_outputs_as_servers_and_other_trainers_write_them(tmp_path: Path) -> None:
+    rows = [by_others(given) for given in SIX]
+    rows[0] |= {"response": None, "error": {"code": "timeout"}}
+    lines = "".join(json.dumps(row) + "\r\n\r\n" for row in rows)
+    (tmp_path / "outputs.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    (tmp_path / "._outputs.jsonl").write_bytes(b"\0\5")  # as a Mac leaves it
+    (tmp_path / "old.json").mkdir()
+    found = read_outputs(tmp_path, SIX)
+    assert found[SIX[0].unit, 1] == Output(None, "{'code': 'timeout'}")
+    assert [found[p.unit, p.side].text for p in SIX[1:]] == [controls.oracle(p) for p in SIX[1:]]
+
+
+def test_rows_that_kept_no_unit_are_joined_by_their_place_where_each_holds_its_question(tmp_path: Path) -> None:
+    asked = [p.model_copy(update={"question": f"Which of {n}?"}) for n, p in enumerate(SIX)]
+    left = asked[0].model_copy(update={"unit": "yaw-1", "left_out": "ambiguous", "question": "Which?"})
+    rows = [{"prompt": f"<|user|>{p.question}<|end|>", "predict": controls.oracle(p), "label": p.answer} for p in asked]
+    path = tmp_path / "generated_predictions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_outputs(path, [left, *asked])
+    assert {key: output.text for key, output in found.items()} == {(p.unit, p.side): controls.oracle(p) for p in asked}
+    for wrong in (rows[1:], [rows[1], rows[0], *rows[2:]]):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(DatasetError, match="entry 0: says not what it answers"):
+            read_outputs(path, [left, *asked])
+
+
+def test_a_line_that_is_cut_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "outputs.jsonl"
+    path.write_text('{"unit": "depth-0", "output": ""}\n{"unit": "fb-0", "outp')
+    with pytest.raises(DatasetError, match=r"outputs.jsonl: line 2 is not JSON: .* column .*not cut"):
         read_outputs(path, SIX)
 
 

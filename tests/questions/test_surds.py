@@ -15,7 +15,7 @@ from questions.options import SAME, SAME_ROW
 from questions.surds import FILES, make_units, read_images, with_official
 from questions.units import read_units, refuse_training, units_of
 from questions.wording import whole
-from shards_schema.errors import ConfigError, DatasetError, MissingFileError
+from shards_schema.errors import ConfigError, DatasetError, MissingFileError, StoreError
 from tests.questions_toys import SURDS, official_files, official_units, write_units
 
 
@@ -186,7 +186,10 @@ def test_the_older_benchmark_is_refused_by_its_name(tmp_path: Path) -> None:
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="splits there: validation"):
         read_images(SURDS, "train")
-    with pytest.raises(MissingFileError, match="splits there: none"):
+    with pytest.raises(MissingFileError, match=r"splits there: none.*; give the folder that has train/metadata.jsonl"):
+        read_images(tmp_path, "train")
+    (tmp_path / "train" / "metadata.jsonl").mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot be read"):  # and not: is not there
         read_images(tmp_path, "train")
 
 
@@ -195,6 +198,32 @@ def test_lists_that_do_not_run_parallel(tmp_path: Path) -> None:
     rows[1]["depths"] = []
     with pytest.raises(DatasetError, match=r"metadata.jsonl, line 2: .*objects"):
         read_images(lines(tmp_path / "s", rows), "validation")
+
+
+def test_an_image_twice_and_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    rows = metadata()
+    with pytest.raises(DatasetError, match=r"line 36: the image nuscenes_0000_CAM_FRONT is there twice"):
+        read_images(lines(tmp_path / "twice", [*rows, rows[0]]), "validation")
+    rows[2]["depths"] = [float("nan")]
+    with pytest.raises(DatasetError, match=r"line 3: .*depths.0 Input should be a finite number"):
+        read_images(lines(tmp_path / "nan", rows), "validation")
+
+
+def test_a_set_without_a_question_is_refused() -> None:
+    single = [image for image in read_images(SURDS, "validation") if len(image.descs) == 1]
+    for images in ([], single):
+        with pytest.raises(DatasetError, match=f"none of {len(images)} images has two objects"):
+            make_units(images, "validation")
+
+
+@pytest.mark.parametrize(
+    ("found", "wrong"), [('"size": [1600, 900]', '"size": [0, 900]'), ('"box2d": [1288.0', '"box2d": [NaN')]
+)
+def test_a_unit_file_that_was_edited(tmp_path: Path, found: str, wrong: str) -> None:
+    path = write_units(tmp_path / "units.jsonl", official_units())
+    path.write_text(path.read_text().replace(found, wrong))
+    with pytest.raises(DatasetError, match=r"units.jsonl, line 1: no prompt of a unit: "):
+        read_units(path)
 
 
 def test_a_part_of_the_set_is_refused() -> None:
