@@ -65,6 +65,11 @@ class TargetSpec:
         if dtype.hasobject or dtype.byteorder == ">":
             raise ConfigError(f"target {self.name}: dtype must be plain and little-endian, got {self.dtype}")
 
+    @classmethod
+    def of(cls, name: str, dims: str, shape: tuple[int | None, ...], dtype: str, unit: str, meaning: str) -> TargetSpec:
+        """The same by position, with `dims` as words: ``"view row col channel"``."""
+        return cls(name=name, dims=tuple(dims.split()), shape=shape, dtype=dtype, unit=unit, meaning=meaning)
+
     @property
     def ragged(self) -> bool:
         """Whether some axis has no fixed size, so that the target cannot be a Zarr array."""

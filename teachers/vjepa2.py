@@ -296,23 +296,18 @@ def _specs(config: VJEPA2Config) -> tuple[TargetSpec, ...]:
     views, width = len(config.views), config.encoder.width
     clip = f"V-JEPA 2 {config.network} tokens of {', '.join(config.views)} at steps {list(config.steps)}"
     pooled = (
-        TargetSpec(
-            name=name,
-            dims=("view", "tubelet", f"{name}_row", f"{name}_col", "channel"),
-            shape=(views, config.times, rows, columns, width),
-            dtype="float16",
-            unit="1",
-            meaning=f"{clip}, averaged into {rows} x {columns}; a tubelet is two frames.",
+        TargetSpec.of(
+            name,
+            f"view tubelet {name}_row {name}_col channel",
+            (views, config.times, rows, columns, width),
+            "float16",
+            "1",
+            f"{clip}, averaged into {rows} x {columns}; a tubelet is two frames.",
         )
         for name, (rows, columns) in config.pools.items()
     )
-    mean = TargetSpec(
-        name="mean",
-        dims=("view", "channel"),
-        shape=(views, width),
-        dtype="float32",
-        unit="1",
-        meaning=f"{clip}, averaged over time and space.",
+    mean = TargetSpec.of(
+        "mean", "view channel", (views, width), "float32", "1", f"{clip}, averaged over time and space."
     )
     return (*pooled, mean)
 

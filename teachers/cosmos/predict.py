@@ -140,24 +140,14 @@ class CosmosPredictTeacher(PhasedCompute[list[frames.Clip]]):
 def _specs(config: CosmosPredictConfig, clip_specs: tuple[TargetSpec, ...]) -> tuple[TargetSpec, ...]:
     times = config.given + config.horizon
     (rows, columns), (row, column) = config.token_grid, config.token_pool
-    foresight = TargetSpec(
-        name="foresight",
-        dims=("foresight_time", "token_row", "token_col", "token_channel"),
-        shape=(times, rows // row, columns // column, config.architecture.width),
-        dtype="float16",
-        unit="1",
-        meaning=(
-            f"Tokens after block {config.read_block} of {config.model} {config.network} Video2World, of frames up to "
-            f"now and noise (sigma {config.sigma:g}); normalised over channels, mean of {row}x{column} tokens."
-        ),
+    shape = times, rows // row, columns // column, config.architecture.width
+    dims = "foresight_time token_row token_col token_channel"
+    what = (
+        f"Tokens after block {config.read_block} of {config.model} {config.network} Video2World, of frames up to now "
+        f"and noise (sigma {config.sigma:g}); normalised over channels, mean of {row}x{column} tokens."
     )
-    role = TargetSpec(
-        name="foresight_role",
-        dims=("foresight_time",),
-        shape=(times,),
-        dtype="uint8",
-        unit="1",
-        meaning="0 given, padding only; 1 given, history and now; 2 imagined: noise at the input.",
-    )
+    given = "0 given, padding only; 1 given, history and now; 2 imagined: noise at the input."
+    foresight = TargetSpec.of("foresight", dims, shape, "float16", "1", what)
+    role = TargetSpec.of("foresight_role", "foresight_time", (times,), "uint8", "1", given)
     kept = (spec for spec in clip_specs if config.latents or spec.name not in ("latent", "latent_pool", "latent_role"))
     return (foresight, role, *kept)

@@ -131,36 +131,20 @@ class CosmosTeacher(PhasedCompute[list[frames.Clip]]):
 
 
 def _specs(config: CosmosConfig) -> tuple[TargetSpec, ...]:
-    frame_count, latents, (rows, columns) = len(config.frame_layout.steps), config.latents, config.latent_grid
-    latent = TargetSpec(
-        name="latent",
-        dims=("time", "channel", "row", "col"),
-        shape=(latents, CHANNELS_OUT, rows, columns),
-        dtype="float16",
-        unit="1",
-        meaning=f"Mode of the {config.model} VAE's latents of the clip, (z - mean) / std where it has statistics.",
+    count, latents, (rows, columns) = len(config.frame_layout.steps), config.latents, config.latent_grid
+    shape = latents, CHANNELS_OUT, rows, columns
+    what = f"Mode of the {config.model} VAE's latents of the clip, (z - mean) / std where it has statistics."
+    specs = [TargetSpec.of("latent", "time channel row col", shape, "float16", "1", what)]
+    if (side := config.pool) is not None:
+        shape = latents, CHANNELS_OUT, rows // side, columns // side
+        what = f"Mean of latent over squares of {side}x{side} cells, taken in float32."
+        specs.append(TargetSpec.of("latent_pool", "time channel pool_row pool_col", shape, "float16", "1", what))
+    place = "Frame of each place of the clip, steps of 0.5 s from now."
+    valid = "0 where the frame repeats another as padding, else 1."
+    role = "0 padding only, 1 history and now, 2 some of the future."
+    return (
+        *specs,
+        TargetSpec.of("frame_idx", "frame", (count,), "int16", "0.5 s", place),
+        TargetSpec.of("frame_valid", "frame", (count,), "uint8", "1", valid),
+        TargetSpec.of("latent_role", "time", (latents,), "uint8", "1", role),
     )
-    pooled: tuple[TargetSpec, ...] = ()
-    if config.pool is not None:
-        side = config.pool
-        pooled = (
-            TargetSpec(
-                name="latent_pool",
-                dims=("time", "channel", "pool_row", "pool_col"),
-                shape=(latents, CHANNELS_OUT, rows // side, columns // side),
-                dtype="float16",
-                unit="1",
-                meaning=f"Mean of latent over squares of {side}x{side} cells, taken in float32.",
-            ),
-        )
-    labels = (
-        _label("frame_idx", "frame", frame_count, "int16", "Frame of each place of the clip, steps of 0.5 s from now."),
-        _label("frame_valid", "frame", frame_count, "uint8", "0 where the frame repeats another as padding, else 1."),
-        _label("latent_role", "time", latents, "uint8", "0 padding only, 1 history and now, 2 some of the future."),
-    )
-    return (latent, *pooled, *labels)
-
-
-def _label(name: str, dim: str, size: int, dtype: str, meaning: str) -> TargetSpec:
-    unit = "0.5 s" if name == "frame_idx" else "1"
-    return TargetSpec(name=name, dims=(dim,), shape=(size,), dtype=dtype, unit=unit, meaning=meaning)

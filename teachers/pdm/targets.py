@@ -23,6 +23,7 @@ from shards_schema.specs import TargetSpec
 
 Precision = Literal["float32", "float64"]
 
+_spec = TargetSpec.of
 _STATE = "x, y, heading, vx, vy, ax, ay, steering, its rate, yaw rate, its rate (rear axle, ego frame at t0)"
 
 
@@ -124,7 +125,3 @@ def _polygon_specs(name: str, precision: Precision, meaning: str) -> list[Target
 
 def _polygon_targets(name: str, polygons: Polygons) -> dict[str, NDArray[Any]]:
     return {f"{name}_xy": polygons.xy, f"{name}_rings": polygons.rings, f"{name}_polygons": polygons.polygons}
-
-
-def _spec(name: str, dims: str, shape: tuple[int | None, ...], dtype: str, unit: str, meaning: str) -> TargetSpec:
-    return TargetSpec(name=name, dims=tuple(dims.split()), shape=shape, dtype=dtype, unit=unit, meaning=meaning)

@@ -31,60 +31,26 @@ def target_specs(config: VGGTConfig) -> tuple[TargetSpec, ...]:
     order = f"views: steps {list(config.window)} x {list(config.views)}, the first is the reference"
     specs: list[TargetSpec] = []
 
-    def add(name: str, dims: tuple[str, ...], shape: tuple[int, ...], dtype: str, unit: str, meaning: str) -> None:
-        specs.append(
-            TargetSpec(
-                name=name,
-                dims=("view", *dims),
-                shape=(views, *shape),
-                dtype=dtype,
-                unit=unit,
-                meaning=f"{meaning}; {order}",
-            )
-        )
+    def add(name: str, dims: str, shape: tuple[int, ...], dtype: str, unit: str, meaning: str) -> None:
+        specs.append(TargetSpec.of(name, f"view {dims}", (views, *shape), dtype, unit, f"{meaning}; {order}"))
 
     for layer in config.layer_indices:
         for name, pool in config.pools.items():
-            flat = (f"{name}_token",), (pool.rows * pool.cols,)
-            grid = (f"{name}_row", f"{name}_col"), (pool.rows, pool.cols)
-            dims, shape = flat if pool.flat else grid
-            add(
-                f"l{layer}_{name}",
-                (*dims, "channel"),
-                (*shape, channels),
-                config.pool_dtype,
-                "1",
-                f"patch tokens of aggregator layer {layer} (frame, global half), {pool.rows} x {pool.cols} average",
-            )
-        add(
-            f"l{layer}_special",
-            ("special", "channel"),
-            (PATCH_START, channels),
-            "float32",
-            "1",
-            f"camera token and 4 register tokens of aggregator layer {layer}",
-        )
+            cells = (pool.rows * pool.cols,) if pool.flat else (pool.rows, pool.cols)
+            dims = f"{name}_token channel" if pool.flat else f"{name}_row {name}_col channel"
+            what = f"patch tokens of aggregator layer {layer} (frame, global half), {pool.rows} x {pool.cols} average"
+            add(f"l{layer}_{name}", dims, (*cells, channels), config.pool_dtype, "1", what)
+        what = f"camera token and 4 register tokens of aggregator layer {layer}"
+        add(f"l{layer}_special", "special channel", (PATCH_START, channels), "float32", "1", what)
     if "camera" in config.heads:
-        add(
-            "pose_enc",
-            ("pose",),
-            (POSE,),
-            "float32",
-            "1",
-            "camera from reference: translation (not metric), quaternion x y z w, vertical, horizontal FoV (rad)",
-        )
+        what = "camera from reference: translation (not metric), quaternion x y z w, vertical, horizontal FoV (rad)"
+        add("pose_enc", "pose", (POSE,), "float32", "1", what)
     if "depth" in config.heads:
         cells = config.image_height // config.depth_cell, config.width // config.depth_cell
         cell = f"{config.depth_cell} x {config.depth_cell} pixel cell"
-        add("depth", ("cell_row", "cell_col"), cells, "float16", "log(1)", f"log depth, not metric: median of a {cell}")
-        add(
-            "depth_conf",
-            ("cell_row", "cell_col"),
-            cells,
-            "float16",
-            "log(1)",
-            f"log(confidence - 1), at least log(2^-23): median of a {cell}",
-        )
+        add("depth", "cell_row cell_col", cells, "float16", "log(1)", f"log depth, not metric: median of a {cell}")
+        what = f"log(confidence - 1), at least log(2^-23): median of a {cell}"
+        add("depth_conf", "cell_row cell_col", cells, "float16", "log(1)", what)
     return tuple(specs)
 
 
