@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -62,7 +62,6 @@ class StoppedError(Exception):
             f"stopped on SIGTERM: {left} shards are left to do"
             + (f", {abandoned} of them were given up half way" if abandoned else "")
         )
-        self.left, self.abandoned = left, abandoned
 
 
 def drive(
@@ -120,31 +119,29 @@ class AwakeClock:
         return self._seconds
 
 
+@dataclass(eq=False)
 class _Driver:
-    """The state of `drive`: what was asked of Ray, and of which seat's actor."""
+    """What `drive` was given, and its state: what was asked of Ray, and of which seat's actor."""
 
-    def __init__(
-        self,
-        tasks: Sequence[ShardTask],
-        make: Callable[[], ShardWorker],
-        config: ClusterConfig,
-        in_flight: int,
-        on_start: Callable[[int], None],
-        on_receipt: Callable[[ShardReceipt], None],
-        on_look: Callable[[int, int], None],
-        stop: Callable[[], bool],
-        tell: Callable[[str], None],
-    ) -> None:
-        self._tasks, self._config = tasks, config
+    tasks: Sequence[ShardTask]
+    make: Callable[[], ShardWorker]
+    config: ClusterConfig
+    in_flight: int
+    on_start: Callable[[int], None]
+    on_receipt: Callable[[ShardReceipt], None]
+    on_look: Callable[[int, int], None]
+    stop: Callable[[], bool]
+    tell: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        tasks, config = self.tasks, self.config
         # once, not with each of a thousand actors
         self._env = ray.put(shipping.passed(config.env) if joining() else {})
-        self._make = ray.put(make)
-        self._on_start, self._on_receipt, self._on_look = on_start, on_receipt, on_look
-        self._stop, self._tell = stop, tell
+        self._make = ray.put(self.make)
         self._options = {
             "num_cpus": config.cpus_per_worker,
             "num_gpus": config.gpus_per_worker,
-            "max_concurrency": in_flight,
+            "max_concurrency": self.in_flight,
             "scheduling_strategy": "SPREAD",  # where there is more room than workers
         }
         self._known = set(room(config))  # first: a node that joins before they are counted has its workers then
@@ -152,7 +149,7 @@ class _Driver:
         self._dispatch = Dispatcher(
             len(tasks),
             self._begun,
-            in_flight=in_flight,
+            in_flight=self.in_flight,
             max_attempts=config.max_attempts,
             deadline=config.shard_seconds,
             load_deadline=config.load_seconds,
@@ -185,10 +182,10 @@ class _Driver:
     def _drive(self) -> None:
         for seat in range(self._begun):
             self._start(seat)
-        while not self._dispatch.finished and not self._stop():
+        while not self._dispatch.finished and not self.stop():
             self._look(time.monotonic())
             for seat, task in self._dispatch.assign(self._now()):
-                given = replace(self._tasks[task], sandbox=self._dispatch.sandbox(seat, task))
+                given = replace(self.tasks[task], sandbox=self._dispatch.sandbox(seat, task))
                 self._asked[self._actors[seat].process.remote(given)] = (seat, task)
             self._take_ended()
             self._end_hangs()
@@ -203,13 +200,13 @@ class _Driver:
                 ray.wait(closing, num_returns=len(closing), timeout=_CLOSE)
             for actor in [*self._actors.values(), *self._parked]:
                 ray.kill(actor)
-        ends.see_off(self._processes, self._tell)
+        ends.see_off(self._processes, self.tell)
 
     def _wind_down(self) -> None:
         """Begin nothing; let what runs end, or give it up. Raises StoppedError unless that was all there was."""
         self._stopping = True
-        deadline = time.monotonic() + self._config.grace_seconds
-        self._tell(f"SIGTERM: beginning nothing new; {self._running} shards under way have until {_clock(deadline)}")
+        deadline = time.monotonic() + self.config.grace_seconds
+        self.tell(f"SIGTERM: beginning nothing new; {self._running} shards under way have until {_clock(deadline)}")
         while self._running and time.monotonic() < deadline and not self._dispatch.finished:
             self._take_ended()
         if not self._dispatch.finished:
@@ -231,12 +228,12 @@ class _Driver:
 
     def _look(self, now: float) -> None:
         """What nobody reports: nodes that joined, and that there is no worker at all."""
-        self._on_look(self._dispatch.ready, self._dispatch.retried)
+        self.on_look(self._dispatch.ready, self._dispatch.retried)
         if now < self._next_look:
             return
         self._next_look = now + _LOOK
-        if self._config.workers is None and self._config.gpus_per_worker:
-            places = room(self._config)
+        if self.config.workers is None and self.config.gpus_per_worker:
+            places = room(self.config)
             new = places.keys() - self._known
             self._known |= new
             more = min(
@@ -247,12 +244,12 @@ class _Driver:
             for _ in range(more):
                 self._start(self._dispatch.add_seat())
             if more > 0:
-                self._tell(f"{len(new)} nodes joined: {more} more workers")
+                self.tell(f"{len(new)} nodes joined: {more} more workers")
         if self._dispatch.ready:
             self._last_ready = now
         elif now - self._last_ready > _NOTICE:
             self._last_ready = now
-            self._tell(f"no worker for a minute: {self._dispatch.open} load, or wait for a node that has room for them")
+            self.tell(f"no worker for a minute: {self._dispatch.open} load, or wait for a node that has room for them")
         if now >= self._next_notice:
             self._next_notice = now + _SLOW
             self._tell_of_slow_loads()
@@ -263,7 +260,7 @@ class _Driver:
         if slow:
             longest = sorted(slow, key=lambda seat: -slow[seat])[:_NAMED]
             named = ", ".join(f"{self._where(seat)} for {slow[seat] / 60:.0f} min" for seat in longest)
-            self._tell(
+            self.tell(
                 f"workers that still load their teachers: {named}"
                 + (f", and {len(slow) - _NAMED} more" if len(slow) > _NAMED else "")
             )
@@ -302,7 +299,7 @@ class _Driver:
             else:  # a machine that came later must not end what runs well
                 self._cause = error.cause
                 self._parked.append(self._actors.pop(seat))  # it keeps its place, or the next one would be put there
-                self._tell(f"a worker could not load, and gets no other: {error.cause}")
+                self.tell(f"a worker could not load, and gets no other: {error.cause}")
                 self._act(self._dispatch.close(seat), seat)
         except _LOST as error:
             self._lost(seat, task, error)
@@ -314,10 +311,10 @@ class _Driver:
                 self._dispatch.placed(seat, self._now())
             elif task == _LOAD:
                 self._dispatch.loaded(seat, self._now())
-                self._on_start(answer)
+                self.on_start(answer)
             else:
                 self._dispatch.completed(seat, task, self._now())
-                self._on_receipt(answer)
+                self.on_receipt(answer)
 
     def _end_hangs(self) -> None:
         """Kill and replace the workers that have had a shard, or have been loading, for too long."""
@@ -326,10 +323,10 @@ class _Driver:
             if hang.task is None:
                 how = f"has been loading its teachers for {time_given} (cluster.load_seconds)"
                 self._cause = IncompleteError(f"workers hung while they loaded the teachers: {where} {how}")
-                self._tell(f"a worker hangs: {where} {how}; it is killed")
+                self.tell(f"a worker hangs: {where} {how}; it is killed")
             else:
-                how = f"has had shard {self._tasks[hang.task].shard} for {time_given} (cluster.shard_seconds)"
-                self._tell(f"a worker hangs: {where} {how}; it is killed, and what it had is tried again")
+                how = f"has had shard {self.tasks[hang.task].shard} for {time_given} (cluster.shard_seconds)"
+                self.tell(f"a worker hangs: {where} {how}; it is killed, and what it had is tried again")
             self._act(self._dispatch.hung(hang, f"its worker hung: {where} {how}"), hang.seat)
 
     def _where(self, seat: int) -> str:
@@ -341,7 +338,7 @@ class _Driver:
         if task < 0:
             self._cause = IncompleteError(f"workers died while they loaded the teachers: {error}")
         if getattr(error, "preempted", False) or "its node has died" in str(error):  # Ray knows it already
-            self._tell(f"a worker went with its node, {self._nodes.get(seat, 'while it was put there')}")
+            self.tell(f"a worker went with its node, {self._nodes.get(seat, 'while it was put there')}")
             self._act(self._dispatch.lost(seat, "its node is gone", charge=False), seat)
             return
         self._void(seat)
@@ -359,7 +356,7 @@ class _Driver:
             gone = node is not None and node not in there
             if gone or now >= deadline:
                 del self._dying[seat]
-                self._tell(f"a worker went with its node, {node}" if gone else f"a worker is gone: {how}")
+                self.tell(f"a worker went with its node, {node}" if gone else f"a worker is gone: {how}")
                 self._act(self._dispatch.lost(seat, how, charge=not gone), seat)
 
     def _act(self, verdict: Verdict, seat: int) -> None:
@@ -384,9 +381,9 @@ class _Driver:
             return
         if self._cause is not None and not self._dispatch.done and not self._dispatch.failed_tasks:
             raise self._cause
-        reasons = "; ".join(f"shard {self._tasks[t].shard}: {reason}" for t, reason in sorted(failed.items())[:5])
+        reasons = "; ".join(f"shard {self.tasks[t].shard}: {reason}" for t, reason in sorted(failed.items())[:5])
         raise IncompleteError(
-            f"{len(failed)} of {len(self._tasks)} shards failed {self._config.max_attempts} times each, or no worker "
+            f"{len(failed)} of {len(self.tasks)} shards failed {self.config.max_attempts} times each, or no worker "
             f"was left for them ({reasons}); the others are committed; mend the cause and run the same command again"
         )
 

@@ -45,27 +45,13 @@ def counted(call: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def vggt(config: VGGTConfig, *, heads: bool = True) -> int:
-    """VGGT on one window; without the heads, up to the tokens of its last layer."""
-    if heads:
-        return counted(lambda: _run_vggt(config))
-    return counted(lambda: _vggt(config).aggregator(_images(config), {config.built.depth - 1}))
-
-
-def _vggt(config: VGGTConfig) -> Any:
-    from teachers.vggt.network import VGGTNetwork
-
-    with torch.device("meta"):
-        return VGGTNetwork(config.built).requires_grad_(False)
-
-
-def _images(config: VGGTConfig) -> torch.Tensor:
-    return _meta(1, config.frames, 3, config.image_height, config.width)
-
-
 def _run_vggt(config: VGGTConfig) -> None:
     """Part by part, since `VGGTNetwork.forward` asks for autocast, which the meta device has not."""
-    network, built, width = _vggt(config), config.built, 2 * config.built.embed_dim
+    from teachers.vggt.network import VGGTNetwork
+
+    built, width = config.built, 2 * config.built.embed_dim
+    with torch.device("meta"):
+        network = VGGTNetwork(built).requires_grad_(False)
     read = set(config.layer_indices)
     if built.camera is not None:
         read.add(built.depth - 1)
@@ -74,7 +60,7 @@ def _run_vggt(config: VGGTConfig) -> None:
         read |= {*built.depth_head.layers}
         rows, columns = config.patch_grid
         network.depth_head([_meta(config.frames, rows * columns, width)] * 4, rows, columns)
-    network.aggregator(_images(config), read)
+    network.aggregator(_meta(1, config.frames, 3, config.image_height, config.width), read)
 
 
 def _run_cosmos(config: CosmosConfig) -> None:

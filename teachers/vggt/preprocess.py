@@ -49,15 +49,6 @@ def fit(height: int, width: int, target: int) -> Fit:
     return Fit(target, resized, kept, (resized - kept) // 2)
 
 
-def stretch(height: int, width: int, target: int) -> tuple[float, float]:
-    """Factors (x, y) from pixels of the original to pixels of the fitted image; intrinsics must use both.
-
-    fx' = x fx, cx' = x cx, fy' = y fy, cy' = y cy - `Fit.top` (with pixel coordinates that start at a pixel's corner).
-    """
-    fitted = fit(height, width, target)
-    return fitted.width / width, fitted.resized / height
-
-
 def preprocess(image: Image, target: int) -> Image:
     """`image`, uint8 [H, W, 3] RGB, as uint8 [h, target, 3]; pure, safe to call from many threads.
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from teachers import registry
-from teachers.flops import counted, flops_of, vggt
+from teachers.flops import counted, flops_of
 from teachers.vggt.config import VGGTConfig
 from teachers.vggt.network import VGGTNetwork
+from teachers.vggt.teacher import VGGTTeacher
 from teachers.weights import WeightsConfig
 
 RANDOM = WeightsConfig(random=0)
@@ -31,20 +32,19 @@ def test_vggt_part_by_part_is_what_its_forward_runs(fields: dict[str, Any]) -> N
     config = VGGTConfig.model_validate({"weights": RANDOM, "network": "tiny", "width": 154, "pools": {}, **fields})
     built = VGGTNetwork(config.built).requires_grad_(False)
     images = torch.zeros(1, config.frames, 3, config.image_height, config.width)
-    assert counted(lambda: built(images, config.layer_indices)) == vggt(config)
+    assert counted(lambda: built(images, config.layer_indices)) == flops_of(VGGTTeacher(config))
 
 
 def test_vggt_runs_no_layer_that_nothing_reads() -> None:
     fields = {"weights": RANDOM, "network": "tiny", "width": 154, "pools": {}, "heads": []}
-    one, two = (vggt(VGGTConfig.model_validate({**fields, "layers": [last]})) for last in (1, 2))
+    one, two = (tera("vggt", **{**fields, "layers": [last]}) for last in (1, 2))
     assert one < two
 
 
 def test_vggt_at_its_published_size() -> None:
-    one = VGGTConfig(weights=RANDOM, views=("CAM_F0",))
-    tokens = vggt(one, heads=False)
-    assert tokens / 1e12 == pytest.approx(1.598, abs=1e-3)
-    assert (vggt(one) - tokens) / 1e12 == pytest.approx(0.170 + 0.002, abs=1e-3)  # depth head, camera head
+    tokens = tera("vggt", views=["CAM_F0"], heads=[])
+    assert tokens == pytest.approx(1.598, abs=1e-3)
+    assert tera("vggt", views=["CAM_F0"]) - tokens == pytest.approx(0.170 + 0.002, abs=1e-3)  # depth, camera head
     assert tera("vggt", views=VIEWS) == pytest.approx(5.669, abs=1e-3)
 
 

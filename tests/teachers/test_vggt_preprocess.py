@@ -1,4 +1,4 @@
-"""VGGT's preprocessing against Pillow, and the stretch that intrinsics need."""
+"""VGGT's preprocessing against Pillow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from shards_schema.errors import SampleError
 from shards_schema.records import Image
-from teachers.vggt.preprocess import fit, preprocess, stretch
+from teachers.vggt.preprocess import fit, preprocess
 
 Make = Callable[[int, int], Image]
 
@@ -85,12 +85,6 @@ def test_tall_images_are_cropped_around_the_centre() -> None:
 
 def test_an_image_of_the_right_size_is_left_alone() -> None:
     assert np.array_equal(preprocess(noise(294, 518), 518), noise(294, 518))
-
-
-def test_stretch_gives_both_factors() -> None:
-    assert stretch(1080, 1920, 518) == pytest.approx((518 / 1920, 294 / 1080))
-    # A tall image's factor is that of the resize: the crop moves the centre, not the focal length.
-    assert stretch(1000, 600, 518) == pytest.approx((518 / 600, 868 / 1000))
 
 
 def test_many_threads_give_what_one_gives() -> None:
