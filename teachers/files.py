@@ -124,7 +124,7 @@ def load(
             if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
                 raise WeightsError(f"{_names(files)}: more than one of them holds {_some(twice)}")
             got = {name: tuple(file.get_slice(name).get_shape()) for name, file in at.items()}
-            _check_fit(type(network).__name__, files, want, got)
+            refuse_other_shapes(_names(files), f"{type(network).__name__} of its config.json", want, got)
             tensors = {name: at[name].get_tensor(name).to(device, dtype, copy=True) for name in needed}
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{_names(files)} is not a readable safetensors file: {error}") from error
@@ -146,15 +146,20 @@ def _take(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], device:
     torch.nn.Module.to(network, device=device)  # ModelMixin.to logs a warning at every cast
 
 
-def _check_fit(
-    network: str, files: list[Path], want: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]
+def refuse_other_shapes(
+    where: str, network: str, want: Mapping[str, tuple[int, ...]], got: Mapping[str, tuple[int, ...]]
 ) -> None:
+    """Hold a checkpoint's tensors against a network's, by name.
+
+    Raises:
+        WeightsError: some are missing, more than the network has, or of another shape.
+    """
     problems = [f"missing {_some(want.keys() - got.keys())}"] if want.keys() - got.keys() else []
     problems += [f"unexpected {_some(got.keys() - want.keys())}"] if got.keys() - want.keys() else []
     reshaped = {f"{k} {got[k]} for {want[k]}" for k in want.keys() & got.keys() if want[k] != got[k]}
     problems += [f"of another shape {_some(reshaped)}"] if reshaped else []
     if problems:
-        raise WeightsError(f"{_names(files)} does not fit {network} of its config.json: " + "; ".join(problems))
+        raise WeightsError(f"{where} does not fit {network}: " + "; ".join(problems))
 
 
 def _names(files: list[Path]) -> str:

@@ -30,10 +30,9 @@ from pipeline.sources.navsim_frame import CameraFrame, FrameReader, token_and_ti
 from pipeline.sources.navsim_images import LogImages
 from pipeline.sources.navsim_windows import PERIOD_US, Gaps, break_between, cut_windows
 from pipeline.sources.registry import Progress, parse_config
-from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, wanted_logs
+from pipeline.sources.scan import LogScan, LogsConfig, LogsSource, scan_logs, wanted_logs
 from pipeline.sources.second_stage import START, SecondStage, add_second_stage
 from pipeline.sources.untrusted import shown, text
-from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.plan import SceneRef
 from shards_schema.records import CHANNELS, Frame, Scene
@@ -64,33 +63,10 @@ class NavsimConfig(LogsConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class NavsimSource:
-    """A NAVSIM dataset under a scene filter; satisfies `pipeline.sources.base.Source`.
-
-    Raises:
-        ConfigError: the root is a URL that holds credentials, which would stand in records and reasons.
-        StoreError: (any method) the disk or the store of the root failed too often; no log is given up for that.
-    """
+class NavsimSource(LogsSource):
+    """A NAVSIM dataset under a scene filter; satisfies `pipeline.sources.base.Source`."""
 
     config: NavsimConfig
-
-    def __post_init__(self) -> None:
-        refuse_credentials(self.config.root)  # here, since pydantic's errors repeat what they refuse
-
-    @property
-    def num_history(self) -> int:
-        """H, with the current frame."""
-        return self.config.filter.num_history_frames
-
-    @property
-    def num_future(self) -> int:
-        """F."""
-        return self.config.filter.num_future_frames
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the root holds ``SYNTHETIC.json``."""
-        return "SYNTHETIC.json" in files.names(self.config.root)
 
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`; long lists of the filter as their count and the sha256 of their sorted members."""
@@ -107,11 +83,6 @@ class NavsimSource:
         }
 
     @property
-    def num_before(self) -> int:
-        """See `LookingSource`."""
-        return self.config.context_frames
-
-    @property
     def rate(self) -> int:
         """NAVSIM's 2 Hz."""
         return round(1e6 / PERIOD_US)
@@ -126,18 +97,10 @@ class NavsimSource:
         """See `LookingSource`."""
         return f"{self.config.root.rstrip('/')}/sensor_blobs/{self.config.data_split}"
 
-    def scan(self, *, processes: int = 1) -> Scan:
-        """See `Source.scan`; the result does not depend on `processes`.
-
-        Raises:
-            ConfigError: no log folder, a folder without logs, or a token that two logs hold.
-        """
-        return self.look({}, processes=processes)
-
     def look(self, wanted: Wanted, *, processes: int = 1) -> Scan:
         """See `LookingSource.look`."""
         config = self.config
-        entries = files.names(self._folder)  # a folder of such a name is a log that cannot be read
+        entries = files.names(self.config.folder)  # a folder of such a name is a log that cannot be read
         logs, unreadable = wanted_logs(config, entries, ".pkl")
         first = scan_logs(config, logs, unreadable, partial(_scan_log, self, wanted), processes=processes, chunk=16)
         if (stage := self._second_stage) is not None:
@@ -250,13 +213,9 @@ class NavsimSource:
             frames.append(frame)
         return tuple(reversed(frames))
 
-    @property
-    def _folder(self) -> str:
-        return f"{self.config.root.rstrip('/')}/{self.config.logs_folder}/{self.config.data_split}"
-
     def _read_log(self, log: str) -> list[dict[str, Any]]:
         where = f"{self.config.shown_folder}/{log}.pkl"
-        data = files.read_log(f"{self._folder}/{log}.pkl", where)
+        data = files.read_log(f"{self.config.folder}/{log}.pkl", where)
         frames = load_pickle(data, where)
         if not isinstance(frames, list) or (frames and not any(isinstance(frame, dict) for frame in frames)):
             raise SampleError("log_unreadable", f"{where} should hold a list of frames (dicts), got {shown(frames)}")

@@ -58,7 +58,7 @@ def token_and_time(raw: Mapping[str, Any]) -> tuple[str, int]:
         SampleError: code ``bad_frame``: one is missing, or the token is not 1 to 64 letters, digits, ``_`` or ``-``
             (tokens become file names); or it is no dict.
     """
-    _require(raw, ("token", "timestamp"), "bad_frame", "a frame")
+    require(raw, ("token", "timestamp"), "bad_frame", "a frame")
     token = raw["token"]
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise SampleError("bad_frame", f"a frame's token should be hex characters, got {shown(token)}")
@@ -72,7 +72,7 @@ def route(raw: Mapping[str, Any]) -> tuple[str, ...]:
         SampleError: code ``bad_frame``.
     """
     where = f"frame {shown(raw.get('token'))}"
-    _require(raw, ("roadblock_ids",), "bad_frame", where)
+    require(raw, ("roadblock_ids",), "bad_frame", where)
     ids = items(raw["roadblock_ids"], "bad_frame", f"{where}: roadblock_ids")
     return tuple(dict.fromkeys(found for i in ids if (found := _identifier(i, "bad_frame", f"{where}: roadblock_ids"))))
 
@@ -122,7 +122,7 @@ class FrameReader:
 
     def _parse(self, raw: Mapping[str, Any]) -> Frame:
         token, timestamp = token_and_time(raw)
-        _require(raw, _KEYS, "bad_frame", f"frame {token}")
+        require(raw, _KEYS, "bad_frame", f"frame {token}")
         translation = floats(raw["ego2global_translation"], (3,), "bad_pose", f"{token}: ego2global_translation")
         rotation = floats(raw["ego2global_rotation"], (4,), "bad_pose", f"{token}: ego2global_rotation")
         if abs(np.linalg.norm(rotation) - 1) > _UNIT:
@@ -158,7 +158,7 @@ class FrameReader:
             where = f"{token}: cams.{channel}"
             if not isinstance(cam, Mapping):
                 raise SampleError("bad_frame", f"{where}: expected a mapping, got {shown(cam)}")
-            _require(cam, _CAMERA_KEYS, "bad_frame", where)
+            require(cam, _CAMERA_KEYS, "bad_frame", where)
             intrinsics, distortion, rotation, translation = self._calibration(raw, cam, where)
             cameras[channel] = Camera(
                 channel=channel,
@@ -179,7 +179,7 @@ class FrameReader:
         t = floats(cam["sensor2lidar_translation"], (3,), code, f"{where}.sensor2lidar_translation")
         to_ego = np.eye(4)
         if self._camera_frame == "lidar":
-            _require(raw, ("lidar2ego",), "bad_frame", where)
+            require(raw, ("lidar2ego",), "bad_frame", where)
             to_ego = floats(raw["lidar2ego"], (4, 4), code, f"{where}: lidar2ego")
         key = tuple(a.tobytes() for a in (K, distortion, R, t, to_ego))
         if key not in self._calibrations:
@@ -208,7 +208,12 @@ def lies_within(path: str) -> bool:
     return bool(path) and not path.startswith("/") and "://" not in path and ".." not in path.split("/")
 
 
-def _require(raw: object, keys: Sequence[str], code: str, where: str) -> None:
+def require(raw: object, keys: Sequence[str], code: str, where: str) -> None:
+    """Refuse what is no dict, or lacks one of `keys`.
+
+    Raises:
+        SampleError: so, under `code`.
+    """
     if not isinstance(raw, Mapping):
         raise SampleError(code, f"{where} should be a dict, got {shown(raw)}")
     if missing := [key for key in keys if key not in raw]:
@@ -258,7 +263,7 @@ def _annotations(anns: Any, token: str) -> Annotations | None:
     code = "bad_annotations"
     if not isinstance(anns, Mapping):
         raise SampleError(code, f"{token}: anns should be a mapping, got {shown(anns)}")
-    _require(anns, _ANNOTATION_KEYS, code, f"{token}: anns")
+    require(anns, _ANNOTATION_KEYS, code, f"{token}: anns")
     try:
         counts = {key: len(anns[key]) for key in (*_ANNOTATION_KEYS, "instance_tokens") if key in anns}
     except TypeError:

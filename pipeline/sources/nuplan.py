@@ -39,9 +39,8 @@ from pipeline.sources.nuplan_frame import Extrinsics, LogFrames
 from pipeline.sources.nuplan_log import NuplanLog
 from pipeline.sources.nuplan_windows import cut_windows, missing
 from pipeline.sources.registry import Progress, parse_config
-from pipeline.sources.scan import LogScan, LogsConfig, scan_logs, shown_url, wanted_logs
+from pipeline.sources.scan import LogScan, LogsConfig, LogsSource, scan_logs, shown_url, wanted_logs
 from pipeline.stores.places import LocalText, Place
-from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.plan import SceneRef
 from shards_schema.records import CHANNELS, Frame, Scene
@@ -90,34 +89,10 @@ class NuplanConfig(LogsConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class NuplanSource:
-    """nuPlan's logs under a scene filter; satisfies `pipeline.sources.base.Source`.
-
-    Raises:
-        ConfigError: a URL holds credentials, which would stand in records and reasons.
-        StoreError: (any method) the disk or the store of the root failed too often; no log is given up for that.
-    """
+class NuplanSource(LogsSource):
+    """nuPlan's logs under a scene filter; satisfies `pipeline.sources.base.Source`."""
 
     config: NuplanConfig
-
-    def __post_init__(self) -> None:
-        refuse_credentials(self.config.root)  # here, since pydantic's errors repeat what they refuse
-        refuse_credentials(self.config.blobs)
-
-    @property
-    def num_history(self) -> int:
-        """H, with the current frame."""
-        return self.config.filter.num_history_frames
-
-    @property
-    def num_future(self) -> int:
-        """F."""
-        return self.config.filter.num_future_frames
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the root holds ``SYNTHETIC.json``."""
-        return "SYNTHETIC.json" in files.names(self.config.root)
 
     def describe(self) -> dict[str, Any]:
         """See `Source.describe`; long lists of the filter as their count and digest."""
@@ -137,11 +112,6 @@ class NuplanSource:
         }
 
     @property
-    def num_before(self) -> int:
-        """See `LookingSource`."""
-        return self.config.context_frames
-
-    @property
     def rate(self) -> int:
         """As configured."""
         return self.config.rate
@@ -156,18 +126,9 @@ class NuplanSource:
         """See `LookingSource`."""
         return self.config.blobs
 
-    def scan(self, *, processes: int = 1) -> Scan:
-        """See `Source.scan`; the result does not depend on `processes`.
-
-        Raises:
-            ConfigError: no log folder, a folder without logs, no map of a log's location, or a token that two logs
-                hold.
-        """
-        return self.look({}, processes=processes)
-
     def look(self, wanted: Wanted, *, processes: int = 1) -> Scan:
         """See `LookingSource.look`; a window that is made has its images, so only frames before it may lack some."""
-        logs, bad = wanted_logs(self.config, files.names(self._folder), ".db")
+        logs, bad = wanted_logs(self.config, files.names(self.config.folder), ".db")
         return scan_logs(self.config, logs, bad, functools.partial(_scan_log, self, wanted), processes=processes)
 
     def scenes(self, log: str, refs: Sequence[SceneRef]) -> list[Scene | SampleError]:
@@ -236,15 +197,11 @@ class NuplanSource:
     @contextmanager
     def _open(self, log: str) -> Generator[NuplanLog, None, None]:
         where = f"{self.config.shown_folder}/{log}.db"
-        with open_log(f"{self._folder}/{log}.db", where) as db:
+        with open_log(f"{self.config.folder}/{log}.db", where) as db:
             found = NuplanLog(db, self.config.channels, self.config.rate)
             if found.map_name not in MAP_NAMES:
                 raise unreadable(where, f"log.map_version should be one of {MAP_NAMES}, found {found.map_name!r:.40}")
             yield found
-
-    @property
-    def _folder(self) -> str:
-        return f"{self.config.root.rstrip('/')}/{self.config.logs_folder}/{self.config.data_split}"
 
 
 def build(config: Mapping[str, Any], progress: Progress) -> NuplanSource:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -30,10 +31,11 @@ from loky import ProcessPoolExecutor
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.sources import files
-from pipeline.sources.base import Missing, Scan
+from pipeline.sources.base import Missing, Scan, Wanted
 from pipeline.sources.scene_filter import SceneFilter
 from pipeline.sources.untrusted import shown
 from pipeline.stores.places import Place
+from pipeline.stores.remote import refuse_credentials
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.plan import SceneRef
@@ -100,9 +102,67 @@ class LogsConfig(StrictModel):
         return f"{self.shown_root.rstrip('/')}/{self.logs_folder}/{self.data_split}"
 
     @property
+    def folder(self) -> str:
+        """The folder of the logs."""
+        return f"{self.root.rstrip('/')}/{self.logs_folder}/{self.data_split}"
+
+    @property
     def filter_summary(self) -> dict[str, Any]:
         """The filter as JSON; long lists as their count and the sha256 of their sorted members."""
         return {name: _summary(value) for name, value in self.filter}
+
+
+class LogsSource(ABC):
+    """What the sources of logs have in common; see `pipeline.sources.base.LookingSource`.
+
+    Raises:
+        ConfigError: a URL holds credentials, which would stand in records and reasons.
+        StoreError: (any method) the disk or the store of the root failed too often; no log is given up for that.
+    """
+
+    __slots__ = ()
+    config: LogsConfig
+
+    def __post_init__(self) -> None:
+        for url in (self.config.root, self.blobs):  # here, since pydantic's errors repeat what they refuse
+            refuse_credentials(url)
+
+    @property
+    def num_history(self) -> int:
+        """H, with the current frame."""
+        return self.config.filter.num_history_frames
+
+    @property
+    def num_future(self) -> int:
+        """F."""
+        return self.config.filter.num_future_frames
+
+    @property
+    def num_before(self) -> int:
+        """See `LookingSource`."""
+        return self.config.context_frames
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the root holds ``SYNTHETIC.json``."""
+        return "SYNTHETIC.json" in files.names(self.config.root)
+
+    @property
+    @abstractmethod
+    def blobs(self) -> str:
+        """See `LookingSource`."""
+
+    def scan(self, *, processes: int = 1) -> Scan:
+        """See `Source.scan`; the result does not depend on `processes`.
+
+        Raises:
+            ConfigError: no log folder, a folder without logs, or a token that two logs hold.
+        """
+        return self.look({}, processes=processes)
+
+    @abstractmethod
+    def look(self, wanted: Wanted, *, processes: int = 1) -> Scan:
+        """See `LookingSource.look`."""
 
 
 def shown_url(url: str) -> str:

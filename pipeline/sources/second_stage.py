@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -30,7 +30,7 @@ from pickles.unpickle import load_pickle
 from pipeline.sources import files
 from pipeline.sources.base import Missing, Scan, Wanted
 from pipeline.sources.looking import missing
-from pipeline.sources.navsim_frame import FrameReader
+from pipeline.sources.navsim_frame import FrameReader, require
 from pipeline.sources.navsim_images import LogImages
 from pipeline.sources.scan import LogScan, each_log
 from pipeline.sources.scene_filter import SceneFilter
@@ -56,6 +56,7 @@ _METADATA: Final = (
     "num_future_frames",
     "corresponding_original_scene",
 )
+_STATUS: Final = ("ego_pose", "ego_velocity", "ego_acceleration", "driving_command")
 _FRAME: Final = ("token", "timestamp", "roadblock_ids", "traffic_lights", "annotations", "ego_status", "camera_dict")
 
 
@@ -186,7 +187,7 @@ class SecondStage:
             raise SampleError(
                 "log_unreadable", f"{where} should hold one scene (scene_metadata, frames), got {shown(raw)}"
             )
-        _need(raw["scene_metadata"], _METADATA, f"{where}: scene_metadata")
+        require(raw["scene_metadata"], _METADATA, "bad_frame", f"{where}: scene_metadata")
         return raw
 
 
@@ -278,20 +279,13 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
     return seen[id(value)]
 
 
-def _need(value: object, keys: Sequence[str], where: str) -> None:
-    if not isinstance(value, Mapping):
-        raise SampleError("bad_frame", f"{where} should be a mapping, got {shown(value)}")
-    if missing := [key for key in keys if key not in value]:
-        raise SampleError("bad_frame", f"{where} lacks {', '.join(missing)}")
-
-
 def _as_log(frame: Any, where: str) -> dict[str, Any]:
     """A saved scene's frame in the form of a log's; `_posed` sets its heading, which no quaternion holds exactly."""
-    _need(frame, _FRAME, where)
+    require(frame, _FRAME, "bad_frame", where)
     status, annotations, cameras = frame["ego_status"], frame["annotations"], frame["camera_dict"]
-    _need(status, ("ego_pose", "ego_velocity", "ego_acceleration", "driving_command"), f"{where}: ego_status")
-    _need(annotations, ("boxes", "names", "velocity_3d", "track_tokens"), f"{where}: annotations")
-    _need(cameras, (), f"{where}: camera_dict")
+    require(status, _STATUS, "bad_frame", f"{where}: ego_status")
+    require(annotations, ("boxes", "names", "velocity_3d", "track_tokens"), "bad_frame", f"{where}: annotations")
+    require(cameras, (), "bad_frame", f"{where}: camera_dict")
     x, y, heading = floats(status["ego_pose"], (3,), "bad_pose", f"{where}: ego_pose").tolist()
     velocity = floats(status["ego_velocity"], (2,), "bad_pose", f"{where}: ego_velocity")
     acceleration = floats(status["ego_acceleration"], (2,), "bad_pose", f"{where}: ego_acceleration")

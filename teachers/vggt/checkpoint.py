@@ -15,7 +15,7 @@ import hashlib
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from shards_schema.errors import WeightsError
+from teachers.files import refuse_other_shapes
 
 CANDIDATES = ("model.safetensors", "model.pt", "vggt_1B_commercial.pt")
 """File names of the official repositories, in the order in which they are tried."""
 
 _HEADS = ("camera_head", "depth_head", "point_head", "track_head")
-_NAMED = 8
 
 
 def load_checkpoint(network: nn.Module, path: Path, device: str) -> None:
@@ -42,12 +42,13 @@ def load_checkpoint(network: nn.Module, path: Path, device: str) -> None:
         device: where the weights go.
 
     Raises:
-        WeightsError: the file cannot be read, or does not fit; up to 8 names of each kind are given.
+        WeightsError: the file cannot be read, or does not fit; up to 5 names of each kind are given.
     """
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     absent = tuple(f"{head}." for head in _HEADS if not any(name.startswith(f"{head}.") for name in expected))
     shapes, read = _opened(path)
-    _must_fit(path, expected, {name: shape for name, shape in shapes.items() if not name.startswith(absent)})
+    found = {name: shape for name, shape in shapes.items() if not name.startswith(absent)}
+    refuse_other_shapes(str(path), "the network that the config describes", expected, found)
     state = {name: read(name).to(device=device, dtype=torch.float32, copy=True) for name in expected}
     network.load_state_dict(state, assign=True)
 
@@ -93,23 +94,3 @@ def _opened(path: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Ten
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: expected a state dict (tensor by parameter name), got something else")
     return {name: tuple(value.shape) for name, value in state.items()}, state.__getitem__
-
-
-def _must_fit(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    both = expected.keys() & found.keys()
-    faults = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of another shape": [
-            f"{name} (expected {list(expected[name])}, found {list(found[name])})"
-            for name in sorted(both)
-            if expected[name] != found[name]
-        ],
-    }
-    if any(faults.values()):
-        said = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in faults.items() if names)
-        raise WeightsError(f"{path} does not fit the network that the config describes: {said}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
