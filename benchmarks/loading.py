@@ -8,9 +8,6 @@ process held with everything imported and its group joined; pages of a file that
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ import torch
 from pydantic import Field
 from torch.distributed.tensor import DTensor
 
-from benchmarks.measure import ROOT, status, temporary
+from benchmarks import measure
+from benchmarks.measure import status, temporary
 from reports.tables import table
 from shards_schema.inputs.models import StrictModel
 from trainer import build, checkpoint, distributed
@@ -94,22 +92,8 @@ def _write(root: Path, config: Config) -> float:
 
 def _peaks(root: Path, ranks: int, name: str) -> list[float]:
     """Run the children; the peak of each above what it began with, in MB."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     ask = json.dumps({"policy": str(root / POLICY), "name": name})
-    together = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.loading", ask], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-            env={**together, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    told = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
-        raise RuntimeError("a measured process failed; what it said is above")
-    return [json.loads(text.splitlines()[-1]) for text in told]
+    return [json.loads(line) for line in measure.ranks(ranks, "benchmarks.loading", ask).splitlines()]
 
 
 def _measured(policy: Path, name: str) -> None:

@@ -1,10 +1,14 @@
-"""What every measurement needs: the machine in words, medians with their spread, a folder that goes away, fsync."""
+"""What every measurement needs: the machine in words, medians with their spread, a folder that goes away, processes."""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import multiprocessing
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +16,12 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from statistics import median
+from typing import TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
+Value = TypeVar("Value")
 PACKAGES = ("ray", "torch", "numpy", "simplejpeg", "webdataset", "zarr", "google-crc32c")
 ROOT = Path(__file__).parent.parent
 
@@ -91,3 +100,72 @@ def temporary() -> Iterator[Path]:
     """A folder under the system's temporary one, removed with all that is in it."""
     with tempfile.TemporaryDirectory(prefix="last-shards-bench-") as folder:
         yield Path(folder)
+
+
+def apart(measure: Callable[[], Value]) -> Value:
+    """The result of `measure`, called in a forked process with one torch thread.
+
+    Raises:
+        RuntimeError: it ended without one.
+    """
+    import torch  # which the list of the measurements need not have
+
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def child() -> None:
+        torch.set_num_threads(1)
+        there.send(measure())
+
+    process = context.Process(target=child)
+    process.start()
+    there.close()
+    try:
+        return cast(Value, here.recv())
+    except EOFError as error:
+        raise RuntimeError("the measured process failed; its traceback stands above") from error
+    finally:
+        process.join()
+
+
+def drop(folder: Path) -> None:
+    """Drop a folder's files from the page cache.
+
+    Raises:
+        RuntimeError: they stayed, so that a cold rate would be a lie.
+    """
+    stayed = total = 0
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                cached = _cached(file.fileno())
+            stayed, total = stayed + int(cached.sum()), total + len(cached)
+    if stayed > 0.02 * total:
+        raise RuntimeError(f"{folder}: {stayed} of {total} pages are still in the page cache")
+
+
+def _cached(descriptor: int) -> NDArray[np.bool_]:
+    """Which pages of a file are in the page cache (mincore)."""
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
+        pages = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
+        view = np.frombuffer(mapped, np.uint8)
+        arguments = ctypes.c_void_p(view.ctypes.data), ctypes.c_size_t(len(mapped)), ctypes.c_void_p(pages.ctypes.data)
+        failed = ctypes.CDLL(None, use_errno=True).mincore(*arguments)
+        del view
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore")
+    return (pages & 1).astype(bool)
+
+
+def ranks(count: int, module: str, *words: str) -> str:
+    """What `count` ranks of ``python -m module words`` print, with torchrun's environment.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", module]
+    done = subprocess.run([*run, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the measured run failed:\n{done.stderr}")
+    return done.stdout

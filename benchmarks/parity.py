@@ -23,7 +23,6 @@ from teachers.base import Targets, Teacher
 from teachers.probing import forget
 from teachers.testing import synthetic_input
 
-_VIEWS = {"width": 266, "height": 154, "views": ["CAM_F0", "CAM_L0"]}
 _CLIP = {"size": [256, 128], "pool": 2}
 NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "VGGT": (

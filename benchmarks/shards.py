@@ -15,6 +15,7 @@ from shards_schema.manifests import ColumnManifest, DatasetManifest
 from shards_schema.plan import PlanConfig, SceneRef
 from shards_schema.specs import TargetSpec
 
+SPEC = TargetSpec.of("latents", "view patch channel", (2, 196, 1024), "float16", "1", "noise")
 Members = Callable[[SceneRef], Mapping[str, Any]]
 """What a scene has in a column: the arrays of its targets, by name; else tar members, bytes by extension."""
 

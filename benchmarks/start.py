@@ -8,7 +8,6 @@ features are pooled as in the recipe; statistics are those of the training split
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from benchmarks.measure import ROOT, status, temporary
+from benchmarks import measure
+from benchmarks.measure import status, temporary
 from benchmarks.scale.scenes import scene_refs
 from benchmarks.shards import Members, column, write_dataset
 from jobs import sft
@@ -34,9 +34,7 @@ from trainer.run import Batches
 from trainer.sft import SFT
 
 HISTORY, FUTURE = 4, 8
-SPEC = TargetSpec(
-    name="grid", dims=("row", "col", "channel"), shape=(4, 8, 64), dtype="float16", unit="1", meaning="noise"
-)
+SPEC = TargetSpec.of("grid", "row col channel", (4, 8, 64), "float16", "1", "noise")
 TARGET = {"column": "noise", "target": SPEC.name, "grid": {"row": 2, "col": 4}}
 
 
@@ -82,11 +80,7 @@ def started(root: Path, config: Config, ranks: int) -> list[list[float]]:
     }
     path = root / f"recipe_{ranks}.json"
     path.write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "benchmarks.start", str(path), str(root / f"found_{ranks}")]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise RuntimeError(f"the measured run failed:\n{answer.stderr}")
+    measure.ranks(ranks, "benchmarks.start", str(path), str(root / f"found_{ranks}"))
     return [json.loads(Path(root, f"found_{ranks}.{rank}").read_text()) for rank in range(ranks)]
 
 

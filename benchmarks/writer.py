@@ -23,7 +23,7 @@ from pydantic import Field
 from zarr.storage import LocalStore
 
 from benchmarks.measure import interleaved, spread, temporary
-from benchmarks.shards import column
+from benchmarks.shards import SPEC, column
 from pipeline.stores import view
 from pipeline.stores.column import ColumnShardWriter
 from pipeline.stores.disk import fsync
@@ -37,11 +37,6 @@ from shards_schema.codecs import npy_bytes
 from shards_schema.inputs.models import StrictModel
 from shards_schema.manifests import ZarrMode
 from shards_schema.plan import Plan, PlanConfig, SceneRef
-from shards_schema.specs import TargetSpec
-
-SPEC = TargetSpec(
-    name="latents", dims=("view", "patch", "channel"), shape=(2, 196, 1024), dtype="float16", unit="1", meaning="noise"
-)
 
 
 class Config(StrictModel):

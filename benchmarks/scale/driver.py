@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.apart import apart as forked
+from benchmarks.measure import apart as forked
 from benchmarks.measure import status
 from benchmarks.scale.scenes import MEMBERS, ListSource, manifests, scene_refs
 from cluster.dispatch import Dispatcher
