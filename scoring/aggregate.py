@@ -8,10 +8,13 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from scoring.context import FILTERED
+from scoring.context import FILTERED, Version
 
 MULTIPLICATIVE_V1 = ("no_at_fault_collisions", "drivable_area_compliance")
 MULTIPLICATIVE_V2 = (*MULTIPLICATIVE_V1, "driving_direction_compliance", "traffic_light_compliance")
+MULTIPLICATIVE: Mapping[Version, tuple[str, ...]] = {"v1": MULTIPLICATIVE_V1, "v2": MULTIPLICATIVE_V2}
+"""Sub-scores that multiply the whole score."""
+
 WEIGHTS_V1 = {"ego_progress": 5.0, "time_to_collision_within_bound": 5.0, "comfort": 2.0}
 WEIGHTS_V2 = {
     "ego_progress": 5.0,

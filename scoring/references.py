@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from scoring.aggregate import MULTIPLICATIVE_V1, MULTIPLICATIVE_V2, product
+from scoring.aggregate import MULTIPLICATIVE, product
 from scoring.context import FILTERED, RewardContext, collate
 from scoring.reference import reference_poses
 from scoring.scorer import DEFAULT_MAX_BYTES, rollout
@@ -28,9 +28,8 @@ def complete(
         return []
     batch = collate(contexts, device)
     scene = torch.arange(len(batch), device=batch.device)
-    multiplicative = MULTIPLICATIVE_V1 if batch.version == "v1" else MULTIPLICATIVE_V2
     rows, _ = rollout(batch, batch.pdm_poses, scene, max_bytes=max_bytes)
-    progress = (rows["raw_progress"] * product(rows, multiplicative)).tolist()
+    progress = (rows["raw_progress"] * product(rows, MULTIPLICATIVE[batch.version])).tolist()
     zero = np.zeros((len(contexts), len(FILTERED)), dtype=np.bool_)
     driven = [i for i, c in enumerate(contexts) if len(c.human_poses)]
     if batch.version == "v2" and driven:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.aggregate import MULTIPLICATIVE_V1, MULTIPLICATIVE_V2, epdms, human_filter, pdms, product
+from scoring.aggregate import MULTIPLICATIVE, epdms, human_filter, pdms, product
 from scoring.areas import areas
 from scoring.context import ContextBatch, Version
 from scoring.geometry import slices
@@ -133,8 +133,7 @@ def score(
         raise SampleError(
             "bad_trajectory", f"scene {batch.tokens[s]}: candidate {c} cannot be driven: its simulated states overflow"
         )
-    multiplicative = MULTIPLICATIVE_V1 if batch.version == "v1" else MULTIPLICATIVE_V2
-    multiplier = product(rows, multiplicative)
+    multiplier = product(rows, MULTIPLICATIVE[batch.version])
     raw = rows.pop("raw_progress")
     rows["ego_progress"] = ego_progress(raw, multiplier, batch.pdm_progress[scene], batch.version)
     unfiltered = {name: value.view(scenes, candidates) for name, value in rows.items()}

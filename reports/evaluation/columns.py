@@ -5,30 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from scoring import Version
+from scoring.aggregate import MULTIPLICATIVE_V1, MULTIPLICATIVE_V2, WEIGHTS_V1, WEIGHTS_V2
 from trainer.tally import mean_known
 
 COMFORT_BETWEEN_FRAMES = "two_frame_extended_comfort"
 
 SUBSCORES: dict[Version, tuple[str, ...]] = {
-    "v1": (
-        "no_at_fault_collisions",
-        "drivable_area_compliance",
-        "ego_progress",
-        "time_to_collision_within_bound",
-        "comfort",
-        "driving_direction_compliance",
-    ),
-    "v2": (
-        "no_at_fault_collisions",
-        "drivable_area_compliance",
-        "driving_direction_compliance",
-        "traffic_light_compliance",
-        "ego_progress",
-        "time_to_collision_within_bound",
-        "lane_keeping",
-        "history_comfort",
-        COMFORT_BETWEEN_FRAMES,
-    ),
+    "v1": (*MULTIPLICATIVE_V1, *WEIGHTS_V1, "driving_direction_compliance"),
+    "v2": (*MULTIPLICATIVE_V2, *WEIGHTS_V2, COMFORT_BETWEEN_FRAMES),
 }
 """Columns of the csv of ``run_pdm_score`` (tag v1.1) and ``run_pdm_score_one_stage`` (main), valid to score."""
 

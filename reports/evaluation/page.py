@@ -21,6 +21,7 @@ from reports.inspection import drive
 from reports.inspection.colours import jpeg_uri
 from reports.inspection.projection import fit_ground
 from scoring import RewardContext, Version
+from scoring.aggregate import MULTIPLICATIVE
 from shards_schema import layout
 from shards_schema.errors import ShardsError
 
@@ -28,19 +29,6 @@ OTHER_STYLES = ("other1", "other2", "other3", "other4")
 CAMERA_WIDTH = 960
 APART_S = 2.0
 """Scenes of a log that are nearer than this are one event: the worse one is shown."""
-
-_DECISIVE: dict[Version, frozenset[str]] = {
-    "v1": frozenset(("no_at_fault_collisions", "drivable_area_compliance")),
-    "v2": frozenset(
-        (
-            "no_at_fault_collisions",
-            "drivable_area_compliance",
-            "driving_direction_compliance",
-            "traffic_light_compliance",
-        )
-    ),
-}
-"""Sub-scores that multiply the whole score."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +90,7 @@ def render(evaluated: Evaluated, places: Sequence[int], dataset: Dataset, contex
         subscores={name: short(name) for name in names},
         summary=(head, list(zip(styles, body, strict=True))),
         legend={**legend, "human": "human", "PDM-Closed, the reference of progress": "pdm"},
-        decisive=", ".join(short(n) for n in names if n in _DECISIVE[e.version]),
+        decisive=", ".join(short(n) for n in names if n in MULTIPLICATIVE[e.version]),
         apart=APART_S,
         scenes=[_scene(e, styles, i, context, dataset) for i, context in zip(places, contexts, strict=True)],
     )
@@ -157,9 +145,9 @@ class _Why(NamedTuple):
 
 def _why(e: Evaluated, place: int, found: Sequence[Failure]) -> Iterator[_Why]:
     candidate = e.results[0]
-    for failure in sorted(found, key=lambda f: f.metric not in _DECISIVE[e.version]):
+    for failure in sorted(found, key=lambda f: f.metric not in MULTIPLICATIVE[e.version]):
         weightless = e.version == "v1" and failure.metric == "driving_direction_compliance"
-        grave = failure.metric in _DECISIVE[e.version] or (failure.value == 0 and not weightless)
+        grave = failure.metric in MULTIPLICATIVE[e.version] or (failure.value == 0 and not weightless)
         meaning = failure.metric.replace("_", " ") + ", no weight in PDMS" * weightless
         yield _Why(f"{short(failure.metric)} {failure.value:.2f}", failure.text, meaning, not grave)
     for name, before in candidate.unfiltered.items():

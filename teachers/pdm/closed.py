@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoring.aggregate import MULTIPLICATIVE_V1, MULTIPLICATIVE_V2, epdms, pdms, product
+from scoring.aggregate import MULTIPLICATIVE, epdms, pdms, product
 from scoring.context import RewardContext, collate
 from scoring.reference import interpolate, sample_times
 from scoring.scorer import rollout
@@ -145,7 +145,7 @@ def _best(imagined: Sequence[RewardContext], local: Tensor) -> list[int]:
     scene = torch.arange(len(batch), device=local.device).repeat_interleave(PROPOSALS)
     rows, _ = rollout(batch, local.flatten(0, 1), scene)
     by_scene = {name: value.view(len(batch), PROPOSALS) for name, value in rows.items()}
-    multiplier = product(by_scene, MULTIPLICATIVE_V1 if batch.version == "v1" else MULTIPLICATIVE_V2)
+    multiplier = product(by_scene, MULTIPLICATIVE[batch.version])
     raw = by_scene.pop("raw_progress")
     masked = raw * multiplier
     most = masked.max(dim=1, keepdim=True).values
