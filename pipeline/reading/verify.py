@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +108,9 @@ class _Verifier:
         except MissingFileError:
             if begun:
                 raise
-            return self._hardly_begun(manifest)
+            self._unaccounted({layout.ZARR})  # a run that ended between its first two documents
+            why = "the plan is not written, and no column is begun"
+            return self._report({}, int(manifest.plan["samples"]), [], {}, [why])
         if manifest.zarr and begun:
             attributes = {"format": "last-shards", "synthetic": manifest.synthetic, "notices": list(manifest.notices)}
             self._expect(root_document(attributes))
@@ -135,9 +137,19 @@ class _Verifier:
         if not unfinished and manifest.zarr == "view":
             self._view([*columns.values()], records)
         self._unaccounted(set() if not unfinished else {layout.ZARR, layout.VIEW})
+        return self._report(columns, plan.samples, records, incomplete, unfinished)
+
+    def _report(
+        self,
+        columns: Mapping[str, ColumnManifest],
+        planned: int,
+        records: Sequence[CommitRecord],
+        incomplete: Mapping[str, int],
+        unfinished: Sequence[str],
+    ) -> Report:
         return Report(
             columns=columns,
-            planned=plan.samples,
+            planned=planned,
             written={c: sum(r.written for r in records if r.column == c) for c in columns},
             quarantined={c: sum(len(r.quarantined) for r in records if r.column == c) for c in columns},
             files=self._files,
@@ -152,21 +164,6 @@ class _Verifier:
             return self._volume.exists(layout.column_json(column))
         except ShardsError:
             return True  # and told as a fault where it is read
-
-    def _hardly_begun(self, manifest: DatasetManifest) -> Report:
-        """Of a run that ended between its first two documents, `dataset.json` and the plan."""
-        self._unaccounted({layout.ZARR})
-        return Report(
-            columns={},
-            planned=int(manifest.plan["samples"]),
-            written={},
-            quarantined={},
-            files=self._files,
-            size=self._size,
-            faults=tuple(self._faults),
-            incomplete={},
-            unfinished=("the plan is not written, and no column is begun",),
-        )
 
     def _expect(self, documents_: Mapping[str, bytes]) -> None:
         """Files whose whole content follows from what is known already."""

@@ -291,12 +291,13 @@ def _records(run: Run, totals: dict[str, ColumnTotal]) -> Iterator[CommitRecord]
                 f"column {column}: {len(missing)} of {run.plan.shards} shards have no commit record "
                 f"(first: {missing[:5]}); run the same command again to finish"
             )
-        total = _Sum(column)
+        numbers, quarantined = Counter[str](), Counter[str]()
         for record in read_records(run.volume, column, range(run.plan.shards)):
             _check_record(record, run.dataset, manifest, counts[record.shard])
-            total.add(record)
+            numbers.update(shards=1, planned=record.planned, written=record.written, size=record.size)
+            quarantined.update(q.code for q in record.quarantined)
             yield record
-        totals[column] = total.total()
+        totals[column] = ColumnTotal(column=column, quarantined=dict(quarantined), **numbers)
         if totals[column].planned != run.plan.samples:
             raise IncompleteError(
                 f"column {column}: records plan {totals[column].planned}, the plan {run.plan.samples}"
@@ -312,22 +313,6 @@ def _check_record(record: CommitRecord, dataset: str, manifest: ColumnManifest, 
         )
     if record.planned != planned:
         raise DatasetError(f"{where}: planned {record.planned}, the plan has {planned}")
-
-
-class _Sum:
-    """The sums of a column's records."""
-
-    def __init__(self, column: str) -> None:
-        self._column = column
-        self._numbers: Counter[str] = Counter()
-        self._quarantined: Counter[str] = Counter()
-
-    def add(self, record: CommitRecord) -> None:
-        self._numbers.update(shards=1, planned=record.planned, written=record.written, size=record.size)
-        self._quarantined.update(q.code for q in record.quarantined)
-
-    def total(self) -> ColumnTotal:
-        return ColumnTotal(column=self._column, quarantined=dict(self._quarantined), **self._numbers)
 
 
 def _notices(source: Source, columns: Sequence[ColumnManifest]) -> tuple[str, ...]:
