@@ -23,7 +23,7 @@ from jobs import config as job_config
 from pipeline.stores.places import OutText
 from pretraining import dynamics, geometry, heldout, shipped
 from pretraining.footage import HELD_OUT, TRAINED, VIEWS, Footage, films
-from pretraining.recipe import Recipe
+from pretraining.steps import Recipe
 from pretraining.windows import FAR, rigs
 from reports.inspection.colours import heat
 from reports.progress import bar

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pretraining import steps
 from pretraining.footage import Footage
-from pretraining.recipe import Recipe
+from pretraining.steps import Recipe
 from synthetic.geometry import rng_of
 from teachers import files, images
 from teachers.cosmos.config import CHANNELS_OUT, VAES

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.stores.disk import write_json
-from pretraining.recipe import Recipe
+from pretraining.steps import Recipe
 from teachers.files import TENSORS
 from teachers.vggt.checkpoint import CANDIDATES
 from teachers.weights import file_digest

@@ -3,11 +3,13 @@
 `scan` runs once, in the driver: it reads every log and keeps, of each scene, only what the plan needs (`SceneRef`,
 some 100 bytes). `scenes` runs in the workers: it opens one log again and gives the full records of the scenes asked
 for. Both passes must agree, so a source is frozen: it holds its config and nothing else, and pickles.
+
+`missing` tells what the scenes of a log lack of the images that columns ask them for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -147,3 +149,24 @@ class LookingSource(Source, Protocol):
             ConfigError: as `scan`.
             StoreError: a folder could not be listed, which is not the same as that it is not there.
         """
+
+
+def missing(refs: Iterable[SceneRef], wanted: Wanted, has: Callable[[SceneRef, int, str], bool]) -> Missing:
+    """What the scenes of a log lack of what columns want.
+
+    Args:
+        refs: the scenes.
+        wanted: see `Wanted`.
+        has: whether a scene has the image of a step and a channel.
+    """
+    out: dict[str, dict[str, tuple[tuple[int, str], ...]]] = {}
+    shared: dict[tuple[tuple[int, str], ...], tuple[tuple[int, str], ...]] = {}
+    images = sorted(frozenset().union(*wanted.values()))
+    for ref in refs:
+        gone = [image for image in images if not has(ref, *image)]
+        if not gone:
+            continue
+        for column, asked in wanted.items():
+            if lost := tuple(image for image in gone if image in asked):
+                out.setdefault(column, {})[ref.token] = shared.setdefault(lost, lost)
+    return out

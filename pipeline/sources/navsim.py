@@ -24,8 +24,7 @@ from pydantic import field_validator
 
 from pickles.unpickle import load_pickle
 from pipeline.sources import files
-from pipeline.sources.base import Scan, Wanted
-from pipeline.sources.looking import missing
+from pipeline.sources.base import Scan, Wanted, missing
 from pipeline.sources.navsim_frame import CameraFrame, FrameReader, token_and_time
 from pipeline.sources.navsim_images import LogImages
 from pipeline.sources.navsim_windows import PERIOD_US, Gaps, break_between, cut_windows

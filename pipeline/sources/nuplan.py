@@ -29,7 +29,7 @@ from pydantic import Field, field_validator
 
 from maps.folder import MapFolder
 from maps.nuplan_map import load_map
-from pipeline.sources import files, looking
+from pipeline.sources import base, files
 from pipeline.sources.base import Scan, Wanted
 from pipeline.sources.navsim import MAP_NAMES
 from pipeline.sources.navsim_frame import FrameReader
@@ -234,7 +234,7 @@ def _scan_log(source: NuplanSource, wanted: Wanted, tokens: frozenset[str] | Non
                     for late, i in pairwise(frames)
                 )
 
-            return replace(windows, missing=looking.missing(windows.refs, wanted, has))
+            return replace(windows, missing=base.missing(windows.refs, wanted, has))
     except SampleError as error:
         return error.reason
 

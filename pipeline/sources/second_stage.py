@@ -28,8 +28,7 @@ import numpy as np
 from pickles import inert
 from pickles.unpickle import load_pickle
 from pipeline.sources import files
-from pipeline.sources.base import Missing, Scan, Wanted
-from pipeline.sources.looking import missing
+from pipeline.sources.base import Missing, Scan, Wanted, missing
 from pipeline.sources.navsim_frame import FrameReader, require
 from pipeline.sources.navsim_images import LogImages
 from pipeline.sources.scan import LogScan, each_log

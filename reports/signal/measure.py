@@ -12,9 +12,8 @@ from pipeline.reading.reader import Dataset
 from reports.intervals import Interval
 from reports.signal import checks, features
 from reports.signal.checks import Check
-from reports.signal.ground import Ground
 from reports.signal.labels import KNOWN, LATER
-from reports.signal.probe import Errors, Int
+from reports.signal.probe import Errors, Ground, Int
 from shards_schema import layout
 from shards_schema.errors import ConfigError, DatasetError
 from shards_schema.statistics import ChannelStatistics

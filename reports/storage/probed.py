@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from pipeline.reading.reader import Dataset
 from reports.intervals import Interval
 from reports.signal import features
-from reports.signal.ground import Ground
 from reports.signal.measure import something
-from reports.signal.probe import LEAST_LOGS, Errors
+from reports.signal.probe import LEAST_LOGS, Errors, Ground
 from shards_schema import layout
 from shards_schema.errors import SampleError
 from shards_schema.specs import TargetSpec

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from pretraining.footage import CLIP, HEIGHT, HELD_OUT, RIG, TRAINED, VIEWS, WIDTH, Footage
-from pretraining.recipe import Recipe
+from pretraining.steps import Recipe
 from pretraining.windows import FAR, Batch, Frames, batch, motions, quaternion, rigs
 from synthetic import SyntheticConfig
 from synthetic.rig import euler

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pretraining.losses import ALPHA, HUBER, camera_loss, depth_loss
+from pretraining.geometry import ALPHA, HUBER, camera_loss, depth_loss
 
 
 def test_the_depth_loss_by_hand() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 
 from pretraining import dynamics, geometry
 from pretraining.footage import Footage
-from pretraining.losses import camera_loss, depth_loss
-from pretraining.recipe import Recipe
+from pretraining.geometry import camera_loss, depth_loss
+from pretraining.steps import Recipe
 from pretraining.windows import batch, rigs
 from teachers.vggt.geometry import PRESETS
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from reports.signal import probe
-from reports.signal.ground import Ground
 from reports.signal.labels import Labels
-from reports.signal.probe import PENALTIES, Errors, r2
+from reports.signal.probe import PENALTIES, Errors, Ground, r2
 
 Float64 = probe.Float64
 

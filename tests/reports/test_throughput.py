@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.writing.task import ColumnReceipt, ShardReceipt
-from reports.throughput import Throughput
+from reports.run import Throughput
 from teachers import registry
 
 

@@ -14,7 +14,7 @@ from pipeline.reading.reader import Dataset
 from pipeline.writing.run import RANDOM_NOTICE, SYNTHETIC_NOTICE, TOWN_NOTICE
 from pretraining import dynamics, footage, geometry, heldout, shipped
 from pretraining.footage import HELD_OUT, Footage
-from pretraining.recipe import Recipe
+from pretraining.steps import Recipe
 from pretraining.windows import motions, rigs
 from shards_schema.errors import ConfigError, WeightsError
 from teachers import registry
