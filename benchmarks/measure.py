@@ -29,7 +29,10 @@ ROOT = Path(__file__).parent.parent
 def print_machine() -> None:
     """Machine, load, versions, commit."""
     one, five, _ = os.getloadavg()
-    print(f"{time.strftime('%Y-%m-%d %H:%M')}, {cpu()}, {len(os.sched_getaffinity(0))} cores, {_memory()} of memory")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    print(
+        f"{time.strftime('%Y-%m-%d %H:%M')}, {cpu()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory"
+    )
     print(
         f"load average at the start {one:.1f} (1 min), {five:.1f} (5 min); temporary files in {tempfile.gettempdir()}"
     )
@@ -52,10 +55,6 @@ def cpu() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or "unknown CPU")
-
-
-def _memory() -> str:
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
 
 
 def commit() -> str:

@@ -113,7 +113,7 @@ def main(arguments: list[str]) -> Results:
                     results[ZEROED][seed] = run.evaluate(held)
                 for row, metrics in baseline_rows(run, held.blind()).items():
                     results.setdefault(row, {})[seed] = metrics
-            _write(config, results)
+            write_text(Path(config.recipe.out) / "experiments.json", json.dumps(results, indent=1))
     print("\n" + (controls.text(results, RECIPE) if beside is None else beside.text()))
     for missing in skipped:
         print(f"NOT RUN (after {config.minutes:g} minutes): {missing}")
@@ -133,11 +133,6 @@ def _recipe(recipe: SFTConfig, name: str, seed: int, changed: Callable[[SFTConfi
         "keep": 1,
     }
     return SFTConfig.model_validate(recipe.model_copy(update=changes).model_dump())
-
-
-def _write(config: ExperimentsConfig, results: Results) -> None:
-    path = Path(config.recipe.out) / "experiments.json"
-    write_text(path, json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ columns of the table are explained in docs/fidelity.md. Exit code: 0; 2 when the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +79,8 @@ def main(arguments: list[str]) -> dict[str, list[Figures]]:
         print(f"NOTE: {notice}")
     trained = {} if config.sft is None else _train(config, dataset)
     if config.out is not None:
-        _write(Path(config.out), results, trained)
+        targets = {name: [f.to_json() for f in rows] for name, rows in results.items()}
+        write_json(Path(config.out) / "fidelity.json", {"targets": targets, "sft": trained})
     return results
 
 
@@ -111,11 +111,6 @@ def _train(config: FidelityConfig, dataset: Dataset) -> dict[str, dict[str, floa
     keys = [k for k in next(iter(trained.values()), {}) if k.startswith(("ade", "fde", "cosine", "answer"))]
     print("\n" + table(["stored as", *keys], [[c, *(f"{m[k]:.4f}" for k in keys)] for c, m in trained.items()]))
     return trained
-
-
-def _write(out: Path, results: Mapping[str, list[Figures]], trained: Mapping[str, Mapping[str, float]]) -> None:
-    document = {"targets": {name: [f.to_json() for f in rows] for name, rows in results.items()}, "sft": dict(trained)}
-    write_json(out / "fidelity.json", document)
 
 
 if __name__ == "__main__":

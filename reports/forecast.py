@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pipeline.sources.base import Scan, Source
 from pipeline.stores.volume import Volume
@@ -38,7 +37,9 @@ def prepare(
         IncompleteError: more would be left out than `max_quarantined` allows.
     """
     coverage.refuse_impossible(source, coverage.column_needs(samples.config, teachers))
-    print(f"scanning the logs: {_source_text(source.describe())}", flush=True)
+    said = source.describe()
+    told = ", ".join(f"{key} {said[key]}" for key in ("kind", "root", "split") if key in said)
+    print(f"scanning the logs: {told}", flush=True)
     found = forecast.look(config, source, volume, samples, teachers)
     print(_logs_text(found.scan))
     print(f"images of the future are asked for by {', '.join(_ahead(found.needs)) or 'no column'}")
@@ -53,10 +54,6 @@ def prepare(
 def _ahead(needs: Mapping[str, Needs | None]) -> list[str]:
     """The columns that want an image after now, which NAVSIM's own downloads have none of."""
     return [column for column, need in needs.items() if need is not None and any(i.step > 0 for i in need.images)]
-
-
-def _source_text(source: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {source[key]}" for key in ("kind", "root", "split") if key in source)
 
 
 def _logs_text(scan: Scan) -> str:

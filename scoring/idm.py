@@ -91,7 +91,7 @@ class _Rider:
     def place(self) -> Float64:
         """Where it is, heading wrapped."""
         x, y, heading = self.pose(self.clamped(self.progress))
-        return np.array([x, y, _wrapped(heading)])
+        return np.array([x, y, (heading + math.pi) % (2 * math.pi) - math.pi])
 
     def ahead(self) -> Float64:
         """What it still has to go, [P', 2]."""
@@ -224,7 +224,3 @@ def outline(pose: Float64, length: float, width: float) -> Any:
     cos, sin = math.cos(pose[2]), math.sin(pose[2])
     ahead, left = np.array([cos, sin]) * (length / 2), np.array([-sin, cos]) * (width / 2)
     return shapely.Polygon(pose[:2] + np.stack((ahead + left, left - ahead, -ahead - left, ahead - left)))
-
-
-def _wrapped(angle: float) -> float:
-    return (angle + math.pi) % (2 * math.pi) - math.pi

@@ -7,7 +7,7 @@ same records give the same bytes. `write` takes the records one by one and holds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 
 import numpy as np
@@ -107,16 +107,14 @@ def quarantine_table(records: Sequence[CommitRecord], plan: Plan) -> pa.Table:
     Raises:
         DatasetError: a row is not in the plan.
     """
-    rows = list(_quarantined(records))
+    rows = [
+        (q.token, record.column, record.shard, q.row, q.code, q.reason)
+        for record in sorted(records, key=_order)
+        for q in record.quarantined
+    ]
     where = plan.places([row[3] for row in rows])
     logs = plan.table["log"].take(pa.array(where)).to_pylist()
     full = [(token, log, *rest) for (token, *rest), log in zip(rows, logs, strict=True)]
     columns = [list(c) for c in zip(*full, strict=True)] or [[] for _ in QUARANTINE_SCHEMA]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, QUARANTINE_SCHEMA, strict=True)]
     return pa.table(arrays, schema=QUARANTINE_SCHEMA)
-
-
-def _quarantined(records: Sequence[CommitRecord]) -> Iterator[tuple[str, str, int, int, str, str]]:
-    for record in sorted(records, key=_order):
-        for q in record.quarantined:
-            yield q.token, record.column, record.shard, q.row, q.code, q.reason

@@ -93,9 +93,6 @@ def _flat(sample: Sample, url: str) -> dict[str, Any]:
     flat: dict[str, Any] = {"__key__": sample["token"], "__url__": url}
     for column, values in sample.items():
         if column != "token":
-            flat |= {f"{column}.{name}": _array(value) for name, value in values.items()}
+            plain = {name: value.numpy() if hasattr(value, "numpy") else value for name, value in values.items()}
+            flat |= {f"{column}.{name}": value for name, value in plain.items()}
     return flat
-
-
-def _array(value: Any) -> Any:
-    return value.numpy() if hasattr(value, "numpy") else value

@@ -118,7 +118,7 @@ class ShardImages:
     def _make(self, path: str, consumers: tuple[str, ...], fetched: Future[bytes] | None) -> dict[str, Any]:
         data = self._bytes(path, fetched)
         del fetched  # the bytes go with this task
-        image = self._pixels(data, path)
+        image = decode_jpeg(data, path) if self._sandbox is None else self._sandbox.decode(data, path)
         self._decoded[path] += 1
         self.seen[path] = len(data), crc32c(data)
         made: dict[str, Any] = {}
@@ -128,11 +128,6 @@ class ShardImages:
             except SampleError as error:  # this consumer cannot have the image; the others can
                 made[name] = SampleError(error.code, f"{path}: {error.reason}")
         return made
-
-    def _pixels(self, data: bytes, path: str) -> Image:
-        if self._sandbox is None:
-            return decode_jpeg(data, path)
-        return self._sandbox.decode(data, path)
 
     def take(self, consumer: str, path: str) -> Any:
         """What `consumer` made of the file; waits for it. The last taker frees it.

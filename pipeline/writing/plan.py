@@ -71,7 +71,8 @@ def make_plan(refs: Iterable[SceneRef] | pa.Table, config: PlanConfig) -> Plan:
     pieces = _pieces(starts, table.num_rows, config.shard_size)
     logs = table["log"].take(pieces[:, 0]).cast(pa.string()).to_pylist()
     tokens = table["token"].take(pieces[:, 0]).to_pylist()
-    dealt = sorted(range(len(pieces)), key=lambda i: _order(config.seed, logs[i], tokens[i]))
+    names = (f"{config.seed}:{log}:{token}".encode() for log, token in zip(logs, tokens, strict=True))
+    dealt = [i for _, i in sorted((hashlib.sha256(name).digest(), i) for i, name in enumerate(names))]
     pieces = pieces[dealt]
     sizes = pieces[:, 1]
     shard, place = _deal(sizes.tolist(), config.shard_size)
@@ -164,10 +165,6 @@ def _pieces(starts: NDArray[np.int64], end: int, size: int) -> NDArray[np.int64]
     i = np.arange(len(log)) - np.repeat(np.cumsum(counts) - counts, counts)
     first, last = lengths[log] * i // counts[log], lengths[log] * (i + 1) // counts[log]
     return np.stack([starts[log] + first, last - first], axis=1)
-
-
-def _order(seed: int, log: str, token: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{log}:{token}".encode()).digest()
 
 
 def _deal(pieces: Sequence[int], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

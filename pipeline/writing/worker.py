@@ -44,7 +44,6 @@ from pipeline.writing.images import ShardImages, read_image
 from pipeline.writing.samples import SamplesColumn, StoredImage
 from pipeline.writing.task import ColumnReceipt, ShardReceipt, ShardTask
 from shards_schema import layout
-from shards_schema.commit import CommitRecord
 from shards_schema.errors import MismatchError, SampleError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.manifests import ColumnManifest, ZarrMode
@@ -226,7 +225,15 @@ class ShardWorker:
                 seconds = self._teach(shard, writer, self._teachers[column], images)
             still_ours()
             record = writer.commit([planned.ref.token for planned in shard.task.scenes])
-        return _receipt(record, seconds, launched=isinstance(self._teachers.get(column), PhasedTeacher))
+        return ColumnReceipt(
+            column=column,
+            planned=record.planned,
+            written=record.written,
+            quarantined=dict(Counter(q.code for q in record.quarantined)),
+            size=record.size,
+            teacher_seconds=seconds,
+            launched=isinstance(self._teachers.get(column), PhasedTeacher),
+        )
 
     def _write_samples(self, shard: _OpenShard, writer: ColumnShardWriter, images: ShardImages) -> None:
         for planned, scene in shard.rows(layout.SAMPLES, writer):
@@ -381,15 +388,3 @@ def _quarantine(writer: ColumnShardWriter, planned: PlannedScene) -> Iterator[No
         yield
     except SampleError as error:
         writer.quarantine(planned.ref.token, planned.row, error)
-
-
-def _receipt(record: CommitRecord, teacher_seconds: float, *, launched: bool) -> ColumnReceipt:
-    return ColumnReceipt(
-        column=record.column,
-        planned=record.planned,
-        written=record.written,
-        quarantined=dict(Counter(q.code for q in record.quarantined)),
-        size=record.size,
-        teacher_seconds=teacher_seconds,
-        launched=launched,
-    )

@@ -21,16 +21,12 @@ def report(facts: Facts, scenes: int = NAVTRAIN_SCENES) -> str:
     """The whole text; the last table says what as many samples take as there are `scenes`."""
     lines = [f"{facts.url}  ({facts.where})" if facts.where != facts.url else facts.url]
     for notice in facts.notices:
-        lines += _banner(notice)
+        lines += ["", "!" * WIDTH, *_wrapped(notice, "!!  "), "!" * WIDTH]
     lines += ["", *_dataset(facts)]
     for column in facts.columns:
         lines += ["", *_column(column)]
     lines += ["", *_totals(facts, scenes)]
     return "\n".join(lines)
-
-
-def _banner(notice: str) -> list[str]:
-    return ["", "!" * WIDTH, *_wrapped(notice, "!!  "), "!" * WIDTH]
 
 
 def _wrapped(text: str, indent: str, hanging: str | None = None) -> list[str]:

@@ -261,17 +261,14 @@ def _agents_v2(observation: Record, origin: Float64) -> dict[str, Any]:
 
 def _agent_arrays(objects: Sequence[Record], pose: Float64, valid: NDArray[np.bool_]) -> dict[str, Any]:
     size = [(float(o["_box"]["_length"]), float(o["_box"]["_width"])) for o in objects]
+    kinds = [int(o["_tracked_object_type"].args[0]) for o in objects]
     return {
         "agents_pose": pose,
         "agents_valid": valid,
         "agents_size": np.array(size, dtype=np.float64).reshape(-1, 2),
-        "agents_is_agent": np.array([_type(o) in _AGENT_TYPES for o in objects], dtype=np.bool_),
+        "agents_is_agent": np.array([kind in _AGENT_TYPES for kind in kinds], dtype=np.bool_),
         "agents_stopped": np.array([_stopped(o) for o in objects], dtype=np.bool_),
     }
-
-
-def _type(tracked: Record) -> int:
-    return int(tracked["_tracked_object_type"].args[0])
 
 
 def _stopped(tracked: Record) -> bool:

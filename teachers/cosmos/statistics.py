@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -82,8 +81,5 @@ class Statistics:
             return {"origin": self.origin, "diffusers": version("diffusers")}
         if self.times is None:
             return {"origin": self.origin, "mean": list(self.mean), "std": list(self.std)}
-        return {"origin": self.origin, "times": self.times, "sha256": _digest(self.mean, self.std)}
-
-
-def _digest(mean: Sequence[float], std: Sequence[float]) -> str:
-    return hashlib.sha256(json.dumps([list(mean), list(std)]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([list(self.mean), list(self.std)]).encode()).hexdigest()
+        return {"origin": self.origin, "times": self.times, "sha256": digest}
