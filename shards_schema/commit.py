@@ -18,12 +18,14 @@ parser, and sees a changed bit in what it hands out without reading the rest of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
 
 from shards_schema.codecs import seal, unseal
 from shards_schema.errors import DatasetError
 from shards_schema.layout import SCHEMA_VERSION
+
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +138,9 @@ class CommitRecord:
         document = unseal(data, where)
         check_version(document, where)
         try:
-            record = cls(
-                column=document["column"],
-                shard=document["shard"],
-                dataset=document["dataset"],
-                fingerprint=document["fingerprint"],
-                planned=document["planned"],
+            record = of_document(
+                cls,
+                document,
                 quarantined=tuple(Quarantined(**q) for q in document["quarantined"]),
                 files={path: FileDigest(**f) for path, f in document["files"].items()},
                 tokens=tuple(document["tokens"]),
@@ -154,6 +153,15 @@ class CommitRecord:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{where}: not a commit record ({type(error).__name__}: {error})") from error
         return record
+
+
+def of_document(kind: type[Kind], document: Mapping[str, Any], **made: Any) -> Kind:
+    """A dataclass of a document's values of the same names; `made` are those that JSON has in another form.
+
+    Raises:
+        KeyError: the document lacks one.
+    """
+    return kind(**{f.name: document[f.name] for f in fields(kind) if f.name not in made}, **made)  # type: ignore[arg-type]
 
 
 def check_version(document: Mapping[str, Any], where: str) -> None:

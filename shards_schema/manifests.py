@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shards_schema.codecs import digest_of, seal, unseal
-from shards_schema.commit import check_version
+from shards_schema.commit import check_version, of_document
 from shards_schema.errors import DatasetError, MismatchError
 from shards_schema.layout import SCHEMA_VERSION
 from shards_schema.specs import NAME, TargetSpec
@@ -72,14 +72,7 @@ class DatasetManifest:
             raise DatasetError(f"{where}: not a last-shards dataset (format {document.get('format')!r})")
         check_version(document, where)
         with _complete(where):
-            return cls(
-                source=document["source"],
-                plan=document["plan"],
-                zarr=document["zarr"],
-                synthetic=document["synthetic"],
-                notices=tuple(document["notices"]),
-                code_version=document["code_version"],
-            )
+            return of_document(cls, document, notices=tuple(document["notices"]))
 
     def refuse_other(self, recorded: DatasetManifest, where: str) -> None:
         """Refuse to go on in a dataset that was planned otherwise.
@@ -146,14 +139,7 @@ class GenerationManifest:
         document = unseal(data, where)
         check_version(document, where)
         with _complete(where):
-            return cls(
-                number=document["generation"],
-                dataset=document["dataset"],
-                before=document["before"],
-                source=document["source"],
-                plan=document["plan"],
-                code_version=document["code_version"],
-            )
+            return of_document(cls, document, number=document["generation"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,14 +205,7 @@ class ColumnManifest:
         with _complete(where):
             if not NAME.match(document["column"]):  # it becomes a folder
                 raise ValueError(f"a column is named [a-z][a-z0-9_]*, found {document['column']!r:.80}")
-            return cls(
-                column=document["column"],
-                targets=tuple(TargetSpec.from_json(t) for t in document["targets"]),
-                provenance=document["provenance"],
-                random_weights=document["random_weights"],
-                config=document["config"],
-                environment=document["environment"],
-            )
+            return of_document(cls, document, targets=tuple(map(TargetSpec.from_json, document["targets"])))
 
     def refuse_other(self, recorded: ColumnManifest, where: str) -> None:
         """Refuse to go on in a column that another teacher began.
