@@ -20,7 +20,6 @@ never.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -74,7 +73,12 @@ class Config(StrictModel):
     clip: dict[str, Any] = Field(default={})
     """Fields of the Cosmos teacher's, likewise."""
 
-    def plan(self) -> Plan:
+    @property
+    def full(self) -> bool:
+        """Whether the networks are of the published size."""
+        return self.network == "1b"
+
+    def plan(self) -> Config:
         """With a device that is there, and a value for every None.
 
         Raises:
@@ -87,39 +91,19 @@ class Config(StrictModel):
         cuda = device.startswith("cuda")
         if cuda and not there:
             raise ConfigError(f"device {device}: torch {torch.__version__} sees no CUDA; device=cpu runs anywhere")
-        network = ("1b" if cuda else "tiny") if self.network == "auto" else self.network
-        return Plan(
-            config=self,
-            device=device,
-            network=network,
-            full=network == "1b",
-            width=self.width or (518 if cuda else 266),
-            batches=self.batches or ((4, 16) if cuda else (1, 2)),
-            compile=cuda if self.compile is None else self.compile,
-            seconds=self.seconds or (1.0 if cuda else 0.2),
-            shards=self.shards or (6 if cuda else 3),
-            shard_size=self.shard_size or (128 if cuda else 8),
-            image=self.image or ((1920, 1080) if cuda else (480, 270)),
-            decode_threads=self.decode_threads or (12 if cuda else 2),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A config, and its knobs as this device has them; `full` where the networks are of the published size."""
-
-    config: Config
-    device: str
-    network: str
-    full: bool
-    width: int
-    batches: tuple[int, ...]
-    compile: bool
-    seconds: float
-    shards: int
-    shard_size: int
-    image: tuple[int, int]
-    decode_threads: int
+        suits = {
+            "device": device,
+            "network": "1b" if cuda else "tiny",
+            "width": 518 if cuda else 266,
+            "batches": (4, 16) if cuda else (1, 2),
+            "compile": cuda,
+            "seconds": 1.0 if cuda else 0.2,
+            "shards": 6 if cuda else 3,
+            "shard_size": 128 if cuda else 8,
+            "image": (1920, 1080) if cuda else (480, 270),
+            "decode_threads": 12 if cuda else 2,
+        }
+        return self.model_copy(update={k: v for k, v in suits.items() if getattr(self, k) in (None, "auto")})
 
 
 def run(config: Config) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from benchmarks.light import Plan
+from benchmarks.light import Config
 from benchmarks.light.meter import Device
 from benchmarks.light.networks import VIEWS, loop, ready
 from benchmarks.measure import temporary
@@ -61,7 +61,7 @@ class Outcome:
     decodes: float
 
 
-def measure(plan: Plan, device: Device, teachers: Sequence[Teacher]) -> Outcome | None:
+def measure(plan: Config, device: Device, teachers: Sequence[Teacher]) -> Outcome | None:
     """Both, `job_repeats` times; None where no teacher is there."""
     if not teachers:
         return None
@@ -72,7 +72,7 @@ def measure(plan: Plan, device: Device, teachers: Sequence[Teacher]) -> Outcome 
             write_logs(root / "logs" / view, frames, plan.image)
         source = ViewsSource(str(root / "logs"), frames)
         _job(plan, source, root / "warm", teachers, shards=1)
-        for _ in range(plan.config.job_repeats):
+        for _ in range(plan.job_repeats):
             bare.append(_bare(plan, device, teachers))
             receipts, seconds = _job(plan, source, root / "out", teachers, shards=plan.shards)
             job.append(sum(c.written for r in receipts for c in r.columns if c.column == teachers[0].name) / seconds)
@@ -81,7 +81,7 @@ def measure(plan: Plan, device: Device, teachers: Sequence[Teacher]) -> Outcome 
     return Outcome(tuple(t.name for t in teachers), plan.shards * plan.shard_size, bare, job, busy, decodes)
 
 
-def _bare(plan: Plan, device: Device, teachers: Sequence[Teacher]) -> float:
+def _bare(plan: Config, device: Device, teachers: Sequence[Teacher]) -> float:
     work = [(teacher, [ready(teacher, seed, teacher.batch_size) for seed in range(2)]) for teacher in teachers]
     size = teachers[0].batch_size
     calls = ceil(plan.shards * plan.shard_size / size)
@@ -93,7 +93,7 @@ def _bare(plan: Plan, device: Device, teachers: Sequence[Teacher]) -> float:
 
 
 def _job(
-    plan: Plan, source: ViewsSource, out: Path, teachers: Sequence[Teacher], *, shards: int
+    plan: Config, source: ViewsSource, out: Path, teachers: Sequence[Teacher], *, shards: int
 ) -> tuple[list[ShardReceipt], float]:
     """The receipts of the first `shards` shards, and the seconds from a ready worker to the last of them."""
     threads = WorkerConfig(device=plan.device, decode_threads=plan.decode_threads)

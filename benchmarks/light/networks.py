@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from benchmarks.light import Plan, absent
+from benchmarks.light import Config, absent
 from benchmarks.light.meter import Device, Readings, Row, matmuls
 from shards_schema.errors import ConfigError
 from teachers import flops, registry
@@ -33,7 +33,7 @@ _READY = 2
 """Different batches, taken by turns."""
 
 
-def rows(plan: Plan, device: Device, folder: Path) -> tuple[list[Row], dict[str, str]]:
+def rows(plan: Config, device: Device, folder: Path) -> tuple[list[Row], dict[str, str]]:
     """Everything that can be timed here, the matrix products first; and why the rest cannot, by name.
 
     Args:
@@ -52,14 +52,14 @@ def rows(plan: Plan, device: Device, folder: Path) -> tuple[list[Row], dict[str,
             missing[name] = str(error)
         except RuntimeError as error:  # out of memory; or a package that is there and fails to import
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    if not plan.config.cosmos:
+    if not plan.cosmos:
         missing["CV8x8x8"] = "cosmos=false"
-    if not plan.config.predict:
+    if not plan.predict:
         missing["Predict2"] = "predict=false"
     return made, missing
 
 
-def teachers(plan: Plan, readings: Sequence[Readings]) -> list[Teacher]:
+def teachers(plan: Config, readings: Sequence[Readings]) -> list[Teacher]:
     """Those of the job: VGGT and CV8x8x8, loaded, in the last of the batches; of two ways the one that was faster."""
     found: dict[str, Readings] = {}
     for reading in readings:
@@ -116,7 +116,7 @@ class _Built:
     and the paths are the real ones.
     """
 
-    def __init__(self, plan: Plan, device: Device, folder: Path) -> None:
+    def __init__(self, plan: Config, device: Device, folder: Path) -> None:
         low = "bfloat16" if device.cuda else "float32"
         rows, columns = round(plan.width * 9 / 16 / PATCH), plan.width // PATCH  # of the patches of a 16:9 image
         self.pools = {"grid": {"rows": min(10, rows), "cols": min(18, columns)}}
@@ -147,10 +147,10 @@ class _Built:
     def _fields(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         plan = self.plan
         base = {"network": plan.network, "views": VIEWS, "width": plan.width, "dtype": self.low, "pools": self.pools}
-        return {**base, **plan.config.vggt, **fields}
+        return {**base, **plan.vggt, **fields}
 
 
-def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], Row]]:
+def _makers(plan: Config, device: Device, folder: Path) -> dict[str, Callable[[], Row]]:
     """By its name, what makes each row."""
     built, most = _Built(plan, device, folder), plan.batches[-1]
     made: dict[str, Callable[[], Row]] = {}
@@ -177,14 +177,14 @@ def _makers(plan: Plan, device: Device, folder: Path) -> dict[str, Callable[[], 
         vggt(most, ", compiled, tokens only", {"compile": True, "heads": []})
     vggt(1, ", Meta's own", {"implementation": "upstream"}, "upstream")
     vggt(1, ", Meta's own, tokens only", {"implementation": "upstream", "heads": []}, "upstream")
-    if plan.config.cosmos:
+    if plan.cosmos:
         vae = "full" if plan.full else "tiny"
-        name, fields = f"CV8x8x8 {vae}, 9 frames, batch {most}", {"network": vae, **plan.config.clip}
+        name, fields = f"CV8x8x8 {vae}, 9 frames, batch {most}", {"network": vae, **plan.clip}
         clips(name, "cosmos", "cosmos", fields)
         if device.cuda:
             clips(f"{name}, channels last", "cosmos", "cosmos", {**fields, "channels_last": True})
-    if plan.config.predict:
-        block = {} if plan.config.predict_block is None else {"block": plan.config.predict_block}
+    if plan.predict:
+        block = {} if plan.predict_block is None else {"block": plan.predict_block}
         size = "2b" if plan.full else "tiny"
         clips(f"Predict2 {size}, batch {most}", "predict", "cosmos_predict", {"network": size, **block})
     return made

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from benchmarks.light import Plan
+from benchmarks.light import Config
 from benchmarks.light.meter import Device, Readings, matrix_rate
 from benchmarks.measure import commit, spread
 from reports.tables import table
@@ -49,18 +49,18 @@ HEAD = ("", "scenes/s", "H200, predicted", "frames/s", "TFLOP/scene", "TFLOP/s",
 class Result:
     """One run: what it was asked for and where, what it read, and what it could not (name -> reason)."""
 
-    plan: Plan
+    plan: Config
     device: Device
     readings: Sequence[Readings]
     missing: Mapping[str, str]
     job: Outcome | None
 
 
-def heading(plan: Plan, device: Device) -> str:
+def heading(plan: Config, device: Device) -> str:
     """Date, device, commit, sizes."""
     return (
         f"{time.strftime('%Y-%m-%d %H:%M')}, {device.description}, commit {commit()}; VGGT {plan.network}, "
-        f"{plan.width} px across, 3 views; {plan.config.repeats} readings each, of {plan.seconds:g} s or more, in turn"
+        f"{plan.width} px across, 3 views; {plan.repeats} readings each, of {plan.seconds:g} s or more, in turn"
     )
 
 

@@ -77,8 +77,7 @@ def result(*, cuda: bool, network: str = "1b", job: Any = None, kinds: tuple[str
     rates = {"vggt": 40.0, "cosmos": 80.0}
     readings = [Readings(row(kind=kind, scenes=1), 1, [1 / rates[kind]], [1 / rates[kind]]) for kind in kinds]
     device: Any = SimpleNamespace(cuda=cuda, torch=torch.device("cuda" if cuda else "cpu"))
-    plan: Any = SimpleNamespace(full=network == "1b")
-    return report.Result(plan, device, readings, {}, job)
+    return report.Result(Config.model_validate({"network": network}), device, readings, {}, job)
 
 
 def test_the_headline() -> None:
@@ -188,9 +187,7 @@ def test_a_module_of_ours_that_is_gone_is_a_fault_and_no_reason() -> None:
 
 def test_what_is_predicted_is_named_as_its_row_is() -> None:
     """On CUDA, where the rows are built: a prediction that no row can have would never be held against anything."""
-    plan: Any = SimpleNamespace(
-        network="1b", full=True, batches=(4, 8, 16), compile=True, width=518, config=Config(predict=False)
-    )
+    plan = Config(network="1b", batches=(4, 8, 16), compile=True, width=518)
     rows = networks._makers(plan, cast(Any, SimpleNamespace(cuda=True)), Path("nowhere"))
     assert set(report.PREDICTED) <= set(rows)
     for middle, low, high in report.PREDICTED.values():
