@@ -41,13 +41,13 @@ WIDTH, HEIGHT = 518, 294
 START = 1_600_000_000_000_000
 
 
-def write_logs(root: Path, frames: Sequence[int], size: tuple[int, int], different: int = 16) -> None:
+def write_logs(root: Path, frames: Sequence[int], size: tuple[int, int]) -> None:
     """`frames[i]` JPEGs for log i, of `size` (width, height): smooth shapes and some grain."""
     width, height = size
     rng = np.random.default_rng(0)
     base = root / "base"
     base.mkdir(parents=True)
-    for image in range(different):
+    for image in range(16):
         coarse = torch.from_numpy(rng.uniform(0, 255, (1, 3, 18, 32)))
         pixels = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0].permute(1, 2, 0)
         noisy = pixels.numpy() + rng.normal(0, 6, (height, width, 3))
@@ -56,7 +56,7 @@ def write_logs(root: Path, frames: Sequence[int], size: tuple[int, int], differe
         folder = root / f"log{log:03d}"
         folder.mkdir()
         for frame in range(count):
-            os.link(base / f"{frame % different}.jpg", folder / f"{frame:05d}.jpg")
+            os.link(base / f"{frame % 16}.jpg", folder / f"{frame:05d}.jpg")
 
 
 @dataclass(frozen=True)

@@ -118,12 +118,9 @@ def boxes_meet(a: Tensor, b: Tensor) -> Tensor:
     return low[..., 0] & low[..., 1] & high[..., 0] & high[..., 1]
 
 
-def pairs(edges: EdgeSet, scene: Tensor, row_box: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Rows and the polygons of their scene whose boxes meet: int64 ([L], [L]); `wanted` bool [S, M] leaves some out."""
-    meet = boxes_meet(row_box[:, None], edges.box[scene])
-    if wanted is not None:
-        meet &= wanted[scene]
-    row, item = meet.nonzero(as_tuple=True)
+def pairs(edges: EdgeSet, scene: Tensor, row_box: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and the polygons of their scene whose boxes meet: int64 ([L], [L])."""
+    row, item = boxes_meet(row_box[:, None], edges.box[scene]).nonzero(as_tuple=True)
     return row, item
 
 

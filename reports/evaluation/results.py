@@ -111,9 +111,7 @@ class Gathering:
         )
 
 
-def interval(
-    values: NDArray[np.float64], logs: Sequence[str], draws: int = 2000, seed: int = 0
-) -> tuple[float, float] | None:
+def interval(values: NDArray[np.float64], logs: Sequence[str]) -> tuple[float, float] | None:
     """95 % interval of a mean, by drawing whole logs again (scenes of a log are no independent samples).
 
     None for fewer than three logs, which say nothing of their spread.
@@ -122,7 +120,7 @@ def interval(
     if len(names) < 3:
         return None
     total, count = np.bincount(place, weights=values), np.bincount(place)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
+    drawn = np.random.default_rng(0).integers(0, len(names), (2000, len(names)))
     means = total[drawn].sum(1) / count[drawn].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

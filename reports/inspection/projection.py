@@ -88,8 +88,8 @@ def polyline(eye: Lens, points: Float64) -> list[Float64]:
     return [line for pixels, known in seen if len(line := pixels[known]) > 1]
 
 
-def dense_path(poses: Float64, step: float = STEP) -> Float64:
-    """A smooth path [M, 3] through poses [N, 3] (x, y, heading), points at most `step` metres apart.
+def dense_path(poses: Float64) -> Float64:
+    """A smooth path [M, 3] through poses [N, 3] (x, y, heading), points at most `STEP` metres apart.
 
     Cubic Hermite pieces whose tangents follow the headings (reversed where the car drives backwards); the poses
     themselves are among the points.
@@ -98,7 +98,7 @@ def dense_path(poses: Float64, step: float = STEP) -> Float64:
     for one, two in pairwise(poses):
         chord = two[:2] - one[:2]
         length = float(np.hypot(*chord))
-        t = np.linspace(0, 1, max(1, int(np.ceil(length / step))) + 1)[1:, None]
+        t = np.linspace(0, 1, max(1, int(np.ceil(length / STEP))) + 1)[1:, None]
         ends = [np.array([np.cos(p[2]), np.sin(p[2])]) for p in (one, two)]
         tangents = [length * e * (1.0 if e @ chord >= 0 else -1.0) for e in ends]
         xy = (

@@ -47,7 +47,7 @@ _TIE = 1e-12
 """Scores closer than this are equal: rounding, which depends on the machine, must not choose."""
 
 
-def with_closed(prepared: Sequence[Prepared], device: str = "cpu") -> list[list[RewardContext]]:
+def with_closed(prepared: Sequence[Prepared]) -> list[list[RewardContext]]:
     """The contexts of each scene with the path of PDM-Closed, for `scoring.complete`; one batch a version."""
     if not prepared:
         return []
@@ -60,7 +60,7 @@ def with_closed(prepared: Sequence[Prepared], device: str = "cpu") -> list[list[
         imagined = [
             f.context(base, p.scene.current.ego_pose) for f, base, p in zip(expected, bases, prepared, strict=True)
         ]
-        best = _best(imagined, torch.from_numpy(np.stack(local)).to(device))
+        best = _best(imagined, torch.from_numpy(np.stack(local)))
         for contexts, base, candidates, choice in zip(out, bases, local, best, strict=True):
             contexts.append(replace(base, pdm_poses=_sampled(candidates[choice], base.timestamp_us)))
     return out
@@ -141,8 +141,8 @@ def _idm(progress: Float64, velocity: Float64, target: Float64, leader: Float64)
 
 def _best(imagined: Sequence[RewardContext], local: Tensor) -> list[int]:
     """The place of the best proposal of each scene; `local` [S, 15, 41, 3] in the ego frames."""
-    batch = collate(imagined, local.device)
-    scene = torch.arange(len(batch), device=local.device).repeat_interleave(PROPOSALS)
+    batch = collate(imagined)
+    scene = torch.arange(len(batch)).repeat_interleave(PROPOSALS)
     rows, _ = rollout(batch, local.flatten(0, 1), scene)
     by_scene = {name: value.view(len(batch), PROPOSALS) for name, value in rows.items()}
     multiplier = product(by_scene, MULTIPLICATIVE[batch.version])

@@ -181,8 +181,7 @@ def _needs(versions: Sequence[Version]) -> Needs:
     )
 
 
-def reward_contexts(prepared: Sequence[Prepared], device: str = "cpu") -> list[list[RewardContext]]:
+def reward_contexts(prepared: Sequence[Prepared]) -> list[list[RewardContext]]:
     """The complete contexts of each scene, one a version, float64."""
-    started = with_closed(prepared, device)
-    columns = [complete(list(column), device) for column in zip(*started, strict=True)]
+    columns = [complete(list(column)) for column in zip(*with_closed(prepared), strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]

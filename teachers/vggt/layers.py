@@ -27,16 +27,14 @@ class Rotation(NamedTuple):
 
 
 @kept
-def rotary(
-    rows: int, cols: int, special: int, head_dim: int, frames: int, device: torch.device, base: float = 100.0
-) -> Rotation:
+def rotary(rows: int, cols: int, special: int, head_dim: int, frames: int, device: torch.device) -> Rotation:
     """The rotation of each frame's tokens: `special` unrotated ones, then `rows` x `cols` patches, row by row.
 
     Two-axis RoPE (Su et al. 2021; Heo et al. 2024): half of a head's channels turn with the row, half with the
-    column, by position * base^(-4i/D). Patch positions count from 1; special tokens stand at 0.
+    column, by position * 100^(-4i/D). Patch positions count from 1; special tokens stand at 0.
     """
     quarter = head_dim // 4
-    frequency = base ** -(torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
+    frequency = 100.0 ** -(torch.arange(quarter, device=device, dtype=torch.float32) / quarter)
     grid = torch.cartesian_prod(
         torch.arange(1, rows + 1, device=device, dtype=torch.float32),
         torch.arange(1, cols + 1, device=device, dtype=torch.float32),
