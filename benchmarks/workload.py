@@ -11,7 +11,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema.errors import SampleError
 from shards_schema.plan import PlanConfig, SceneRef
-from shards_schema.records import Camera, Frame, Image, Scene
+from shards_schema.records import Frame, Image, Scene
 from shards_schema.specs import TargetSpec
 from teachers.base import ImageRequest, Targets, Teacher, TeacherInput, column_manifest
+from teachers.testing import synthetic_scene
 from teachers.vggt.preprocess import preprocess
 
 HISTORY, FUTURE = 4, 8
@@ -39,6 +40,8 @@ LATENT_BYTES = 2 * 196 * 1024 * 2
 WIDTH, HEIGHT = 518, 294
 """What `preprocess` makes of a 16:9 image."""
 START = 1_600_000_000_000_000
+LIKE = synthetic_scene().current
+"""What is not of one frame alone."""
 
 
 def write_logs(root: Path, frames: Sequence[int], size: tuple[int, int]) -> None:
@@ -103,26 +106,14 @@ class WindowSource:
         ]
 
     def _frame(self, log: str, index: int) -> Frame:
-        camera = Camera(
-            channel="CAM_F0",
-            image=f"{self.root}/{log}/{index:05d}.jpg",
-            intrinsics=np.array([[1545.0, 0, 960], [0, 1545, 560], [0, 0, 1]]),
-            distortion=np.zeros(5),
-            sensor2ego_rotation=np.eye(3),
-            sensor2ego_translation=np.zeros(3),
-        )
-        return Frame(
+        camera = replace(LIKE.cameras["CAM_F0"], image=f"{self.root}/{log}/{index:05d}.jpg")
+        return replace(
+            LIKE,
             token=f"{int(log[3:]):08x}{index:08x}",
             timestamp=START + 500_000 * index,
             ego_pose=np.array([2.0 * index, 0.0, 0.0]),
-            ego_translation=np.array([2.0 * index, 0.0, 0.0]),
-            ego_rotation=np.array([1.0, 0, 0, 0]),
-            velocity=np.array([4.0, 0.0]),
-            acceleration=np.zeros(2),
-            command=(0, 1, 0, 0),
-            roadblock_ids=("1",),
-            traffic_lights=(),
             cameras={"CAM_F0": camera},
+            annotations=None,
         )
 
 
