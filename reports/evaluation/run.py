@@ -9,7 +9,7 @@ import torch
 
 from pipeline.reading.reader import Dataset
 from pipeline.stores.disk import write_bytes, write_text
-from reports.evaluation import page, remarks, report, two_stage_report
+from reports.evaluation import page, remarks, report, two_stage
 from reports.evaluation.accounting import Selection
 from reports.evaluation.columns import SCORE_NAME
 from reports.evaluation.config import EvaluateConfig
@@ -134,6 +134,6 @@ def leave_two_stage(
             continue
         found[result.name] = aggregate(stages, result, tokens, poses)
         path = folder / f"{result.name}.two_stage.{'reactive' if reactive else 'log_replay'}.csv"
-        two_stage_report.write_csv(path, stages, result, found[result.name], tokens)
+        two_stage.write_csv(path, stages, result, found[result.name], tokens)
     print(f"\ntwo-stage EPDMS of {stages.file.stem}, {len(stages.groups)} mappings")
-    print(f"{two_stage_report.summary(found)}\n{two_stage_report.traffic(reactive)}")
+    print(f"{two_stage.summary(found)}\n{two_stage.traffic(reactive)}")

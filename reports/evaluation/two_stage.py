@@ -6,10 +6,16 @@ by how near each begins to the end of the plan; a mapping's score is the mean of
 mappings. Extended comfort is of the two frames of a pair, and counts for both.
 
 There is no score of a part: a mapping with a scene that was not scored leaves the whole without one.
+
+Told as a table for a terminal, and as the csv of NAVSIM's ``run_pdm_score`` (main), with its columns and its three
+closing rows. Where traffic is replayed, the numbers are not the leaderboard's, which come with reactive traffic; the
+table, and the name of the file (``<driver>.two_stage.log_replay.csv``, else ``.reactive.csv``), say so.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +26,16 @@ import torch
 from torch import Tensor
 
 from pipeline.sources.scene_filter import SceneFilter
-from reports.evaluation.columns import SUBSCORES
+from pipeline.stores.disk import write_text
+from reports.evaluation.columns import SUBSCORES, short
+from reports.evaluation.report import csv_cell
 from reports.evaluation.results import DriverResult
+from reports.tables import table
 from scoring.aggregate import second_stage_weights, two_stage
 from shards_schema.errors import ConfigError
 from shards_schema.poses import to_global
+
+NAMES = SUBSCORES["v2"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +159,7 @@ def aggregate(split: TwoStage, result: DriverResult, tokens: Sequence[str], pose
         poses: float64 [n, 3], global poses of the rear axle now.
     """
     place = {token: k for k, token in enumerate(tokens)}
-    names = SUBSCORES["v2"]
-    columns = torch.stack([result.score, *(result.subscores[name] for name in names)], dim=1)  # [n, 1 + names]
+    columns = torch.stack([result.score, *(result.subscores[name] for name in NAMES)], dim=1)  # [n, 1 + NAMES]
     firsts, seconds, groups = [], [], []
     weights: dict[str, float] = {}
     for pair in split.groups:
@@ -168,7 +178,53 @@ def aggregate(split: TwoStage, result: DriverResult, tokens: Sequence[str], pose
         score=float(torch.stack(groups).nanmean()) if groups else math.nan,
         first=first[0],
         second=second[0],
-        subscores_first=dict(zip(names, first[1:], strict=True)),
-        subscores_second=dict(zip(names, second[1:], strict=True)),
+        subscores_first=dict(zip(NAMES, first[1:], strict=True)),
+        subscores_second=dict(zip(NAMES, second[1:], strict=True)),
         weights=weights,
     )
+
+
+def traffic(reactive: bool) -> str:
+    """What a reader of the numbers must know of the traffic."""
+    if reactive:
+        return "traffic: reactive (IDM), as in NAVSIM's two-stage run"
+    return (
+        "traffic: LOG REPLAY. NAVSIM's two-stage run has reactive traffic (IDM), which changes NC, TTC, EP, what the "
+        "human filter forgives and so the score, in both stages: these are not the leaderboard's numbers. A column "
+        "that the teacher pdm wrote with `reactive: true` is scored with it"
+    )
+
+
+def summary(found: Mapping[str, Aggregate]) -> str:
+    """Three lines a driver: each stage's mean score and sub-scores, and the score of both."""
+    rows = []
+    for name, a in found.items():
+        rows.append([name, "stage 1", _number(a.first), *(_number(a.subscores_first[n]) for n in NAMES)])
+        rows.append(["", "stage 2", _number(a.second), *(_number(a.subscores_second[n]) for n in NAMES)])
+        rows.append(["", "two stages", _number(a.score), *("" for _ in NAMES)])
+    return table(["policy", "", "EPDMS", *map(short, NAMES)], rows)
+
+
+def write_csv(path: Path, split: TwoStage, result: DriverResult, found: Aggregate, tokens: Sequence[str]) -> None:
+    """One driver as NAVSIM's two-stage script writes it."""
+    sink = io.StringIO()
+    out = csv.writer(sink, lineterminator="\n")
+    out.writerow(
+        ["", "token", "valid", *(f"{n}_stage_one" for n in NAMES), *(f"{n}_stage_two" for n in NAMES), "score"]
+    )
+    second, none = frozenset(split.second), [""] * len(NAMES)
+    for i, token in enumerate(tokens):
+        own = [csv_cell(float(result.subscores[n][i])) for n in NAMES]
+        stages = [*none, *own] if token in second else [*own, *none]
+        out.writerow([i, token, bool(result.parsed[i]), *stages, csv_cell(float(result.score[i]))])
+    ones = [csv_cell(found.subscores_first[n]) for n in NAMES]
+    twos = [csv_cell(found.subscores_second[n]) for n in NAMES]
+    valid, count = bool(result.parsed.all()), len(tokens)
+    out.writerow([count, "extended_pdm_score_stage_one", valid, *ones, *none, csv_cell(found.first)])
+    out.writerow([count + 1, "extended_pdm_score_stage_two", valid, *none, *twos, csv_cell(found.second)])
+    out.writerow([count + 2, "extended_pdm_score_combined", valid, *ones, *twos, csv_cell(found.score)])
+    write_text(path, sink.getvalue())
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}"

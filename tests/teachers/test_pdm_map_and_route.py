@@ -13,7 +13,7 @@ from maps.nuplan_map import load_map
 from maps.roads import Roads
 from scoring.devkit.frames import local_polygons
 from shards_schema.errors import SampleError
-from teachers.pdm.path import DiscretePath, shifted
+from teachers.pdm.closed import DiscretePath, shifted
 from teachers.pdm.route import Route, centerline, corrected_route, logged_route, starting_lane
 
 DATA = Path(__file__).parents[1] / "data" / "pdm"
