@@ -1,9 +1,8 @@
 """The VGGT network: images in, aggregator tokens, pose encodings and depth out.
 
 An independent implementation of Wang et al., "VGGT: Visual Geometry Grounded Transformer" (CVPR 2025), with the
-parameter names of the published checkpoint; `python -m teachers.vggt.check` holds it against recorded outputs of the
-published code. Left out on purpose: the point head and the track head, which no target needs; and training, but for
-`VGGTNetwork.run`.
+parameter names of the published checkpoint, held against recorded outputs of the published code by its tests. Left out
+on purpose: the point head and the track head, which no target needs; and training, but for `VGGTNetwork.run`.
 
 The heads run in float32 whatever surrounds them; the aggregator runs under autocast when asked to.
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards_schema.errors import ConfigError, DatasetError, WeightsError
-from teachers.vggt import check, upstream
+from teachers.vggt import upstream
 from teachers.vggt.aggregator import Aggregator
 from teachers.vggt.checkpoint import fill_random, load_checkpoint, random_parameter
 from teachers.vggt.depth_head import add_position
 from teachers.vggt.geometry import PRESETS, VGGTNetworkConfig
 from teachers.vggt.network import VGGTNetwork
 from teachers.vggt.patch_encoder import Dinov2
+from tests.teachers.vggt_recordings import TOLERANCE, check, compare
 
 DATA = Path(__file__).parents[1] / "data" / "vggt"
 SMALL = DATA / "vggt_small_11.npz"
@@ -52,7 +53,7 @@ def images(frames: int = 3, height: int = 56, width: int = 98, batch: int = 1, s
 
 
 def test_small_network_equals_the_published_code() -> None:
-    results = check.check(SMALL)
+    results = check(SMALL)
     assert [r.name for r in results] == ["first", "tokens", "special", "pose_enc", "depth", "depth_conf"]
     for result in results:
         assert result.of_max < 1e-5, result
@@ -64,10 +65,10 @@ def test_small_network_equals_the_published_code() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_full_network_equals_the_published_code() -> None:
-    results = check.check(DATA / "vggt_full_11_nogrid.npz")
+    results = check(DATA / "vggt_full_11_nogrid.npz")
     assert [r.name for r in results] == ["special", "pose_enc", "depth", "depth_conf"]
     for result in results:
-        assert result.of_max < check.TOLERANCE, result
+        assert result.of_max < TOLERANCE, result
         assert result.of_range < 1e-3, result
 
 
@@ -79,38 +80,35 @@ def altered(tmp_path: Path, **changes: np.ndarray) -> Path:
     return path
 
 
-def test_check_fails_on_a_wrong_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_fails_on_a_wrong_recording(tmp_path: Path) -> None:
     with np.load(SMALL) as file:
         pose = file["pose_enc"].copy()
     pose[0, 1, 2] += 1e-3
-    assert check.main([str(altered(tmp_path, pose_enc=pose))]) == 1
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "OVER" in lines["pose_enc"]
-    assert lines["tokens"].endswith("ok")
+    results = {r.name: r.of_max for r in check(altered(tmp_path, pose_enc=pose))}
+    assert results["pose_enc"] > TOLERANCE
+    assert results["tokens"] <= TOLERANCE
 
 
 def test_check_does_not_pass_nan(tmp_path: Path) -> None:
     with np.load(SMALL) as file:
         depth = file["depth"].copy()
     depth[0, 0, 0, 0] = np.nan
-    assert check.main([str(altered(tmp_path, depth=depth))]) == 1
+    assert not all(r.of_max <= TOLERANCE for r in check(altered(tmp_path, depth=depth)))
 
 
-def test_check_says_what_is_no_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_what_is_no_recording(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", seed=1)
-    assert check.main([str(tmp_path / "other.npz"), str(tmp_path / "absent.npz")]) == 1
-    said = capsys.readouterr().err
-    assert "no shape, special" in said
-    assert "absent.npz" in said
+    with pytest.raises(DatasetError, match="no shape, special"):
+        check(tmp_path / "other.npz")
     with pytest.raises(DatasetError, match="100 wide"):
-        check.check(altered(tmp_path, special=np.zeros((1, 3, 5, 100), np.float32)))
+        check(altered(tmp_path, special=np.zeros((1, 3, 5, 100), np.float32)))
 
 
 def test_float16_recordings_are_forgiven_their_rounding_only() -> None:
     ours = np.linspace(0.9, 1.1, 1000)
-    assert check.compare("x", ours, ours.astype(np.float16)).of_max == 0.0
-    assert check.compare("x", ours, (ours * 1.002).astype(np.float16)).of_max > 1e-3
-    assert check.compare("x", ours, ours.astype(np.float32)).of_max > 0.0
+    assert compare("x", ours, ours.astype(np.float16)).of_max == 0.0
+    assert compare("x", ours, (ours * 1.002).astype(np.float16)).of_max > 1e-3
+    assert compare("x", ours, ours.astype(np.float32)).of_max > 0.0
 
 
 # Names and loading

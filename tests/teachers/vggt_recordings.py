@@ -1,4 +1,4 @@
-"""Parity with the published code: our network against recorded outputs (``python -m teachers.vggt.check FILE.npz``).
+"""Parity with the published code: our network against recorded outputs.
 
 A recording holds no weights. They are filled by a rule from a seed and the parameter's official name, and the images
 come from the same seed, so a recording made elsewhere pins every number of the network:
@@ -6,17 +6,14 @@ come from the same seed, so a recording made elsewhere pins every number of the 
     parameter = RandomState(crc32("seed:name")).standard_normal(shape) as float32, times 0.02 where it has two or more
     axes or is a bias, else 1 + 0.1 times it;    images = RandomState(seed).rand(*shape) as float32
 
-Which geometry: the recorded `special` tokens are twice the embedding wide, and one preset has that width. For each
-recorded array three errors are printed: the largest, over the largest recorded magnitude (this one is judged); the
-relative L2; and the largest over the recorded range, which shows what a nearly constant map would hide. A float16
-recording is first forgiven its own rounding (half a unit in the last place of each value), and nothing else.
+Which geometry: the recorded `special` tokens are twice the embedding wide, and one preset has that width. A
+recorded array has three errors: the largest, over the largest recorded magnitude; the relative L2; and the largest over
+the recorded range, which shows what a nearly constant map would hide. A float16 recording is first forgiven its own
+rounding (half a unit in the last place of each value), and nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +38,9 @@ class Parity:
     """How far one recorded output is from ours; see the module's docstring for the three measures."""
 
     name: str
-    stored: str
     of_max: float
     l2: float
     of_range: float
-
-    def within(self, tolerance: float) -> bool:
-        """Whether the judged measure is a number and at most `tolerance`."""
-        return self.of_max <= tolerance
 
 
 def rule_value(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -101,7 +93,6 @@ def compare(name: str, ours: NDArray[Any], recorded: NDArray[Any]) -> Parity:
     tiny = np.finfo(np.float64).tiny
     return Parity(
         name,
-        str(recorded.dtype),
         float(error.max() / max(float(np.abs(want).max()), tiny)),
         float(np.linalg.norm(error) / max(float(np.linalg.norm(want)), tiny)),
         float(error.max() / max(float(np.ptp(want)), tiny)),
@@ -142,31 +133,3 @@ def check(path: Path) -> list[Parity]:
     rows, cols = recorded["grid"].shape[-3:-1] if "grid" in recorded else (1, 1)
     ours = outputs(network(images, layers=(0, last)), shape[3] // PATCH, last, (rows, cols))
     return [compare(name, ours[name], recorded[name]) for name in _OUTPUTS if name in recorded]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the errors of each file; 0 when all are within the tolerance."""
-    parser = argparse.ArgumentParser(prog="python -m teachers.vggt.check", description="VGGT parity with recordings")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="of max|a-b| / max|b| (default %(default)g)")
-    args = parser.parse_args(argv)
-    failed = 0
-    for path in args.files:
-        begun = time.perf_counter()
-        try:
-            results = check(path)
-        except (DatasetError, OSError) as error:
-            print(f"{path}: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        print(f"{path} ({time.perf_counter() - begun:.1f} s)")
-        print(f"  {'output':<12}{'stored':<10}{'max/max':>10}{'rel. L2':>10}{'max/range':>11}")
-        for r in results:
-            verdict = "ok" if r.within(args.tolerance) else f"OVER {args.tolerance:g}"
-            print(f"  {r.name:<12}{r.stored:<10}{r.of_max:>10.1e}{r.l2:>10.1e}{r.of_range:>11.1e}  {verdict}")
-            failed += not r.within(args.tolerance)
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
