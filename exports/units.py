@@ -136,8 +136,9 @@ def _candidates(
     tracks: Tracks,
     refused: Refused,
 ) -> Iterator[Candidate]:
-    images = [member for member in dataset.members(layout.SAMPLES) if member.endswith(".jpg")]
-    views = [member.removesuffix(".jpg") for member in images]
+    names = [m.removesuffix(".jpg") for m in dataset.members(layout.SAMPLES) if m.endswith(".jpg")]
+    views = [name for name in names if not layout.camera_of(name)[1]]
+    images = [f"{view}.jpg" for view in views]
     known = _known(town, tokens, views)
     pixels = town is None and config.looks in ("auto", "pixels")
     for token in bar(tokens, unit="scene"):

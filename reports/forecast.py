@@ -83,9 +83,18 @@ def _columns_text(found: Forecast) -> str:
             ]
         )
         notes += [f"  {column.name} lacks {column.lacking}"] if column.lacking else []
+        notes += [f"  {_past_text(found, column)}"] if column.name == layout.SAMPLES and column.past != 0 else []
     return "\n".join(
         [table(["column", "scenes with all images", "a sample", "tars", "zarr", "device hours"], rows), *notes]
     )
+
+
+def _past_text(found: Forecast, column: forecast.ColumnForecast) -> str:
+    stored, size = found.recipe.samples, column.past
+    told = f"samples stores {len(stored.views) * stored.history} images of before now (samples.history) beside those"
+    if size is None:
+        return f"{told} of now; how many bytes they add is not known"
+    return f"{told} of now: they add {bytes_text(size)} a sample, {bytes_text(column.scenes * size)} in all"
 
 
 def _hours_text(column: forecast.ColumnForecast) -> str:

@@ -92,6 +92,17 @@ def shard_of_record(name: str) -> int | None:
     return int(stem) if dot and extension == "json" and stem.isdecimal() and len(stem) >= 6 else None
 
 
+def past_image(camera: str, back: int) -> str:
+    """How `samples` calls what a camera saw `back` frames before now (0: now): ``cam_f0``, ``cam_f0.past1``, ..."""
+    return f"{camera}.past{back}" if back else camera
+
+
+def camera_of(image: str) -> tuple[str, int]:
+    """The inverse of `past_image`."""
+    camera, _, past = image.partition(".past")
+    return camera, int(past or 0)
+
+
 def zarr_array(column: str, target: str) -> str:
     """The Zarr array of a target."""
     return f"{ZARR}/{column}/{target}"

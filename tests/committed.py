@@ -24,12 +24,14 @@ def begin(
     zarr: ZarrMode = True,
     storage: Mapping[str, Mapping[str, str]] | None = None,
     compute_processes: int = 0,
+    history: int = 0,
 ) -> tuple[runs.Run, ShardWorker]:
     """A run at `out` that is begun, and a loaded worker for it.
 
-    `size` is that of the stored images, `storage` by column.
+    `size` is that of the stored images, `history` how many of frames before now; `storage` by column.
     """
-    samples = SamplesColumn(SamplesConfig(size=size), num_history=source.num_history, num_future=source.num_future)
+    config = SamplesConfig(size=size, history=history)
+    samples = SamplesColumn(config, num_history=source.num_history, num_future=source.num_future)
     manifests = [samples.manifest({}), *(column_manifest(t, storage=(storage or {}).get(t.name, {})) for t in teachers)]
     run = runs.begin(source, str(out), manifests, plan_config=PlanConfig(shard_size=shard_size), with_zarr=zarr)
     worker = ShardWorker(
@@ -57,9 +59,12 @@ def commit(
     zarr: ZarrMode = True,
     storage: Mapping[str, Mapping[str, str]] | None = None,
     shards: int | None = None,
+    history: int = 0,
 ) -> runs.Run:
     """Commit `source` with `teachers` at `out`; where `shards` is given, only so many, and the run is not closed."""
-    run, worker = begin(source, out, teachers, shard_size=shard_size, size=size, zarr=zarr, storage=storage)
+    run, worker = begin(
+        source, out, teachers, shard_size=shard_size, size=size, zarr=zarr, storage=storage, history=history
+    )
     for task in run.todo()[:shards]:
         worker.process(task)
     worker.close()

@@ -19,7 +19,7 @@ from pipeline.sources.base import LookingSource, Scan, Source
 from pipeline.writing.samples import SamplesConfig
 from shards_schema import layout
 from shards_schema.errors import ConfigError, IncompleteError
-from teachers.base import ImageRequest, Needs, Teacher, needs_of
+from teachers.base import Needs, Teacher, needs_of
 
 _SHOWN = 3
 
@@ -43,8 +43,11 @@ class Coverage:
 
 def column_needs(samples: SamplesConfig, teachers: Sequence[Teacher]) -> dict[str, Needs | None]:
     """Column -> what it asks every scene for; None where the teacher does not say."""
-    views = Needs.of([ImageRequest(0, view) for view in samples.views], "set samples.views")
-    return {layout.SAMPLES: views, **{teacher.name: needs_of(teacher) for teacher in teachers}}
+    keys = "samples.views and samples.history" if samples.history else "samples.views"
+    return {
+        layout.SAMPLES: Needs.of([*samples.images.values()], f"set {keys}"),
+        **{teacher.name: needs_of(teacher) for teacher in teachers},
+    }
 
 
 def refuse_impossible(source: Source, needs: Mapping[str, Needs | None]) -> None:

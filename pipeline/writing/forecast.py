@@ -78,6 +78,7 @@ class ColumnForecast:
         made: whether it is committed for every scene.
         rate: scenes a second of one device, as the recipe states it or as `jobs.probe` measured it; None where neither
             does, infinite where no device works for it.
+        past: of `tar`, the bytes of images before now that `samples` stores (``samples.history``); None as there.
     """
 
     name: str
@@ -88,6 +89,7 @@ class ColumnForecast:
     zarr: int
     made: bool
     rate: float | None
+    past: int | None = 0
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def look(
             each[found.column].zarr,
             found.column in made,
             _rate(recipe, volume, found.column),
+            past_bytes(samples, looked) if found.column == layout.SAMPLES else 0,
         )
         for found in coverage.coverage(source, scan, needs)
     ]
@@ -349,12 +352,22 @@ def samples_bytes(samples: SamplesColumn, looked: Sequence[Glance]) -> int | Non
     """Of a row of `samples` in its tar, the mean of the scenes that were looked at; None where none has its images."""
     sizes = []
     for glance in looked:
-        stored = {view: glance.image(0, view) for view in samples.config.views}
+        stored = {name: glance.image(r.step, r.channel) for name, r in samples.config.images.items()}
         if all(stored.values()):
-            images = {view: _stored(found, samples.config.size) for view, found in stored.items() if found}
+            images = {name: _stored(found, samples.config.size) for name, found in stored.items() if found}
             with contextlib.suppress(SampleError):  # of such a calibration; see `calibration_notes`
                 sizes.append(sum(_member(len(data)) for data in samples.members(glance.scene, images).values()))
     return round(sum(sizes) / len(sizes)) if sizes else None
+
+
+def past_bytes(samples: SamplesColumn, looked: Sequence[Glance]) -> int | None:
+    """Of those, what is there for the history."""
+    if not samples.config.history:
+        return 0
+    config = samples.config.model_copy(update={"history": 0})
+    now = SamplesColumn(config, num_history=samples.num_history, num_future=samples.num_future)
+    every, without = samples_bytes(samples, looked), samples_bytes(now, looked)
+    return None if every is None or without is None else every - without
 
 
 def _stored(found: tuple[bytes, JpegHeader], size: tuple[int, int] | None) -> StoredImage:

@@ -1,8 +1,9 @@
 """The `samples` column: for each scene what a student sees, and what it should drive.
 
 In the tar: ``<token>.json`` (records, trajectories, calibration, boxes) and one JPEG a view, ``<token>.cam_f0.jpg``,
-either the original bytes or resized. In Zarr: token, timestamp, trajectories and ego status as arrays, so that a
-notebook plots trajectories without touching a tar.
+either the original bytes or resized; with a history also those of the frames before, ``<token>.cam_f0.past1.jpg``.
+In Zarr: token, timestamp, trajectories and ego status as arrays, so that a notebook plots trajectories without touching
+a tar.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from shards_schema.inputs.models import StrictModel
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import CHANNELS, COMMANDS, Camera, Frame, Image, Scene
 from shards_schema.specs import TEXT, TargetSpec
+from teachers.base import ImageRequest
 
 REVISION = 3
 """Raised when the same config gives other bytes."""
@@ -35,6 +37,8 @@ class SamplesConfig(StrictModel):
 
     views: tuple[str, ...] = ("CAM_F0",)
     """Channels whose images at step 0 are stored."""
+    history: int = Field(default=0, ge=0, le=64)
+    """Frames before now whose images of the same channels are stored too, as far apart as the source's (0.5 s)."""
     size: tuple[Side, Side] | None = None
     """(width, height) of the stored images; None keeps the original bytes."""
     quality: int = Field(default=90, ge=1, le=100)
@@ -47,6 +51,20 @@ class SamplesConfig(StrictModel):
         if unknown or len(set(views)) != len(views):
             raise ValueError(f"views must be distinct channels of {CHANNELS}, got {views}")
         return views
+
+    @property
+    def images(self) -> dict[str, ImageRequest]:
+        """What is stored: the names of images (`layout.past_image`), those of now first."""
+        return {
+            layout.past_image(view, back): ImageRequest(-back, view)
+            for back in range(self.history + 1)
+            for view in self.views
+        }
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """All of it; a column without a history is the one that it was before there were any."""
+        return self.model_dump(mode="json", exclude=None if self.history else {"history"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +102,10 @@ class SamplesColumn:
                 "quality": self.config.quality if self.config.size else None,
                 "num_history": self.num_history,
                 "num_future": self.num_future,
+                **({"history": self.config.history} if self.config.history else {}),
             },
             random_weights=False,
-            config=self.config.model_dump(mode="json"),
+            config=self.config.told,
             environment=environment,
         )
 
@@ -144,20 +163,28 @@ class SamplesColumn:
         }
 
     def members(self, scene: Scene, images: dict[str, StoredImage]) -> dict[str, bytes]:
-        """The tar members of a scene; `images` by channel, one for each of the config's views.
+        """The tar members of a scene; `images` by name, those of `SamplesConfig.images`.
 
         Raises:
             SampleError: code ``bad_calibration``: what an image's intrinsics are cannot be known.
         """
         document = scene_document(scene, images)
         members = {"json": json.dumps(document, separators=(",", ":"), allow_nan=False).encode()}
-        return members | {f"{channel.lower()}.jpg": image.data for channel, image in images.items()}
+        return members | {f"{name.lower()}.jpg": image.data for name, image in images.items()}
 
 
 def scene_document(scene: Scene, images: dict[str, StoredImage]) -> dict[str, Any]:
     """``<token>.json``; see docs/format.md for each key."""
     past = scene.frames[: scene.num_history]
     now = scene.current
+    cameras, earlier = {}, {}
+    for name, image in images.items():
+        channel, back = layout.camera_of(name)
+        camera, frame = _camera(scene.camera(-back, channel), image), scene.at(-back)
+        if back:
+            earlier[name.lower()] = {"step": -back, "token": frame.token, "timestamp": frame.timestamp, **camera}
+        else:
+            cameras[name.lower()] = camera
     return {
         "token": scene.token,
         "log": scene.log,
@@ -186,7 +213,8 @@ def scene_document(scene: Scene, images: dict[str, StoredImage]) -> dict[str, An
         **({} if scene.original is None else {"original": scene.original}),
         "roadblock_ids": list(now.roadblock_ids),
         "traffic_lights": [{"lane_connector": number, "red": red} for number, red in now.traffic_lights],
-        "cameras": {c.lower(): _camera(now.cameras[c], image) for c, image in images.items()},
+        "cameras": cameras,
+        **({"past": earlier} if earlier else {}),
         "annotations": _annotations(now),
     }
 

@@ -22,7 +22,7 @@ import itertools
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -50,7 +50,7 @@ from shards_schema.manifests import ColumnManifest, ZarrMode
 from shards_schema.plan import PlannedScene
 from shards_schema.records import Scene
 from shards_schema.storage import storage_of
-from teachers.base import Launch, PhasedTeacher, TakenInput, Targets, Teacher, TeacherInput, fingerprint
+from teachers.base import ImageRequest, Launch, PhasedTeacher, TakenInput, Targets, Teacher, TeacherInput, fingerprint
 
 
 class WorkerConfig(StrictModel):
@@ -195,9 +195,10 @@ class ShardWorker:
         for column in columns:
             try:
                 if column == layout.SAMPLES:
-                    paths = [scene.camera(0, channel).image for channel in self._samples.config.views]
+                    requests: Iterable[ImageRequest] = self._samples.config.images.values()
                 else:
-                    paths = [scene.camera(r.step, r.channel).image for r in self._teachers[column].requests(scene)]
+                    requests = self._teachers[column].requests(scene)
+                paths = [scene.camera(r.step, r.channel).image for r in requests]
             except SampleError as error:
                 shard.fail(column, planned, error)
                 continue
@@ -240,7 +241,7 @@ class ShardWorker:
             with _quarantine(writer, planned):
                 paths = shard.paths[layout.SAMPLES, planned.row]
                 stored: dict[str, StoredImage] = dict(
-                    zip(self._samples.config.views, images.take_all(layout.SAMPLES, paths), strict=True)
+                    zip(self._samples.config.images, images.take_all(layout.SAMPLES, paths), strict=True)
                 )
                 members, arrays = self._samples.members(scene, stored), self._samples.arrays(scene)
                 writer.add(scene.token, planned.row, members, arrays)
