@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ from exports.rows import Format, Row, row, write
 from pipeline.reading.reader import Dataset
 from pipeline.stores.disk import write_bytes
 from pipeline.stores.places import LocalPath, OutPath, Place, apart
-from questions.units import Prompt, read_units, refuse_training
+from questions.units import PastFrame, Prompt, read_units, refuse_training
 from questions.wording import whole
 from reports.progress import bar
 from shards_schema import layout
@@ -52,22 +52,25 @@ def export(config: ExportConfig) -> int:
         raise ConfigError("give one of data=DATASET and surds=DIR: where the images of the units are")
     dataset = None if config.data is None else Dataset(config.data, columns=[layout.SAMPLES])
     written = frozenset() if dataset is None else frozenset(dataset.tokens(layout.SAMPLES))
-    shown = [p for p in prompts if p.kind.part != "observed" or _has_past(p, written)]
-    write(config.format, config.to, _rows(config, shown, dataset, written))
+    stored = 0 if dataset is None else dataset.columns[layout.SAMPLES].provenance.get("history", 0)
+
+    def has(frame: PastFrame) -> bool:
+        return frame.token in written or (frame.back is not None and frame.back <= stored)
+
+    shown = [p for p in prompts if p.kind.part != "observed" or p.shown_past(has) is not None]
+    write(config.format, config.to, _rows(config, shown, dataset, has))
     print(f"{config.to.resolve()}: {len(shown)} prompts for {config.format}, to {config.use}")
     if len(shown) < len(prompts):
         print(f"left out: {len(prompts) - len(shown)} prompts of observed kinds, since no sample has the frames before")
     return 0 if shown else 1
 
 
-def _has_past(prompt: Prompt, written: Set[str]) -> bool:
-    """Whether the frames before now are samples of their own, whose pictures can be shown."""
-    return {frame.token for frame in prompt.past} <= written
-
-
-def _rows(config: ExportConfig, prompts: Sequence[Prompt], dataset: Dataset | None, written: Set[str]) -> Iterator[Row]:
+def _rows(
+    config: ExportConfig, prompts: Sequence[Prompt], dataset: Dataset | None, has: Callable[[PastFrame], bool]
+) -> Iterator[Row]:
+    """`has` says of which frames before now there is a picture: the scene's own, or that of a sample of theirs."""
     for index, prompt in enumerate(bar(prompts, unit="prompt")):
-        past = [frame.token for frame in prompt.past] if _has_past(prompt, written) else []
+        past = prompt.shown_past(has) or ()
         images = _of_surds(config, prompt) if dataset is None else _of_dataset(config, prompt, past, dataset)
         before = "" if config.format.startswith("trl") else "<image>\n" * len(images)
         said = [
@@ -79,10 +82,15 @@ def _rows(config: ExportConfig, prompts: Sequence[Prompt], dataset: Dataset | No
         yield {**row(config.format, said, images, prompt.token, index), **kept, **solution}
 
 
-def _of_dataset(config: ExportConfig, prompt: Prompt, past: Sequence[str], dataset: Dataset) -> list[str]:
+def _of_dataset(config: ExportConfig, prompt: Prompt, past: Sequence[PastFrame], dataset: Dataset) -> list[str]:
     """The pictures of each view, in the order of time."""
     folder = config.to.absolute().with_name(f"{config.to.stem}_images")
-    paths = [folder / f"{token}.{view}.jpg" for view in prompt.views for token in (*past, prompt.token)]
+    shown = [(prompt.token, frame.back) if frame.back else (frame.token, 0) for frame in past]
+    paths = [
+        folder / f"{token}.{layout.past_image(view, back)}.jpg"
+        for view in prompt.views
+        for token, back in (*shown, (prompt.token, 0))
+    ]
     for path in paths:
         if not path.exists():
             token, _, member = path.name.partition(".")

@@ -15,6 +15,7 @@ from pipeline.reading.materialise import materialise
 from pipeline.reading.reader import Dataset
 from pipeline.stores.places import OutPath, Place
 from pipeline.stream import SampleTable
+from questions.wording import taken
 from reports.progress import bar
 from shards_schema import layout
 from shards_schema.errors import ConfigError
@@ -46,7 +47,8 @@ class ExportConfig(StrictModel):
     images: OutPath | None = None
     """Folder for the images; None is the file's name with ``_images``."""
     views: tuple[str, ...] | None = None
-    """Image members of `samples` that are shown, in order; None is all of them, () none."""
+    """Image members of `samples` that are shown, in order; None is all of them, those of a camera in the order of time,
+    () none."""
     columns: tuple[str, ...] = ()
     """Teacher columns whose latents will be fetched; samples that one of them lacks are left out."""
     steps: int | None = Field(default=None, ge=1)
@@ -104,7 +106,7 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
     refuse_other_rate(dataset)
     for notice in dataset.manifest.notices:
         print(f"NOTE {notice}")
-    views = [m for m in dataset.members(layout.SAMPLES) if m.endswith(".jpg")] if config.views is None else config.views
+    views = _in_time(dataset.members(layout.SAMPLES)) if config.views is None else config.views
     # [] of a teacher's column: it must have the sample, and none of it is read
     table = SampleTable(dataset, {layout.SAMPLES: ["json"], **{column: [] for column in config.columns}})
     folder = config.image_folder.absolute()
@@ -117,7 +119,7 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
             for view, path in zip(views, paths, strict=True):
                 path.write_bytes(members[view])
             names = [os.path.relpath(path, config.to.parent) if config.relative else str(path) for path in paths]
-            said = messages(members["json"], config, len(views))
+            said = messages(members["json"], config, len(views), taken([_place(view)[1] for view in views]))
             if index == 0 and parse_waypoints(said[-1]["content"], POSES) is None:
                 print(
                     f"NOTE the reward does not read such an answer: {said[-1]['content']}. It reads {POSES} poses as "
@@ -129,8 +131,24 @@ def export(config: ExportConfig) -> tuple[int, Mapping[str, str]]:
     return len(table), table.left_out
 
 
-def messages(record: Mapping[str, Any], config: ExportConfig, images: int) -> list[dict[str, str]]:
+def _in_time(members: Sequence[str]) -> list[str]:
+    """The images among these, camera by camera, each in the order of time."""
+
+    def order(member: str) -> tuple[str, int]:
+        camera, back = _place(member)
+        return camera, -back
+
+    return sorted((m for m in members if m.endswith(".jpg")), key=order)
+
+
+def _place(member: str) -> tuple[str, int]:
+    return layout.camera_of(member.removesuffix(".jpg"))
+
+
+def messages(record: Mapping[str, Any], config: ExportConfig, images: int, times: str = "") -> list[dict[str, str]]:
     """The user's turn (ego status, history, command) and the assistant's (the future) of one `<token>.json`.
+
+    `times` stands before the prompt: which image is of when (`questions.wording.taken`).
 
     Raises:
         ConfigError: the record has fewer future poses than are asked for.
@@ -154,7 +172,7 @@ def messages(record: Mapping[str, Any], config: ExportConfig, images: int) -> li
     )
     answer = config.separator.join(_points(future[:steps], config))
     return [
-        {"role": "user", "content": config.stands_for_image * images + prompt},
+        {"role": "user", "content": config.stands_for_image * images + times + prompt},
         {"role": "assistant", "content": answer},
     ]
 

@@ -32,7 +32,7 @@ except ImportError as error:
 POSES = 8
 CAMERAS = ("cam_f0", "cam_l0", "cam_l1", "cam_l2", "cam_r0", "cam_r1", "cam_r2", "cam_b0")
 HISTORY_FRAMES = 4
-"""Past frames of a NAVSIM agent input, now included; images are asked for of the last one alone."""
+"""Past frames of a NAVSIM agent input, now included; images are asked for of those that the policy sees."""
 
 
 class LastShardsAgent(AbstractAgent):  # type: ignore[misc]
@@ -73,11 +73,11 @@ class LastShardsAgent(AbstractAgent):  # type: ignore[misc]
         self._ready()
 
     def get_sensor_config(self) -> SensorConfig:
-        """The views that the policy was trained with, of the current frame; no lidar."""
+        """The views that the policy was trained with, of the frames that it sees; no lidar."""
         _, maker = self._ready()
-        now = [self._history_frames - 1]
+        seen = [*range(self._history_frames - 1 - maker.samples.history, self._history_frames)]
         return SensorConfig(
-            **{camera: now if camera in maker.samples.views else False for camera in CAMERAS}, lidar_pc=False
+            **{camera: seen if camera in maker.samples.views else False for camera in CAMERAS}, lidar_pc=False
         )
 
     def compute_trajectory(self, agent_input: AgentInput) -> Trajectory:
@@ -99,6 +99,11 @@ class LastShardsAgent(AbstractAgent):  # type: ignore[misc]
             if policy.config.samples.steps != POSES:
                 raise ConfigError(
                     f"{self._checkpoint} plans {policy.config.samples.steps} poses; NAVSIM wants {POSES} (4 s)"
+                )
+            if policy.config.samples.history >= self._history_frames:
+                raise ConfigError(
+                    f"{self._checkpoint} sees {policy.config.samples.history} frames before now (samples.history); the "
+                    f"agent inputs have {self._history_frames - 1} (history_frames)"
                 )
             policy.student.to(self._device)
             maker = InputMaker(policy.config.samples, policy.history, *self._stored)

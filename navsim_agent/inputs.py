@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.stores.decode import decode_jpeg
 from pipeline.writing.samples import SamplesColumn, SamplesConfig
+from shards_schema import layout
 from shards_schema.errors import ConfigError, SampleError
 from trainer.batch import Batch, Example, collate
 from trainer.data import DataConfig, as_seen
@@ -73,7 +74,7 @@ class InputMaker:
         Raises:
             SampleError: fewer past frames than the policy wants, poses that are not relative to now, no image.
         """
-        images = np.stack([self._image(agent_input.cameras[-1], view) for view in self.samples.views])
+        images = np.stack([self._image(agent_input.cameras, *layout.camera_of(n)) for n in self.samples.pictures])
         return collate(
             [
                 Example(
@@ -83,6 +84,7 @@ class InputMaker:
                     command=int(np.argmax(np.asarray(agent_input.ego_statuses[-1].driving_command))),
                     future=np.zeros((self.samples.steps, 3), dtype=np.float32),
                     targets={},
+                    frames=1 + self.samples.history,
                 )
             ]
         )
@@ -104,11 +106,13 @@ class InputMaker:
             )
         return status
 
-    def _image(self, cameras: Any, view: str) -> NDArray[np.uint8]:
-        """uint8 [3, h, w]."""
+    def _image(self, frames: Sequence[Any], view: str, back: int) -> NDArray[np.uint8]:
+        """uint8 [3, h, w], of so many frames before now."""
+        cameras = frames[-1 - back] if back < len(frames) else None
         pixels = getattr(getattr(cameras, view, None), "image", None)
         if pixels is None:
-            raise SampleError("missing_camera", f"the agent input has no image of {view}; see get_sensor_config")
+            of = f"{view} of {back} frames before now" if back else view
+            raise SampleError("missing_camera", f"the agent input has no image of {of}; see get_sensor_config")
         pixels = np.ascontiguousarray(pixels, dtype=np.uint8)
         if self.stored_size is not None and self.stored_quality is not None:
             config = SamplesConfig(size=self.stored_size, quality=self.stored_quality)

@@ -13,8 +13,9 @@ answers are scored; a new kind is a row there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,10 @@ Part = Literal["", "observed", "forecast"]
 """Of a benchmark: what frames up to now show, or what came after; the logged future is one of several."""
 
 
+_SLACK = 0.1
+"""Seconds: frames are not to the millisecond where they should be."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """One category of questions.
@@ -42,6 +47,7 @@ class Kind:
         same: whether "almost the same" is an answer, which is the last option.
         part: of the benchmark; "": it has none.
         of_ego: whether it is about the car itself, and so about no object.
+        back: seconds before now from which on it has to be shown what happened.
     """
 
     sides: int
@@ -50,6 +56,7 @@ class Kind:
     same: bool = False
     part: Part = ""
     of_ego: bool = False
+    back: float = 0.0
 
 
 KINDS: dict[str, Kind] = {
@@ -59,13 +66,13 @@ KINDS: dict[str, Kind] = {
     "dis": Kind(2, "choice", ("closer", "farther"), same=True),
     "lr": Kind(2, "choice", ("left", "right"), same=True),
     "fb": Kind(2, "choice", ("in front of", "behind"), same=True),
-    "ego_speed": Kind(1, "choice", part="observed", of_ego=True),
-    "ego_turn": Kind(1, "choice", part="observed", of_ego=True),
-    "moves": Kind(2, "choice", ("moving", "standing"), part="observed"),
-    "heading_motion": Kind(2, "choice", ("camera faces north", "camera faces south"), part="observed"),
-    "closing": Kind(2, "choice", ("closer", "farther"), same=True, part="observed"),
-    "faster": Kind(2, "choice", ("faster", "slower"), same=True, part="observed"),
-    "speed_range": Kind(1, "choice", part="observed"),
+    "ego_speed": Kind(1, "choice", part="observed", back=1.5, of_ego=True),
+    "ego_turn": Kind(1, "choice", part="observed", back=1.5, of_ego=True),
+    "moves": Kind(2, "choice", ("moving", "standing"), part="observed", back=1.0),
+    "heading_motion": Kind(2, "choice", ("camera faces north", "camera faces south"), part="observed", back=1.0),
+    "closing": Kind(2, "choice", ("closer", "farther"), same=True, part="observed", back=1.0),
+    "faster": Kind(2, "choice", ("faster", "slower"), same=True, part="observed", back=1.0),
+    "speed_range": Kind(1, "choice", part="observed", back=1.0),
     "ego_next": Kind(1, "choice", part="forecast", of_ego=True),
     "where_later": Kind(1, "place", part="forecast"),
     "gap_later": Kind(2, "choice", ("larger", "smaller"), same=True, part="forecast"),
@@ -96,6 +103,8 @@ class PastFrame(StrictModel):
     """Of the frame."""
     seconds: float
     """From now; negative."""
+    back: int | None = None
+    """Which of the scene's own images of before now shows it (`layout.past_image`); None: none does."""
 
 
 class Prompt(StrictModel):
@@ -165,6 +174,15 @@ class Prompt(StrictModel):
     def kind(self) -> Kind:
         """How it is scored."""
         return KINDS[self.category]
+
+    def shown_past(self, has: Callable[[PastFrame], bool]) -> tuple[PastFrame, ...] | None:
+        """The frames before now that can be shown: those that one `has`, back to the first that one has not.
+
+        None where the question has to be shown more: an observed kind cannot be asked then.
+        """
+        shown = tuple(takewhile(has, reversed(self.past)))[::-1]
+        needed = sum(-frame.seconds <= self.kind.back + _SLACK for frame in self.past)
+        return None if len(shown) < needed or (self.kind.part == "observed" and not needed) else shown
 
     @property
     def group(self) -> str:

@@ -5,6 +5,8 @@ A prompt says who looks and which convention holds, asks, lists the options, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from questions.units import Prompt
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
@@ -69,6 +71,12 @@ SEVERAL = (
     "This is what a camera on a car sees. Of several pictures the last one is of now, and those before lead to it."
 )
 FORM = "Think first, between <think> and </think>. Then give the final answer, {what}, between <answer> and </answer>."
+
+
+def taken(backs: Sequence[int]) -> str:
+    """What a model is told of pictures that were taken so many half seconds ago; "" where all are of now."""
+    ago = [f"picture {number} {f'{back / 2:g} s ago' if back else 'now'}" for number, back in enumerate(backs, 1)]
+    return f"When they were taken: {', '.join(ago)}.\n" if any(backs) else ""
 
 
 def question(category: str, side: int, *descs: str) -> str:

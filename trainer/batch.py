@@ -25,7 +25,7 @@ class Example:
 
     Attributes:
         token: of the scene.
-        images: uint8 [V, 3, h, w], one a view.
+        images: uint8 [V, 3, h, w], one a view; or `frames` a view, which stand together.
         status: float32 [H, 7]: x, y, heading, velocity x, y, acceleration x, y (m, rad, s; ego axes at step 0).
         command: index into `COMMANDS`, at step 0.
         future: float32 [S, 3]: x, y (m), heading (rad) of the rear axle at 0.5 s, 1 s ..., in its frame at step 0.
@@ -33,6 +33,7 @@ class Example:
             scene has none.
         question: what is asked about it, instead of how to drive on; then the student is told no status and no command.
         thought: what should be thought in text before the answer (`trainer.thoughts`); "" where nothing is.
+        frames: images of each view, in the order of time; the last is of now.
     """
 
     token: str
@@ -43,6 +44,7 @@ class Example:
     targets: Mapping[str, NDArray[np.float32]]
     question: Question | None = None
     thought: str = ""
+    frames: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +62,7 @@ class Batch:
         lengths: of the B prompts, where a student prepared them; known here, so that no device is asked.
         asked: the B questions; none in a batch of drives. No batch has both.
         thoughts: the B thoughts in text to learn; none where there are none.
+        frames: of each example.
     """
 
     tokens: tuple[str, ...]
@@ -72,6 +75,7 @@ class Batch:
     lengths: tuple[int, ...] = ()
     asked: tuple[Question, ...] = ()
     thoughts: tuple[str, ...] = ()
+    frames: int = 1
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -127,6 +131,7 @@ def collate(examples: Sequence[Example]) -> Batch:
         targets={k: torch.from_numpy(np.stack([e.targets[k] for e in examples])) for k in first.targets},
         asked=tuple(e.question for e in examples if e.question is not None),
         thoughts=tuple(e.thought for e in examples if e.thought),
+        frames=first.frames,
     )
 
 

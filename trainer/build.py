@@ -163,7 +163,7 @@ def student_of(content: Mapping[str, Any], *, unread: bool = False) -> Student:
         config.student,
         answers,
         config.counts,
-        views=len(config.samples.views),
+        views=len(config.samples.pictures),
         history=content["history"],
         words=restore_words(content.get("words"), config.student, thinks=config.thought == "text"),
         thinks=config.thought == "text",

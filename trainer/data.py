@@ -18,6 +18,7 @@ from torch import nn
 
 from pipeline.reading.reader import Dataset
 from pipeline.stores.decode import Side, decode_jpeg
+from shards_schema import layout
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import COMMANDS
@@ -33,6 +34,8 @@ class DataConfig(StrictModel):
 
     views: tuple[str, ...] = Field(default=("cam_f0",), min_length=1)
     """Images of the samples column, as members (``cam_f0``), in order."""
+    history: int = Field(default=0, ge=0, le=64)
+    """Frames before now that the student sees too, of each view, 0.5 s apart; the dataset must store them."""
     image: tuple[Side, Side] | None = None
     """(width, height) that images are resized to while they are read; None keeps them."""
     steps: int = Field(default=8, ge=1, le=10_000)
@@ -41,6 +44,11 @@ class DataConfig(StrictModel):
     """Share of the logs that is held out (at least one log)."""
     split_seed: int = 0
     """Of the choice."""
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """What the student sees, as `samples` names it: view by view, each in the order of time."""
+        return tuple(layout.past_image(view, back) for view in self.views for back in range(self.history, -1, -1))
 
 
 def notices(dataset: Dataset, targets: Mapping[str, TargetConfig]) -> list[str]:
@@ -75,7 +83,8 @@ class ExampleMaker:
         thoughts: writes what should be thought of a scene; None: nothing.
 
     Raises:
-        ConfigError: a target that the dataset does not have, or of other dimensions; more steps than are stored.
+        ConfigError: a target that the dataset does not have, or of other dimensions; more steps, or frames before now,
+            than are stored.
     """
 
     def __init__(
@@ -98,14 +107,19 @@ class ExampleMaker:
                 raise ConfigError(f"{kind}: column {target.column} has no {target.target!r}; it has {', '.join(specs)}")
             target.check(specs[target.target])
             self._dims[kind] = specs[target.target].dims
-        stored = dataset.columns["samples"].provenance["num_future"]
-        if config.steps > stored:
+        made = dataset.columns["samples"].provenance
+        if config.steps > (stored := made["num_future"]):
             raise ConfigError(f"data.steps is {config.steps}, the samples hold {stored} future steps")
+        if config.history > (frames := made.get("history", 0)):
+            raise ConfigError(
+                f"{dataset.url}: this student sees {config.history} frames before now (samples.history), the samples "
+                f"hold {frames}; make the dataset with samples.history={config.history} (docs/recipe.md)"
+            )
 
     @property
     def wanted(self) -> dict[str, list[str]]:
         """Column -> members, for the reader and the stream."""
-        return {"samples": ["json", *(f"{v}.jpg" for v in self._config.views)], **self._columns()}
+        return {"samples": ["json", *(f"{name}.jpg" for name in self._config.pictures)], **self._columns()}
 
     def channels(self, kind: str) -> int:
         """C of a kind of latents."""
@@ -121,9 +135,15 @@ class ExampleMaker:
         """
         document = sample["samples"]["json"]
         stored = sample if self._other is None else self._other_targets(document["token"])
-        images = [self._image(sample["samples"][f"{v}.jpg"], document["token"]) for v in self._config.views]
+        images = [self._image(sample["samples"][f"{n}.jpg"], document["token"]) for n in self._config.pictures]
         thought = "" if self._thoughts is None else self._thoughts(document)
-        return replace(self._blind(document), images=np.stack(images), targets=self._latents(stored), thought=thought)
+        return replace(
+            self._blind(document),
+            images=np.stack(images),
+            frames=1 + self._config.history,
+            targets=self._latents(stored),
+            thought=thought,
+        )
 
     def read(self, token: str) -> Example:
         """One example by its token, past the stream.

@@ -144,7 +144,7 @@ class Shape:
         else:
             none = torch.empty(0), torch.empty(0)
             said = make_answers(config.answers, config.student, lambda: none, config.samples.steps)
-        views, thinks = len(config.samples.views), config.thought == "text"
+        views, thinks = len(config.samples.pictures), config.thought == "text"
         if isinstance(config.student, HFConfig):
             self.student: Student = outline(config.student, said, config.counts)
         else:
@@ -232,11 +232,12 @@ def _prompt(student: Student, config: SFTConfig) -> tuple[int, int]:
     width, height = config.samples.image or (1920, 1080)
     batch = Batch(
         tokens=("",),
-        images=torch.zeros(1, len(config.samples.views), 3, height, width, dtype=torch.uint8),
+        images=torch.zeros(1, len(config.samples.pictures), 3, height, width, dtype=torch.uint8),
         status=torch.full((1, HISTORY, 7), 12.34),
         command=torch.zeros(1, dtype=torch.long),
         future=torch.zeros(1, config.samples.steps, 3),
         targets={},
+        frames=1 + config.samples.history,
     )
     batch = student.prepare(batch)
     if batch.lengths:

@@ -60,7 +60,7 @@ class QuestionReader:
         grey: all pixels are 128.
 
     Raises:
-        ConfigError: neither of dataset and SURDS; SURDS, which has one picture, and a student of several views.
+        ConfigError: neither of dataset and SURDS; SURDS, which has one picture, and a student that sees several.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class QuestionReader:
     ) -> None:
         if dataset is None and surds is None:
             raise ConfigError("give one of data=DATASET and surds=DIR: where the images of the units are")
-        if surds is not None and len(config.views) != 1:
-            raise ConfigError(f"SURDS has one picture a question; this student sees {', '.join(config.views)}")
+        if surds is not None and len(config.pictures) != 1:
+            raise ConfigError(f"SURDS has one picture a question; this student sees {', '.join(config.pictures)}")
         self._config, self._surds, self._grey = config, surds, grey
         self._tokens = frozenset() if dataset is None else frozenset(dataset.tokens(layout.SAMPLES))
         self._kinds: dict[str, frozenset[str]] = {}
@@ -100,7 +100,8 @@ class QuestionReader:
             return question.left_out
         if question.token not in self._tokens:
             return "no_scene"
-        if question.kind.part == "observed":
+        seen = question.shown_past(lambda frame: frame.back is not None and frame.back <= self._config.history)
+        if question.kind.part == "observed" and seen is None:
             return "unseen_past"
         return None if {*question.views} <= {*self._config.views} else "unseen_view"
 
@@ -110,7 +111,7 @@ class QuestionReader:
         Raises:
             MissingFileError, SampleError: there is no such picture, or none that can be decoded.
         """
-        views = self._config.views
+        views, frames = self._config.views, 1 + self._config.history
         if self._surds is not None:
             example = self._of_surds(self._surds, question)
         else:
@@ -118,15 +119,15 @@ class QuestionReader:
                 question.token
             )
             if len(views) > 1:
-                places = " and ".join(str(views.index(view) + 1) for view in question.views)
-                asked = f"Of pictures 1 to {len(views)}, about {places}: {question.question}"
+                places = " and ".join(str((views.index(view) + 1) * frames) for view in question.views)
+                asked = f"Of pictures 1 to {len(views) * frames}, about {places}: {question.question}"
                 question = question.model_copy(update={"question": asked})
         return replace(example, targets={**self._missing, **example.targets}, question=question)
 
     def picture(self, question: Prompt) -> NDArray[np.uint8]:
-        """What the student sees of it: RGB, uint8 [h, w, 3], of the first view that it is about."""
-        view = 0 if self._surds is not None else self._config.views.index(question.views[0])
-        return np.ascontiguousarray(self(question).images[view].transpose(1, 2, 0))
+        """What the student sees of it now: RGB, uint8 [h, w, 3], of the first view that it is about."""
+        at = 0 if self._surds is not None else self._config.pictures.index(question.views[0])
+        return np.ascontiguousarray(self(question).images[at].transpose(1, 2, 0))
 
     def _of_surds(self, folder: Path, question: Prompt) -> Example:
         """A picture alone: no status, no future, no target."""

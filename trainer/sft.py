@@ -94,7 +94,7 @@ class SFT(Run[SFTConfig]):
             config.student,
             self.answers,
             config.counts,
-            views=len(config.samples.views),
+            views=len(config.samples.pictures),
             history=self._history,
             words=build.make_words(config.student, self._asked, thinks=config.thought == "text"),
             thinks=config.thought == "text",

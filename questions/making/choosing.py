@@ -127,8 +127,13 @@ def prompts(
     """The lines of a chosen unit."""
     token, log = candidate.scene["token"], candidate.scene["log"]
     camera = candidate.scene["cameras"][candidate.view]
+    backs = {image["token"]: -image["step"] for image in candidate.scene.get("past", {}).values()}
     past = tuple(
-        PastFrame(token=frame["token"], seconds=(frame["timestamp"] - candidate.scene["timestamp"]) * 1e-6)
+        PastFrame(
+            token=frame["token"],
+            seconds=(frame["timestamp"] - candidate.scene["timestamp"]) * 1e-6,
+            back=backs.get(frame["token"]),
+        )
         for frame in candidate.scene.get("frames", ())
         if frame["step"] < 0
     )

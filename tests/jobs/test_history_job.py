@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from jobs import questions, reason
 from pipeline.reading.reader import Dataset
+from questions.units import read_units
 from tests.blocks import DOCS, block
 from tests.chaos import small
 from tests.inline_job import run_inline
@@ -26,16 +29,23 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_dataset_with_a_history_is_made_and_read(
+def typed(page: str, home: Path, *more: str) -> list[str]:
+    """What the block `history` of a page types is done; the jobs that it starts, in order."""
+    ran = []
+    for line in block(page, "history").strip().splitlines():
+        for job, arguments in jobs_of(line, home):
+            import_module(f"jobs.{job}").main([*arguments, *more])
+            ran.append(job)
+    return ran
+
+
+def test_from_logs_to_a_student_that_is_asked_what_moves(
     home: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = small.source(drive(tmp_path_factory))
-    more = [f"source={json.dumps(source)}", "teachers={}", "plan.shard_size=5", "samples.size=[64, 36]"]
-    told = ""
-    for line in block("recipe", "history").strip().splitlines():
-        for job, arguments in jobs_of(line, home):
-            import_module(f"jobs.{job}").main([*arguments, *more, "scan_processes=1"])
-            told += capsys.readouterr().out
+    source = f"source={json.dumps(small.source(drive(tmp_path_factory)))}"
+    smaller = ["teachers={}", "plan.shard_size=5", "samples.size=[64, 36]", "scan_processes=1"]
+    assert typed("recipe", home, source, *smaller) == ["plan", "teachers"]
+    told = capsys.readouterr().out
     assert told.count("samples stores 2 images of before now (samples.history) beside those of now: they add ") == 2
     dataset = Dataset("out/moving", columns=["samples"])
     pictures = ["cam_f0.past2.jpg", "cam_f0.past1.jpg", "cam_f0.jpg"]
@@ -45,3 +55,17 @@ def test_a_dataset_with_a_history_is_made_and_read(
     assert import_module("jobs.verify").main(["out=out/moving"]) == 0
     import_module("jobs.inspect").main(["out=out/moving", "scenes=1"])
     assert "cam_f0.past1" in capsys.readouterr().out
+    rules = ["seconds=0", "image=100", "height=0", "area=0", "margins=false", "depth=[0.5, 500]", "hidden=1", "whole=0"]
+    make = ["data=out/moving", "out=units", "held_out=0.5", "split_seed=1", "drawn=0", *(f"rules.{r}" for r in rules)]
+    assert questions.main(["make", *make]) == 0
+    made = read_units(home / "units/dynamics_train.jsonl")
+    assert {tuple(frame.back for frame in p.past) for p in made} == {(None, 2, 1)}  # the window has a frame more
+    assert {"moves", "faster", "where_later"} <= {p.category for p in made}
+    asked = ["samples.held_out=0.5", "samples.split_seed=1", "questions.units=units/dynamics_train.jsonl"]
+    short = ["thought=none", "stages=[{stage: 2, steps: 1}]", "answers.size=4", "stream.batch_size=2", "device=cpu"]
+    tiny = ["student={kind: tiny, width: 16, depth: 1, heads: 2, image: [64, 32]}", "samples.image=[64, 32]"]
+    assert typed("training", home, *asked, *short, *tiny, "baselines=false") == ["sft"]
+    assert f"{len(made)} questions of units/dynamics_train.jsonl\n" in capsys.readouterr().out  # all, and none is left
+    command = ["policy=runs/moving/stage_1.pt", "units=units/dynamics_evaluation.jsonl", "data=out/moving", "out=asked"]
+    assert reason.main([*command, "device=cpu", "ways=[stage_2]", "drawn=0", "length=4"]) == 0
+    assert re.search(r"^faster +[1-9]", capsys.readouterr().out, re.MULTILINE)

@@ -30,11 +30,12 @@ from pipeline.writing.samples import SamplesColumn, SamplesConfig
 from pipeline.writing.worker import ShardWorker, WorkerConfig
 from shards_schema.errors import ConfigError, SampleError
 from shards_schema.plan import PlanConfig
-from tests.trainer.reward_toys import sft_policy, write_reward_dataset
+from tests.trainer.reward_toys import grpo_recipe, sft_policy, write_reward_dataset
 from trainer.batch import collate
 from trainer.build import load_policy
 from trainer.data import DataConfig, ExampleMaker
 from trainer.drive import drive
+from trainer.grpo import GRPO
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,16 +88,15 @@ def agent_input(frames: list[dict[str, Any]], blobs: Path) -> AgentInput:
         )
         for pose, f in zip(local, frames, strict=True)
     ]
-    cameras = [Cameras(Camera()) for _ in frames[:-1]]
-    cameras.append(Cameras(Camera(np.array(Image.open(blobs / frames[-1]["cams"]["CAM_F0"]["data_path"])))))
+    cameras = [Cameras(Camera(np.array(Image.open(blobs / f["cams"]["CAM_F0"]["data_path"])))) for f in frames]
     return AgentInput(statuses, cameras, [None] * len(frames))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A NAVSIM dataset (``data``) and its shards with the originals (``out``)."""
+    """A NAVSIM dataset (``data``) and its shards with the originals (``out``), of three frames before now too."""
     made = tmp_path_factory.mktemp("navsim")
-    write_reward_dataset(made, every=6)
+    write_reward_dataset(made, every=6, history=3)
     return made
 
 
@@ -171,6 +171,18 @@ def test_images_that_the_shards_made_smaller(
     without = InputMaker(config, 4)(next(iter(inputs.values())))
     seen = collate([shards.read(next(iter(inputs)))])
     assert without.images.shape != seen.images.shape or not torch.equal(without.images, seen.images)
+
+
+def test_images_of_the_frames_before(root: Path, inputs: dict[str, AgentInput]) -> None:
+    config = DataConfig(history=3)
+    shards = ExampleMaker(Dataset(str(root / "out"), columns=["samples"]), config, {})
+    maker = InputMaker(config, 4)
+    assert_equal_batches(maker, shards, inputs)
+    given = next(iter(inputs.values()))
+    assert maker(given).images.shape[:2] == (1, 4)
+    assert maker(given).frames == 4
+    with pytest.raises(SampleError, match="no image of cam_f0 of 3 frames before now"):
+        maker(replace(given, cameras=given.cameras[1:]))
 
 
 def test_fewer_history_steps_are_the_last_ones(root: Path, inputs: dict[str, AgentInput]) -> None:
@@ -286,6 +298,29 @@ def test_the_agent_answers_as_our_evaluation_does(
         assert answer.poses.dtype == np.float32
         assert np.allclose(answer.poses, expected[0].numpy(), atol=1e-4)
         assert (answer.trajectory_sampling.time_horizon, answer.trajectory_sampling.interval_length) == (4, 0.5)
+
+
+@pytest.mark.parametrize("agent_module", [AgentOfMain], indirect=True)
+def test_a_policy_that_sees_the_past_learns_by_reward_and_is_given_it(
+    agent_module: Any, root: Path, inputs: dict[str, AgentInput], tmp_path: Path
+) -> None:
+    """SFT, a step of GRPO, the agent."""
+    data, seen = str(root / "out"), {"image": [48, 32], "held_out": 0.25, "history": 2}
+    stages = [{"stage": 1, "steps": 1, "lr": 1e-3}, {"stage": 2, "steps": 1, "lr": 1e-3}]
+    sft = sft_policy(data, tmp_path / "sft", samples=seen, stages=stages)
+    config = grpo_recipe(data, sft, tmp_path / "grpo", steps=1, evaluate_every=1)
+    GRPO(config, torch.device("cpu"), log=lambda text: None).fit()
+    policy = tmp_path / "grpo" / "policy.pt"
+    agent = agent_module.LastShardsAgent(str(policy), device="cpu")
+    assert agent.get_sensor_config().cam_f0 == [1, 2, 3]
+    loaded = load_policy(policy)
+    shards = ExampleMaker(Dataset(data, columns=["samples"]), loaded.config.samples, {})
+    (token, given), *_ = inputs.items()
+    expected, _ = drive(loaded, collate([shards.read(token)]))
+    assert np.allclose(agent.compute_trajectory(given).poses, expected[0].numpy(), atol=1e-4)
+    short = agent_module.LastShardsAgent(str(policy), device="cpu", history_frames=2)
+    with pytest.raises(ConfigError, match=r"sees 2 frames before now .* the agent inputs have 1 \(history_frames\)"):
+        short.initialize()
 
 
 def test_an_answer_that_does_not_parse_is_an_error(

@@ -31,7 +31,7 @@ LOCATION = "us-ma-boston"
 
 
 def write_reward_dataset(
-    root: Path, *, every: int = 4, versions: tuple[str, ...] = ("v1", "v2"), off_map: int = 0
+    root: Path, *, every: int = 4, versions: tuple[str, ...] = ("v1", "v2"), off_map: int = 0, history: int = 0
 ) -> str:
     """Every so many scenes of the two committed logs, 4 history and 10 future steps; columns `toy` and `pdm`.
 
@@ -56,7 +56,7 @@ def write_reward_dataset(
         source = NavsimSource(NavsimConfig(root="data", split="mini", filter=window))
         toy = ToyTeacher(random_weights=True, width=8)
         pdm = build({"maps_root": str(maps), "versions": list(versions)})
-        commit(source, root / "out", [toy, pdm], shard_size=8, size=(48, 32), zarr=False)
+        commit(source, root / "out", [toy, pdm], shard_size=8, size=(48, 32), zarr=False, history=history)
     return str(root / "out")
 
 

@@ -10,11 +10,11 @@ from tests.toys import ToySource, ToyTeacher, write_images
 from trainer.config import SFTConfig
 
 
-def write_dataset(root: Path, logs: int = 4, frames: int = 9) -> str:
+def write_dataset(root: Path, logs: int = 4, frames: int = 9, history: int = 0) -> str:
     """`logs` x (frames - 4) scenes of 2 history and 3 future steps, with the column `toy`."""
     write_images(root / "data", logs=logs, frames=frames)
     source = ToySource(str(root / "data"), logs=logs, frames=frames)
-    commit(source, root / "out", [ToyTeacher(random_weights=True)], shard_size=8, zarr=False)
+    commit(source, root / "out", [ToyTeacher(random_weights=True)], shard_size=8, zarr=False, history=history)
     return str(root / "out")
 
 

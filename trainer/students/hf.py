@@ -8,7 +8,7 @@ torchvision. Prompts are padded on the left, so that latents and answers stand a
 
     PAD     to the longest prompt of the batch
     IMAGE   <|im_start|>user, and for each view its start token, image tokens, end token
-    TEXT    ego status and command, or a question, <|im_end|>
+    TEXT    which image was taken when, if some are of before now; ego status and command, or a question, <|im_end|>
     WM GEO  latents
     ANSWER  <|im_start|>assistant, then the answer
 
@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from questions.wording import whole
+from questions.wording import taken, whole
 from shards_schema.errors import ConfigError
 from trainer.answers.base import Answers
 from trainer.answers.head import AnswerHead
@@ -166,7 +166,8 @@ class HFStudent(Student):
         vision, counts = self._vision(batch.images.cpu())
         with _TOKENIZING:
             told = [whole(question) for question in batch.asked] or map(prompt_text, status, command)
-            rows = [self._row(text, count) for text, count in zip(told, counts, strict=True)]
+            times = taken([*range(batch.frames)][::-1] * (batch.images.shape[1] // batch.frames))
+            rows = [self._row(times + text, count) for text, count in zip(told, counts, strict=True)]
         lengths = tuple(len(ids) for ids, _ in rows)
         ids = torch.full((len(rows), max(lengths)), self._placeholder, dtype=torch.long)
         segments = torch.full((len(rows), max(lengths)), int(Segment.PAD))

@@ -223,7 +223,7 @@ class TinyStudent(Student):
         if pixels.shape[-2:] != self.config.image[::-1]:
             pixels = nn.functional.interpolate(pixels, size=self.config.image[::-1], mode="bilinear", antialias=True)
         if self.training:
-            pixels = _disturbed(pixels, self.config.shift, self.config.jitter)
+            pixels = _disturbed(pixels, self.config.shift, self.config.jitter, batch.frames)
         patches = self.stem(pixels).flatten(2).transpose(1, 2).reshape(b, -1, self.width) + self.patch_place
         if self.training and self.config.patch_dropout:
             hidden = torch.rand(*patches.shape[:2], 1, device=patches.device) < self.config.patch_dropout
@@ -316,13 +316,17 @@ def _stem(patch: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _disturbed(pixels_N3hw: Tensor, shift: int, jitter: float) -> Tensor:
-    """Images, each moved by its own whole pixels (edges repeated) and with its own gain and offset a channel."""
-    n, _, height, width = pixels_N3hw.shape
+def _disturbed(pixels_N3hw: Tensor, shift: int, jitter: float, frames: int) -> Tensor:
+    """Images, each moved by its own whole pixels (edges repeated) and with its own gain and offset a channel.
+
+    `frames` that follow each other are of one view: all of them alike, or what moves in them would be lost.
+    """
+    n, (height, width) = len(pixels_N3hw) // frames, pixels_N3hw.shape[-2:]
     padded = nn.functional.pad(pixels_N3hw, (shift,) * 4, mode="replicate")
-    corners = torch.randint(0, 2 * shift + 1, (n, 2)).tolist()
+    corners = torch.randint(0, 2 * shift + 1, (n, 2)).repeat_interleave(frames, 0).tolist()
     moved = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
-    gain, offset = (torch.empty(2, n, 3, 1, 1, device=padded.device).uniform_(-jitter, jitter)).unbind(0)
+    drawn = torch.empty(2, n, 3, 1, 1, device=padded.device).uniform_(-jitter, jitter)
+    gain, offset = drawn.repeat_interleave(frames, 1).unbind(0)
     return torch.stack(moved) * (1 + gain) + offset
 
 
