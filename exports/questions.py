@@ -52,10 +52,9 @@ def export(config: ExportConfig) -> int:
         raise ConfigError("give one of data=DATASET and surds=DIR: where the images of the units are")
     dataset = None if config.data is None else Dataset(config.data, columns=[layout.SAMPLES])
     written = frozenset() if dataset is None else frozenset(dataset.tokens(layout.SAMPLES))
-    stored = 0 if dataset is None else dataset.columns[layout.SAMPLES].provenance.get("history", 0)
 
     def has(frame: PastFrame) -> bool:
-        return frame.token in written or (frame.back is not None and frame.back <= stored)
+        return frame.token in written or (dataset is not None and _own(frame, dataset))
 
     shown = [p for p in prompts if p.kind.part != "observed" or p.shown_past(has) is not None]
     write(config.format, config.to, _rows(config, shown, dataset, has))
@@ -63,6 +62,12 @@ def export(config: ExportConfig) -> int:
     if len(shown) < len(prompts):
         print(f"left out: {len(prompts) - len(shown)} prompts of observed kinds, since no sample has the frames before")
     return 0 if shown else 1
+
+
+def _own(frame: PastFrame, dataset: Dataset) -> bool:
+    """Whether the scene itself has the picture of a frame before now."""
+    stored: int = dataset.columns[layout.SAMPLES].provenance.get("history", 0)
+    return 0 < (frame.back or 0) <= stored
 
 
 def _rows(
@@ -85,7 +90,7 @@ def _rows(
 def _of_dataset(config: ExportConfig, prompt: Prompt, past: Sequence[PastFrame], dataset: Dataset) -> list[str]:
     """The pictures of each view, in the order of time."""
     folder = config.to.absolute().with_name(f"{config.to.stem}_images")
-    shown = [(prompt.token, frame.back) if frame.back else (frame.token, 0) for frame in past]
+    shown = [(prompt.token, frame.back or 0) if _own(frame, dataset) else (frame.token, 0) for frame in past]
     paths = [
         folder / f"{token}.{layout.past_image(view, back)}.jpg"
         for view in prompt.views

@@ -91,10 +91,10 @@ def _columns_text(found: Forecast) -> str:
 
 def _past_text(found: Forecast, column: forecast.ColumnForecast) -> str:
     stored, size = found.recipe.samples, column.past
-    told = f"samples stores {len(stored.views) * stored.history} images of before now (samples.history) beside those"
+    told = f"samples.history: a sample stores {len(stored.views) * stored.history} more images, of frames before now"
     if size is None:
-        return f"{told} of now; how many bytes they add is not known"
-    return f"{told} of now: they add {bytes_text(size)} a sample, {bytes_text(column.scenes * size)} in all"
+        return f"{told}; how many bytes that adds is not known"
+    return f"{told}; that adds {bytes_text(size)} to each, {bytes_text(column.scenes * size)} in all"
 
 
 def _hours_text(column: forecast.ColumnForecast) -> str:

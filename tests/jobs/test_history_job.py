@@ -46,7 +46,7 @@ def test_from_logs_to_a_student_that_is_asked_what_moves(
     smaller = ["teachers={}", "plan.shard_size=5", "samples.size=[64, 36]", "scan_processes=1"]
     assert typed("recipe", home, source, *smaller) == ["plan", "teachers"]
     told = capsys.readouterr().out
-    assert told.count("samples stores 2 images of before now (samples.history) beside those of now: they add ") == 2
+    assert told.count("samples.history: a sample stores 2 more images, of frames before now; that adds ") == 2
     dataset = Dataset("out/moving", columns=["samples"])
     pictures = ["cam_f0.past2.jpg", "cam_f0.past1.jpg", "cam_f0.jpg"]
     for token in dataset.tokens():
