@@ -71,21 +71,21 @@ def sft_needs(config: SFTConfig) -> Needs:
 def grpo_needs(config: GRPOConfig, sft: SFTConfig) -> Needs:
     """Of GRPO from a policy of the recipe `sft`; raises what `sft_needs` raises."""
     shape = Shape(sft)
-    group, length = config.group, shape.prompt + shape.answers - 1
+    group, said = config.group, shape.thought + shape.answers
     answers = config.stream.batch_size * group
     rows = min(config.micro or answers, answers)
     together = min(rows, group)  # answers behind a prompt
-    behind = shape.prompt + together * (shape.answers - 1)
+    behind = shape.prompt + together * (said - 1)
     memory = shape.states(config, shape.adapters if config.regulariser.on else [])
     learning = shape.activations(max(1, rows // group) * behind, config.dtype)
     reference = bool(config.beta)
     samples = step_samples(config, config.machine.gpus)
     asked = (shape.forward(behind) + shape.seen) * reference + config.inner * (shape.learned(behind) + shape.seen)
-    drawn = shape.forward(shape.prompt) + shape.seen + group * shape.forward(shape.answers)
+    drawn = shape.forward(shape.prompt) + shape.seen + group * shape.forward(said)
     return Needs(
         memory=memory
         | ({"reference": memory["weights"]} if reference else {})
-        | {"activations, or the rollouts' cache": max(learning, answers * length * shape.cache)}
+        | {"activations, or the rollouts' cache": max(learning, answers * (shape.prompt + said - 1) * shape.cache)}
         | {"logits": shape.logits(rows)},
         tokens=behind,
         samples=samples,

@@ -95,11 +95,9 @@ class GRPO(Run[GRPOConfig]):
         kept = ("config", "answers", "statistics", "history", "stage", "table_stage", "words")
         self._origin = {k: begun[k] for k in kept if k in begun}
         self.table = allow_table(begun["table_stage"])
-        if self.sft.thought != "latents":
-            raise ConfigError(
-                f"{config.policy}: trained with thought: {self.sft.thought}; GRPO takes a policy with latents "
-                "(thought: latents)"
-            )
+        self._aligns = config.regulariser.on and bool(self.sft.aligned)
+        if config.regulariser.on and not self._aligns:
+            log(f"no alignment: {config.policy} has no latents (thought: {self.sft.thought}); regulariser does nothing")
         self._drives = config.questions is None or not config.questions.alone
         if self._drives and self.sft.samples.steps != POSES:
             raise ConfigError(
@@ -114,7 +112,7 @@ class GRPO(Run[GRPOConfig]):
     def _open(self, begun: Mapping[str, Any]) -> None:
         """Data and reward: what SFT held out stays held out."""
         config, sft = self.config, self.sft
-        targets = sft.targets if config.regulariser.on else {}
+        targets = sft.aligned if self._aligns else {}
         scored = [config.reward.column] if self._drives else []
         columns = dict.fromkeys(["samples", *(t.column for t in targets.values()), *scored])
         try:
@@ -122,7 +120,8 @@ class GRPO(Run[GRPOConfig]):
         except MissingFileError as error:
             raise AbsentError(
                 f"{config.data}: {error}; GRPO needs the columns {', '.join(columns)} (`python -m jobs.teachers`, "
-                f"docs/reward.md; regulariser.wm=0 regulariser.geo=0 does without the teachers')"
+                "docs/reward.md"
+                + ("; regulariser.wm=0 regulariser.geo=0 does without the teachers')" if targets else ")")
             ) from error
         self.reward = Reward(self.dataset, device=self.device, **config.reward.model_dump()) if self._drives else None
         self.notices = list(dict.fromkeys([*begun["notices"], *notices(self.dataset, targets)]))
@@ -145,10 +144,10 @@ class GRPO(Run[GRPOConfig]):
         student = build.student_of(begun, unread=distributed.sharded(config.parallel))
         self.answers = student.answers
         statistics = build.restore_statistics(begun)
-        channels = {kind: len(statistics[kind].mean) for kind in LATENTS}
+        channels = {kind: len(statistics[kind].mean) for kind in LATENTS if kind in statistics}
         self.model = SFTModel(student, channels, self.sft.adapter, statistics)
         self._frozen: dict[str, Any] = {}
-        if not config.regulariser.on:
+        if not self._aligns:
             self.model.adapters.requires_grad_(False)
             self._frozen = {"adapters": begun["adapters"]}
         self._place(student, self.model)
@@ -157,7 +156,7 @@ class GRPO(Run[GRPOConfig]):
         self.model.eval()
         self.reference = self._first(begun) if config.beta else None
         policy = PolicyPass(self.model, config, self.table)
-        unused = "words" in begun or config.questions is not None
+        unused = "words" in begun or config.questions is not None or self.sft.thought == "text"
         self._pass = distributed.wrap(policy, config.parallel, self.device, unused=unused).eval()
         self._sampler = seeds.generator(self.device, config.seed, "answers", distributed.rank(), 0)
         torch.manual_seed(seeds.mixed(config.seed, "dropout", distributed.rank(), 0))
@@ -228,7 +227,7 @@ class GRPO(Run[GRPOConfig]):
                 self.model.student, batch, task.reward, self.table, config, self._sampler, self._autocast()
             )
             self._tally.add({task.name + name: value for name, value in numbers.items()})
-            if rollout.size.answers or config.regulariser.on:  # else no group of any rank has any spread
+            if rollout.size.answers or self._aligns:  # else no group of any rank has any spread
                 learnt.append((task, rollout))
         if learnt:
             self._tally.add(self._learn(learnt))

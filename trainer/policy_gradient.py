@@ -4,7 +4,7 @@ The old log-probabilities are not the sampler's, which decodes with a cache and 
 the first teacher-forced pass itself, detached: the first ratio is exactly 1. How far the sampler was from them is
 logged (`gap`). Losses of passes and ranks add up to the step's (`policy_loss`).
 
-Legend: B answers, A tokens, V vocabulary, n rows of a pass.
+Legend: B answers, A tokens (those of a thought before it among them), V vocabulary, n rows of a pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainer.grpo_config import GRPOConfig
 from trainer.model import SFTModel
 from trainer.policy_loss import PolicyLoss, policy_loss
 from trainer.rollouts import Rollout
-from trainer.students.base import Student, token_logp
+from trainer.students.base import Student, said_logp
 
 
 class PolicyOutput(NamedTuple):
@@ -51,12 +51,16 @@ class PolicyPass(nn.Module):
         super().__init__()
         self.model, self._config, self._table = model, config, table
 
-    def forward(self, batch: Batch, answers_BA: Tensor) -> PolicyOutput:
-        """What the policy thinks of answers int64 [B, A], padded with -1, to the scenes of a batch, as many to each."""
-        out = self.model.student(batch, answers_BA, self._table)
-        logp_BA, logp_BAV = token_logp(out.logits, answers_BA, self._config.temperature)
+    def forward(self, batch: Batch, answers_BA: Tensor, words: int = 0) -> PolicyOutput:
+        """What the policy makes of answers int64 [B, A], padded with -1, to the scenes of a batch, as many to each.
+
+        So many `words` at the beginning of an answer are its thought.
+        """
+        out = self.model.student(batch, answers_BA, self._table, words)
+        logps, every = zip(*said_logp(out, answers_BA, self._config.temperature, words), strict=True)
+        logp_BA = torch.cat(logps, 1)
         with torch.no_grad():  # it is only logged, and would keep [B, A, V] twice for the backward pass
-            entropy_BA = -(logp_BAV.exp() * logp_BAV).sum(-1)
+            entropy_BA = torch.cat([-(logp_BAV.exp() * logp_BAV).sum(-1) for logp_BAV in every], 1)
         alignment: dict[str, Tensor] = {}
         if self._config.regulariser.on:
             weight = self._config.regulariser.smooth_l1
@@ -75,7 +79,7 @@ def reference_logps(
     for part in rollout.passes:
         with autocast:
             answers = rollout.answers[part.rows]
-            found.append(reference.logp(rollout.scenes(part), answers, table, temperature))
+            found.append(reference.logp(rollout.scenes(part), answers, table, temperature, rollout.words))
     distributed.reshard(reference)
     return found
 
@@ -110,7 +114,7 @@ def backward(
         mask = (answers >= 0) & part.counts
         with distributed.no_sync(policy, last=i == last):
             with autocast:
-                asked: PolicyOutput = policy(rollout.scenes(part), answers)
+                asked: PolicyOutput = policy(rollout.scenes(part), answers, rollout.words)
             if i == len(old):
                 old.append(asked.logp.detach())
             found = policy_loss(

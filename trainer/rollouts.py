@@ -4,7 +4,8 @@ Questions are scenes with a text of their own, and a reward of their own (`answe
 Groups whose scores do not differ teach nothing; they are left out of the passes and counted. A pass is what goes
 through the network at once. Every rank has as many passes as any rank has, since FSDP gathers weights in each.
 
-Legend: S scenes of this rank, G answers each, B = S G, A tokens, T poses.
+Legend: S scenes of this rank, G answers each, B = S G, A tokens, T poses. A policy that thinks in text draws a
+thought of its own before each answer: tokens of the answer like the others, for the loss too.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Rollout:
         passes: of this rank, at least one.
         batch: of S scenes; each has G answers, side by side.
         answers: int64 [B, A], padded with -1.
+        words: of A, at the beginning, of the thoughts, each padded by itself; 0: none.
         advantage: float32 [B].
         sampled: float32 [B, A], the sampler's log-probabilities, 0 on padding.
         size: of the whole step, over ranks.
@@ -59,6 +61,7 @@ class Rollout:
     passes: Sequence[Pass]
     batch: Batch
     answers: Tensor
+    words: int
     advantage: Tensor
     sampled: Tensor
     size: StepSize
@@ -91,7 +94,8 @@ def roll_out(
 
     Returns:
         The rollout, and sums over this rank of what is logged (see `tally`): ``scenes``, ``answers``, ``spread``,
-        ``dropped``, ``unparsed``, ``reward/...``, and where answers have an end ``cut``, those that did not come to it.
+        ``dropped``, ``unparsed``, ``reward/...``, and where answers or thoughts have an end ``cut``, those that did not
+        come to it. An answer whose thought is cut is none.
 
     Raises:
         SampleError, AbsentError: a scene cannot be scored.
@@ -102,10 +106,19 @@ def roll_out(
         drawn = student.sample(batch, table, group=g, temperature=config.temperature, generator=generator, length=most)
     distributed.reshard(student)
     lengths_B = (drawn.tokens >= 0).sum(1).cpu()
+    answers, sampled = (
+        x[:, : max(2, int(lengths_B.max()))] for x in (drawn.tokens, drawn.logp)
+    )  # then there is padding
+    words, longest, cut_B = 0, drawn.tokens.shape[1], None if end is None else (drawn.tokens != end).all(1)
+    if drawn.thought is not None and drawn.thought_logp is not None and drawn.cut is not None:
+        words, longest = drawn.thought.shape[1], longest + student.thinks
+        answers, sampled = torch.cat((drawn.thought, answers), 1), torch.cat((drawn.thought_logp, sampled), 1)
+        lengths_B, cut_B = (answers >= 0).sum(1).cpu(), drawn.cut if cut_B is None else drawn.cut | cut_B
     if isinstance(reward, AskedConfig):
         rows, counted = rewarded(student, batch, drawn.tokens, reward)
     else:
         poses, parsed = student.answers.decode(drawn.tokens, batch.status.repeat_interleave(g, 0))
+        parsed = parsed if drawn.cut is None else parsed & ~drawn.cut
         rows, counted = scored(reward, batch.tokens, poses.view(-1, g, *poses.shape[1:]), parsed.view(-1, g))
     advantage_SG, spread_S = group_advantages(rows["score"], scale=config.scale)
     if config.controls.shuffle_advantages:
@@ -118,15 +131,12 @@ def roll_out(
         "spread": rows["score"].std(1).sum().item(),
         "dropped": float((~spread_S).sum()),
         "unparsed": float((~counted).sum()),
-        **({} if end is None else {"cut": float((drawn.tokens != end).all(1).sum())}),
+        **({} if cut_B is None else {"cut": float(cut_B.sum())}),
         **{f"reward/{name}": value.sum().item() for name, value in rows.items()},
     }
-    passes, size = _divide(kept, lengths_B, drawn.tokens.shape[1], config, device)
+    passes, size = _divide(kept, lengths_B, longest, config, device)
     advantage_B = advantage_SG.flatten().float().to(device)
-    answers, sampled = (
-        x[:, : max(2, int(lengths_B.max()))] for x in (drawn.tokens, drawn.logp)
-    )  # then there is padding
-    return Rollout(passes, batch, answers, advantage_B, sampled, size), numbers
+    return Rollout(passes, batch, answers, words, advantage_B, sampled, size), numbers
 
 
 def _divide(

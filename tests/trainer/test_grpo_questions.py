@@ -231,6 +231,22 @@ def test_answers_that_are_none_or_cut_are_counted_and_earn_nothing(
     assert alone.means() == {"score": 0, "depth": 0, "cut": 1}  # nothing was drawn: no mean
 
 
+def test_a_policy_that_thinks_before_it_drives_answers_at_once(
+    reward_shards: str, units: Units, tmp_path: Path
+) -> None:
+    asked = {"units": str(units["train"]), "length": 10}
+    questions, few = {"units": asked["units"]}, {"evaluate_limit": 1, **RARE}
+    stages = [{"stage": 2, "steps": 2}]
+    policy = sft_policy(reward_shards, tmp_path / "sft", thought="text", questions=questions, stages=stages, **few)
+    changes = {"steps": 1, "group": 2, "evaluate_samples": 1, **few, "log_every": 1}
+    run = start(reward_shards, policy, tmp_path / "grpo", asked | {"alone": False}, **changes)
+    drives, answers = (drawn(run, which)[1] for which in range(2))
+    assert drives.words > 0 == answers.words
+    seen: dict[str, float] = {}
+    run.fit(on_numbers=lambda step, numbers: seen.update(numbers))
+    assert seen.keys() >= {"train/cut", "train/asked/cut", "train/reward/score", "train/asked/reward/score"}
+
+
 def test_what_cannot_be_is_refused_at_the_start(reward_shards: str, units: Units, begun: str, tmp_path: Path) -> None:
     asked = {"units": str(units["train"])}
     train, evaluation = (read_units(units[split]) for split in ("train", "evaluation"))

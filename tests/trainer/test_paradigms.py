@@ -7,16 +7,17 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
-from jobs import experiments
+from jobs import evaluate, experiments, grpo
 from reports import paradigms
 from reports.paradigms import Measured
 from shards_schema.errors import ConfigError
 from tests.blocks import block
 from tests.questions_toys import write_units
-from tests.trainer.reward_toys import sft_recipe
+from tests.trainer.reward_toys import grpo_values, sft_recipe
 from tests.trainer.test_asked import training
 from trainer.asked import WAYS
 from trainer.scored import Driven
@@ -65,6 +66,21 @@ def test_what_the_page_says_to_type(reward_shards: str, tmp_path: Path, capsys: 
     assert "WARNING: " in told
     kept = json.loads((tmp_path / "runs/paradigms/paradigms.json").read_text())
     assert kept[arms[1]]["1"]["numbers"]["ade_4"] == found[arms[1]][1]["ade_4"]
+    refine = grpo_values(reward_shards, "", "", steps=1, group=2, evaluate_limit=1, evaluate_samples=1)
+    (tmp_path / "grpo.yaml").write_text(json.dumps({k: v for k, v in refine.items() if k not in ("policy", "out")}))
+    for line in block("grpo", "thoughts").splitlines():
+        for typed, here in {
+            **places,
+            "configs/grpo_demo.yaml": f"{tmp_path}/grpo.yaml",
+            "=runs": f"={tmp_path}/runs",
+        }.items():
+            line = line.replace(typed, here)
+        job = {"jobs.grpo": grpo.main, "jobs.evaluate": evaluate.main}[shlex.split(line)[2]]
+        assert job(shlex.split(line)[3:]) is not None
+    told = capsys.readouterr().out
+    assert told.count("no alignment: ") == 2
+    scores = pd.read_parquet(tmp_path / "runs/scores_text/scores.parquet")
+    assert scores[scores["policy"] == "policy"]["score"].notna().all()
     with pytest.raises(ConfigError, match="no policy of this recipe trains on questions"):
         experiments.main([*(w for w in words[3:] if not w.startswith("questions.")), "seeds=[0,1]"])
 

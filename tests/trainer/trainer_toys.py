@@ -173,21 +173,29 @@ def a_group_shares_the_pass_over_its_prompt(student: Student, batch: Batch, tabl
 
 
 def a_group_of_answers_stands_behind_one_prompt(student: Student, batch: Batch, table: torch.Tensor) -> None:
-    """Each scene's answers in one sequence: log-probabilities and gradients are those of answers that stand alone."""
+    """Each scene's answers in one sequence, each with its own thought, if any: log-probabilities are the sampler's, and
+    they and gradients those of answers that stand alone.
+    """
     group, rows = 3, list[int]()
-    sampled = student.sample(batch, table, group=group, generator=torch.Generator().manual_seed(3)).tokens
+    drawn = student.sample(batch, table, group=group, generator=torch.Generator().manual_seed(3))
+    sampled, stepwise, words = drawn.tokens, drawn.logp, 0
+    if drawn.thought is not None and drawn.thought_logp is not None:
+        words = drawn.thought.shape[1]
+        sampled, stepwise = torch.cat((drawn.thought, sampled), 1), torch.cat((drawn.thought_logp, stepwise), 1)
     places = tuple(i for i in range(len(batch)) for _ in range(group))
     many, weight = batch.take(torch.tensor(places), places), torch.randn(sampled.shape)
     seen = student.blocks[0].register_forward_pre_hook(lambda block, args: rows.append(args[0][..., 0].numel()))
     found = []
     for asked in (batch, many):
         student.zero_grad()
-        logp = student.logp(asked, sampled, table)
+        logp = student.logp(asked, sampled, table, words=words)
         (logp * weight).sum().backward()
         found.append((logp.detach(), {n: p.grad for n, p in student.named_parameters() if p.grad is not None}))
     seen.remove()
     (together, gradients), (alone, expected) = found
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=0)
+    torch.testing.assert_close(together, stepwise, atol=2e-5, rtol=0)
+    torch.testing.assert_close(together.sum(1), stepwise.sum(1), atol=1e-4, rtol=0)
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-4, rtol=1e-4, msg=name)
@@ -196,9 +204,9 @@ def a_group_of_answers_stands_behind_one_prompt(student: Student, batch: Batch, 
     with torch.no_grad():  # no answer sees another
         other = sampled.clone()
         other[1::group] = sampled[::group]
-        changed = student.logp(batch, other, table)
+        changed = student.logp(batch, other, table, words=words)
     kept = torch.arange(len(sampled)) % group != 1
-    assert torch.equal(changed[kept], student.logp(batch, sampled, table)[kept])
+    assert torch.equal(changed[kept], student.logp(batch, sampled, table, words=words)[kept])
 
 
 def student_needs_no_mask_in_stage_2(student: Student, batch: Batch, close: float) -> None:

@@ -31,9 +31,9 @@ from trainer.segments import Segment, apart, attention_mask, attention_row, is_c
 class Prompt:
     """A batch, made ready: `segments` int64 [B, P], what the back-end needs, and whether words are said to it.
 
-    `thought` int64 [B, T], padded with -1, stands behind it: words that the student has thought before its answer.
-    Then `group` answers a row, one after the other, each as if it stood there alone. `padding` is where PAD may stand:
-    nowhere, before each row alone, or anywhere; known without asking a device.
+    Behind it stand `group` answers a row, one after the other, each as if it stood there alone. Before each answer may
+    stand words that the student has thought: `thought` int64 [B group, T], padded with -1. `padding` is where PAD may
+    stand: nowhere, before each row alone, or anywhere; known without asking a device.
     """
 
     segments: Tensor
@@ -45,12 +45,12 @@ class Prompt:
 
     @property
     def thoughts(self) -> Tensor:
-        """`thought`, or int64 [B, 0]."""
-        return self.segments[:, :0] if self.thought is None else self.thought
+        """`thought`, or int64 [B group, 0]."""
+        return self.segments[:, :0].repeat(self.group, 1) if self.thought is None else self.thought
 
     @property
     def thought_lengths(self) -> Tensor:
-        """Words of each thought, int64 [B, 1]."""
+        """Words of each thought, int64 [B group, 1]."""
         return (self.thoughts >= 0).sum(1, keepdim=True)
 
 
@@ -78,11 +78,16 @@ class StudentOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampled:
-    """Answers: `tokens` int64 [B, A], -1 after the end; `logp` float32 [B, A], 0 there; the thoughts [B, T] before."""
+    """Answers: `tokens` int64 [B, A], -1 after the end; `logp` float32 [B, A], 0 there.
+
+    Before them the thoughts, int64 [B, T], theirs, and bool [B], which ones were cut by their length; None of none.
+    """
 
     tokens: Tensor
     logp: Tensor
     thought: Tensor | None = None
+    thought_logp: Tensor | None = None
+    cut: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,8 +162,8 @@ class Student(nn.Module, ABC):
 
         None is a causal mask, by the back-end's own path (flash), of prompts without padding or padded before each row.
 
-        The prompt's thought, if it has one, stands between them, and counts in P. Of a group each answer has T / G
-        tokens, and places that begin after the prompt. With a cache (of `new_cache`), keys and values are kept in it.
+        Of a group each answer has T / G tokens, and places that begin after the prompt. A thought stands before its
+        answer, and the mask is larger by it. With a cache (of `new_cache`), keys and values are kept in it.
         """
 
     @abstractmethod
@@ -182,27 +187,32 @@ class Student(nn.Module, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """The decoder layers: what FSDP shards one by one, and where `leaks` listens."""
 
-    def forward(self, batch: Batch, answers_BA: Tensor, table: Tensor) -> StudentOutput:
+    def forward(self, batch: Batch, answers_BA: Tensor, table: Tensor, words: int = 0) -> StudentOutput:
         """Teacher-forced: logits of every answer token, hidden states of every latent, under an allow table.
 
         A batch of S scenes may have B = S G answers, those of a scene side by side (as `sample` gives them). They go
         through the network behind one prompt, and see nothing of each other; latents are then [S, N, D].
+
+        So many `words` at the beginning of an answer are its thought, padded with -1 up to there; 0: it has that of
+        its scene, if there is one to learn.
         """
-        group, shown_BT = len(answers_BA) // len(batch), answers_BA[:, :-1].reshape(len(batch), -1)
-        prompt = replace(self.prompt(batch), thought=self.thinking(batch).prepared.get(THOUGHT), group=group)
-        at, words = self.at(prompt), prompt.thoughts.shape[1]
-        segments = torch.cat((prompt.segments, _segments(torch.cat((prompt.thoughts, shown_BT), 1))), 1)
+        thought_BT, answers_BA = answers_BA[:, :words], answers_BA[:, words:]
+        known = thought_BT if words else self.thinking(batch).prepared.get(THOUGHT)
+        prompt = replace(self.prompt(batch), thought=known, group=len(answers_BA) // len(batch))
+        at, words, shown_BT = self.at(prompt), prompt.thoughts.shape[1], answers_BA[:, :-1]
+        behind_BT = torch.cat((prompt.thoughts, shown_BT), 1)
+        segments = torch.cat((prompt.segments, _segments(behind_BT).reshape(len(batch), -1)), 1)
         mask = _mask(prompt, segments, table)
-        if group > 1 and mask is not None:
-            mask = mask & apart(at + 1 + words, answers_BA.shape[1] - 1, group, mask.device)
-        states = self.run(prompt, shown_BT, mask)
-        hidden, thought = states.last[:, at:], None
-        first = hidden[:, :1]  # says the first answer token
+        if prompt.group > 1 and mask is not None:
+            mask = mask & apart(at + 1, behind_BT.shape[1], prompt.group, mask.device)
+        states = self.run(prompt, shown_BT.reshape(len(batch), -1), mask)
+        first = states.last[:, at : at + 1].repeat_interleave(prompt.group, 0)  # says what comes first
+        hidden = torch.cat((first, states.last[:, at + 1 :].reshape(len(answers_BA), -1, self.width)), 1)
+        thought = None
         if prompt.thought is not None:
-            first = hidden.gather(1, prompt.thought_lengths.unsqueeze(2).expand(-1, 1, self.width))
             thought = self.logits(hidden[:, :words], True)
-        behind = hidden[:, words + 1 :].reshape(len(answers_BA), -1, self.width)
-        hidden = torch.cat((first.repeat_interleave(group, 0), behind), 1)
+            first = hidden.gather(1, prompt.thought_lengths.unsqueeze(2).expand(-1, 1, self.width))
+            hidden = torch.cat((first, hidden[:, words + 1 :]), 1)
         return StudentOutput(self.logits(hidden, prompt.asks), self._latents(prompt, states), thought)
 
     def thinking(self, batch: Batch) -> Batch:
@@ -213,12 +223,13 @@ class Student(nn.Module, ABC):
         words = self.words.encode(batch.thoughts).to(batch.status.device)
         return replace(batch, prepared={**batch.prepared, THOUGHT: words})
 
-    def logp(self, batch: Batch, answers_BA: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
+    def logp(self, batch: Batch, answers_BA: Tensor, table: Tensor, temperature: float = 1.0, words: int = 0) -> Tensor:
         """Log-probability of each token of given answers, float32 [B, A]; 0 on padding. Answers as in `forward`.
 
         The policy is softmax(logits / temperature): the same temperature as in `sample`, or it is another policy.
         """
-        return token_logp(self(batch, answers_BA, table).logits, answers_BA, temperature)[0]
+        out = self(batch, answers_BA, table, words)
+        return torch.cat([logp for logp, _ in said_logp(out, answers_BA, temperature, words)], 1)
 
     @torch.no_grad()
     def sample(
@@ -261,16 +272,17 @@ class Student(nn.Module, ABC):
             return token_B, logp_BV.gather(1, token_B.unsqueeze(1)).squeeze(1)
 
         place = _Place(prompt, segments, hidden_BD)
+        thought = thought_logp = cut = None
         if self.thinks and not batch.asked:
             assert self.words is not None
-            asks = replace(place, prompt=replace(prompt, asks=True))
-            place, thought, _ = self._say(asks, table, cache, pick, self.words.end, self.thinks, onward=True)
-            place = replace(place, prompt=replace(prompt, thought=thought))
+            asks, end = replace(place, prompt=replace(prompt, asks=True)), self.words.end
+            place, thought, thought_logp = self._say(asks, table, cache, pick, end, self.thinks, onward=True)
+            place, cut = replace(place, prompt=replace(prompt, thought=thought)), (thought != end).all(1)
         choosing = partial(pick, choose=choose)
         place, tokens, logps = self._say(place, table, cache, choosing, spoken.end, most)
         pad = tokens.new_full((len(tokens), most - tokens.shape[1]), -1)
         logp = torch.cat((logps, torch.zeros_like(pad, dtype=torch.float32)), 1)
-        return Sampled(torch.cat((tokens, pad), 1), logp, place.prompt.thought)
+        return Sampled(torch.cat((tokens, pad), 1), logp, thought, thought_logp, cut)
 
     def _say(
         self,
@@ -355,20 +367,21 @@ def _drawn(logp_BV: Tensor, generator: torch.Generator | None) -> Tensor:
     return (logp_BV.exp() / race_BV).argmax(-1)
 
 
-def token_logp(logits_BAV: Tensor, answers_BA: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of softmax(logits / temperature): of each token of the answers, and of every token.
-
-    Args:
-        logits_BAV: [B, A, V].
-        answers_BA: int64, padded with -1.
-        temperature: > 0.
-
-    Returns:
-        Float32 [B, A], 0 on padding; float32 [B, A, V].
+def said_logp(
+    out: StudentOutput, answers_BA: Tensor, temperature: float, words: int = 0
+) -> list[tuple[Tensor, Tensor]]:
+    """Log-probabilities of softmax(logits / temperature), of the thought (see `Student.forward`), if any, and of what
+    comes after it: of its tokens, float32 [B, A], 0 on padding (-1), and of every token, float32 [B, A, V].
     """
-    logp_BAV = (logits_BAV.float() / temperature).log_softmax(-1)
-    chosen_BA = logp_BAV.gather(-1, answers_BA.clamp_min(0).unsqueeze(-1)).squeeze(-1)
-    return torch.where(answers_BA >= 0, chosen_BA, 0.0), logp_BAV
+    parts = [(out.logits, answers_BA[:, words:])]
+    if words and out.thought is not None:
+        parts.insert(0, (out.thought, answers_BA[:, :words]))
+    found = []
+    for logits_BAV, said_BA in parts:
+        logp_BAV = (logits_BAV.float() / temperature).log_softmax(-1)
+        chosen_BA = logp_BAV.gather(-1, said_BA.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        found.append((torch.where(said_BA >= 0, chosen_BA, 0.0), logp_BAV))
+    return found
 
 
 def _segments(answers_BT: Tensor) -> Tensor:

@@ -248,15 +248,19 @@ class HFStudent(Student):
     def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor | None, cache: Any = None) -> States:
         """One pass over the whole sequence; without a mask padding is put behind each row, where nobody looks."""
         inputs: _Inputs = prompt.data
-        thoughts, thought_lengths = prompt.thoughts, prompt.thought_lengths
-        more = torch.arange(1, answers_BT.shape[1] // prompt.group + 1, device=inputs.ids.device).repeat(prompt.group)
-        more = torch.cat(((thoughts >= 0).cumsum(1), thought_lengths + more), 1)
+        scenes, end = inputs.ids.shape
+        thoughts, answers = prompt.thoughts, answers_BT.reshape(scenes * prompt.group, -1)
+        more = torch.arange(1, answers.shape[1] + 1, device=inputs.ids.device)
+        more = torch.cat(((thoughts >= 0).cumsum(1), prompt.thought_lengths + more), 1).reshape(scenes, -1)
         positions = torch.cat((inputs.positions, inputs.positions[..., -1:] + more), -1)
-        latents = self.latents(len(inputs.ids))
-        end = inputs.ids.shape[1]
-        ids, motions = self._answer_inputs(end + thoughts.shape[1], answers_BT, prompt.asks)
-        injected = [(end - self.prefix - latents.shape[1], latents), *motions]
-        ids = torch.cat((inputs.ids, self._answer_inputs(0, thoughts, True)[0], ids), 1)
+        latents = self.latents(scenes)
+        ids, motions = self._answer_inputs(thoughts.shape[1], answers, prompt.asks)
+        ids = torch.cat((self._answer_inputs(0, thoughts, True)[0], ids), 1)
+        injected = [(end - self.prefix - latents.shape[1], latents)]
+        for begin, values in motions:  # of each answer by itself, where a thought stands between them
+            apart = values.reshape(scenes, prompt.group if thoughts.shape[1] else 1, -1, self.width).unbind(1)
+            injected += [(end + begin + i * ids.shape[1], part) for i, part in enumerate(apart)]
+        ids = torch.cat((inputs.ids, ids.reshape(scenes, -1)), 1)
         if mask is not None or prompt.padding == "none":
             return self._pass(ids, positions, mask, cache, injected, inputs.vision)
         padded = (prompt.segments == Segment.PAD).sum(1, keepdim=True)

@@ -255,17 +255,17 @@ class TinyStudent(Student):
     def run(self, prompt: Prompt, answers_BT: Tensor, mask: Tensor | None, cache: Any = None) -> States:
         """One pass over the whole sequence."""
         head, place = self._speech(prompt.asks)
-        answers = head.embed(answers_BT)
-        if prompt.thought is not None and self.asking is not None:
-            words = self.asking.head.embed(prompt.thought) + self.asking.said_place[: prompt.thought.shape[1]]
-            thought = words + self._summary(prompt)
-        else:
-            thought = answers[:, :0]
+        answers, summary = head.embed(answers_BT), self._summary(prompt)
         if self.training and self.config.answer_dropout and not prompt.asks:
             hidden = torch.rand(*answers_BT.shape, 1, device=answers.device) < self.config.answer_dropout
             answers = answers.masked_fill(hidden, 0.0)
-        answers = answers + place[: answers_BT.shape[1] // prompt.group].repeat(prompt.group, 1) + self._summary(prompt)
-        return self._layers(torch.cat((prompt.data, thought, answers), 1), mask, cache)
+        answers = answers + place[: answers_BT.shape[1] // prompt.group].repeat(prompt.group, 1) + summary
+        if prompt.thought is not None and self.asking is not None:
+            words = self.asking.head.embed(prompt.thought) + self.asking.said_place[: prompt.thought.shape[1]]
+            words = words + summary.repeat_interleave(prompt.group, 0)
+            answers = torch.cat((words, answers.reshape(len(words), -1, self.width)), 1)
+            answers = answers.reshape(len(summary), -1, self.width)
+        return self._layers(torch.cat((prompt.data, answers), 1), mask, cache)
 
     def step(self, prompt: Prompt, token_B1: Tensor, index: int, mask: Tensor, cache: Any) -> States:
         """One token."""
