@@ -11,7 +11,6 @@ allocate more than the file's size bears out (`pickles.walk`). Not promised: a b
 
 from __future__ import annotations
 
-import gc
 import math
 import pickle
 import re
@@ -20,20 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from pickles.walk import RefusedError, Walk, one_frame
+from pickles.walk import RefusedError, Walk
 from shards_schema.errors import UnsafePickleError
 
-_WALK = Walk(
-    {
-        0: "MARK POP POP_MARK NONE NEWTRUE NEWFALSE EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
-        "EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET REDUCE NEWOBJ NEWOBJ_EX BUILD MEMOIZE STACK_GLOBAL",
-        1: "BININT1 BINGET BINPUT PROTO",
-        2: "BININT2",
-        4: "BININT LONG_BINGET",
-        8: "BINFLOAT FRAME",
-    }
-)
-"""Neither persistent ids nor the extension registry, which would go past `find_class`, nor protocols 0 and 1."""
+_WALK = Walk("NEWOBJ", "NEWOBJ_EX")
 
 
 class Record:
@@ -241,14 +230,7 @@ def load(data: bytes) -> Any:
         UnsafePickleError: a name that is not listed.
         pickle.UnpicklingError and what else the pickle module raises: damaged data.
     """
-    # A cache is some hundred thousand small objects and no garbage: collecting meanwhile would double the time.
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        _WALK.check(data)
-        return _InertUnpickler(one_frame(data)).load()
+        return _WALK.load(data, _InertUnpickler)
     except RefusedError as error:
         raise UnsafePickleError("unsafe_pickle", f"the pickle asks for {error}, which is not allowed") from None
-    finally:
-        if collecting:
-            gc.enable()

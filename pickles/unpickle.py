@@ -19,7 +19,6 @@ and records are refused, as are sets of protocols 2 and 3.
 
 from __future__ import annotations
 
-import gc
 import pickle
 import re
 from typing import Any, BinaryIO, Final
@@ -27,23 +26,14 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pickles.walk import RefusedError, Walk, one_frame
+from pickles.walk import RefusedError, Walk
 from shards_schema.errors import SampleError, UnsafePickleError
 from shards_schema.inputs.disguises import disguise
 
 _COPIES: Final = 4
 """Bytes that may be copied, per byte of the file; each honest array is in the file once and copied once."""
 
-_WALK: Final = Walk(
-    {
-        0: "MARK POP POP_MARK NONE NEWTRUE NEWFALSE EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
-        "EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET REDUCE BUILD MEMOIZE STACK_GLOBAL",
-        1: "BININT1 BINGET BINPUT PROTO",
-        2: "BININT2",
-        4: "BININT LONG_BINGET",
-        8: "BINFLOAT FRAME",
-    }
-)
+_WALK: Final = Walk()
 _PLAIN: Final = re.compile(r"b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU][0-9]{1,6}")
 
 
@@ -61,12 +51,8 @@ def load_pickle(data: bytes | BinaryIO, where: str) -> Any:
         SampleError: code ``log_unreadable``: it is cut short, or not a pickle.
     """
     raw = data if isinstance(data, bytes) else data.read()
-    # The collector would look for cycles again and again among objects that all stay: half of the time of a 5 MB log.
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        _WALK.check(raw)
-        return _Unpickler(raw).load()
+        return _WALK.load(raw, lambda file: _Unpickler(file, len(raw)))
     except RefusedError as error:
         raise UnsafePickleError(
             "unsafe_pickle",
@@ -79,15 +65,12 @@ def load_pickle(data: bytes | BinaryIO, where: str) -> Any:
             f"{where} ({len(raw)} bytes) is not a whole pickle: "
             + (disguise(raw) or f"{type(error).__name__}: {error}; fetch it again"),
         ) from None
-    finally:
-        if collecting:
-            gc.enable()
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes) -> None:
-        super().__init__(one_frame(data))
-        budget = _Budget(len(data))
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__(file)
+        budget = _Budget(size)
         self._table = {
             ("numpy", "ndarray"): _NDARRAY,
             ("numpy", "dtype"): _DTYPE,
