@@ -21,21 +21,24 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from shards_schema.manifests import ColumnManifest
 from shards_schema.records import Image, Scene
-from shards_schema.specs import TargetSpec, refuse_reserved
+from shards_schema.specs import NAME, TargetSpec, refuse_reserved
 from shards_schema.storage import stored_specs
 
 Targets = dict[str, NDArray[Any]]
 """One sample's arrays by target name, as the specs say."""
 
 AUTO: Literal["auto"] = "auto"
+
+ColumnName = Annotated[str, Field(pattern="^" + NAME.pattern.replace(r"\Z", "$"))]
+"""Of a config: the name of the column that a teacher writes."""
 
 
 class ColumnConfig(BaseModel):

@@ -29,9 +29,9 @@ from torch.nn import functional
 from shards_schema.errors import ConfigError, WeightsError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import CHANNELS, Image, Scene
-from shards_schema.specs import NAME, TargetSpec
+from shards_schema.specs import TargetSpec
 from teachers import execution, files, images
-from teachers.base import ImageRequest, Needs, TeacherInput
+from teachers.base import ColumnName, ImageRequest, Needs, TeacherInput
 from teachers.device import PhasedCompute, Rows, constant
 from teachers.registry import parse_config
 from teachers.weights import WeightsConfig
@@ -102,7 +102,7 @@ _Count = Annotated[int, Field(ge=1)]
 class VJEPA2Config(StrictModel):
     """What a V-JEPA 2 teacher is shown, and what of its tokens is kept."""
 
-    name: str = Field(default="vjepa2", pattern="^" + NAME.pattern.replace(r"\Z", "$"))
+    name: ColumnName = "vjepa2"
     """The column."""
     weights: WeightsConfig
     """``random``, ``hub`` with ``revision``, or ``path`` to a folder as the hub has it."""

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import CHANNELS
-from shards_schema.specs import NAME
+from teachers.base import ColumnName
 from teachers.cosmos import frames
 from teachers.cosmos.statistics import Statistics
 from teachers.weights import WeightsConfig
@@ -122,7 +122,7 @@ _Side = Annotated[int, Field(le=16_384)]
 class CosmosConfig(StrictModel):
     """What a Cosmos teacher encodes, and with what."""
 
-    name: str = Field(default="cosmos", pattern="^" + NAME.pattern.replace(r"\Z", "$"))
+    name: ColumnName = "cosmos"
     """The column."""
     weights: WeightsConfig
     """``random``, ``hub`` with ``revision``, or ``path`` to a folder in the hub's layout, with or without the subfolder

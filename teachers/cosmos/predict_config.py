@@ -15,8 +15,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from shards_schema.errors import ConfigError
 from shards_schema.inputs.models import StrictModel
-from shards_schema.specs import NAME
 from teachers import execution
+from teachers.base import ColumnName
 from teachers.cosmos.config import CHANNELS_OUT, SPATIAL, CosmosConfig, LayoutName, as_tuple
 from teachers.weights import WeightsConfig
 
@@ -92,7 +92,7 @@ class CosmosPredictConfig(StrictModel):
     for what comes next. Frames after now never reach it: they are encoded for the targets `latent` and `latent_pool`.
     """
 
-    name: str = Field(default="cosmos_predict", pattern="^" + NAME.pattern.replace(r"\Z", "$"))
+    name: ColumnName = "cosmos_predict"
     """The column."""
     weights: WeightsConfig
     """``random``, ``hub`` with ``revision``, or ``path`` to a folder in the hub's layout, with the subfolders

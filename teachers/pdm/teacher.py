@@ -22,8 +22,7 @@ from scoring.references import complete
 from shards_schema.errors import SampleError, ShardsError, WeightsError
 from shards_schema.inputs.models import StrictModel
 from shards_schema.records import Image, Scene
-from shards_schema.specs import NAME
-from teachers.base import ImageRequest, Needs, Targets, TeacherInput
+from teachers.base import ColumnName, ImageRequest, Needs, Targets, TeacherInput
 from teachers.pdm.closed import with_closed
 from teachers.pdm.drivable_map import RADIUS_M
 from teachers.pdm.ego import PAST_FRAMES
@@ -45,7 +44,7 @@ _KEPT = 256
 class PDMConfig(StrictModel):
     """What the column holds."""
 
-    name: str = "pdm"
+    name: ColumnName = "pdm"
     """The column."""
     maps_root: str = Field(min_length=1)
     """The folder of ``nuplan-maps-v1.0.json`` (NUPLAN_MAPS_ROOT)."""
@@ -64,13 +63,6 @@ class PDMConfig(StrictModel):
     @classmethod
     def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
-
-    @field_validator("name")
-    @classmethod
-    def _is_name(cls, value: str) -> str:
-        if not NAME.match(value):
-            raise ValueError("must match [a-z][a-z0-9_]*")
-        return value
 
     @field_validator("versions")
     @classmethod
