@@ -16,14 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
 from scoring.context import RewardContext
 from scoring.traffic import Seen, Traffic
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, REAR_AXLE_TO_CENTRE, STEPS
 from shards_schema.errors import SampleError
-
-Float64 = NDArray[np.float64]
+from shards_schema.poses import Float64
 
 TARGET_MPS: Final = 10.0
 MIN_GAP_M: Final = 1.0

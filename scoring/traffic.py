@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards_schema.errors import SampleError
-
-Float64 = NDArray[np.float64]
+from shards_schema.poses import Float64
 
 
 class Seen(IntEnum):

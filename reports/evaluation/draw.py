@@ -21,8 +21,7 @@ from reports.evaluation.failures import Failure
 from reports.pages import tag
 from scoring import Layer, Polygons, RewardContext
 from scoring.vehicle import HEADING, VX, VY, Path
-
-Float64 = NDArray[np.float64]
+from shards_schema.poses import Float64
 
 LAYERS = {
     Layer.ROADBLOCK: "road",

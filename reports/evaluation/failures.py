@@ -13,9 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from scoring import ContextBatch, RewardContext, collate
@@ -29,8 +27,7 @@ from scoring.metrics.time_to_collision import time_to_collision_within_bound
 from scoring.metrics.traffic_light import traffic_light_compliance
 from scoring.scorer import DEFAULT_MAX_BYTES
 from scoring.vehicle import AX, STEPS, YAW_RATE, Path
-
-Float64 = NDArray[np.float64]
+from shards_schema.poses import Float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)

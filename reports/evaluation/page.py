@@ -24,6 +24,7 @@ from scoring import RewardContext, Version
 from scoring.aggregate import MULTIPLICATIVE
 from shards_schema import layout
 from shards_schema.errors import ShardsError
+from shards_schema.poses import Float64
 
 OTHER_STYLES = ("other1", "other2", "other3", "other4")
 CAMERA_WIDTH = 960
@@ -156,7 +157,7 @@ def _why(e: Evaluated, place: int, found: Sequence[Failure]) -> Iterator[_Why]:
             yield _Why(head, "the human fails it too, so it is forgiven (human filter)", mild=True)
 
 
-def _camera(sample: Mapping[str, Any], document: Mapping[str, Any], poses: draw.Float64) -> dict[str, Any]:
+def _camera(sample: Mapping[str, Any], document: Mapping[str, Any], poses: Float64) -> dict[str, Any]:
     """The front camera, or the first that is stored, with the candidate's plan on the road."""
     views = sorted(document["cameras"], key=lambda view: view != "cam_f0")
     if not views:

@@ -24,10 +24,10 @@ from pipeline.stores.volume import Volume
 from reports.signal.features import Features
 from reports.signal.labels import Labels
 from reports.signal.probe import FOLDS, Int, probe, r2, standardised
+from shards_schema.poses import Float64
 from shards_schema.specs import TargetSpec
 from shards_schema.statistics import ChannelStatistics, measured
 
-Float64 = NDArray[np.float64]
 Verdict = Literal["good", "bad", "not told"]
 
 APART = 6.0

@@ -13,16 +13,13 @@ from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.reading.reader import Dataset
 from pipeline.stores.threads import map_ahead
 from questions.making.seeing import see
 from shards_schema import layout
-from shards_schema.poses import to_local
+from shards_schema.poses import Float64, to_local
 from shards_schema.records import COMMANDS
-
-Float64 = NDArray[np.float64]
 
 AGENTS = ("vehicle", "pedestrian", "bicycle")
 NEAR_M, AHEAD_M, ASIDE_M, ROAD_M = 40.0, 50.0, 3.0, 20.0

@@ -25,9 +25,9 @@ from reports.intervals import Interval, clustered
 from reports.signal import labels
 from reports.signal.labels import Labels
 from shards_schema.errors import DatasetError
+from shards_schema.poses import Float64
 from trainer.splits import logs_of, split_by_log
 
-Float64 = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 FOLDS = 5

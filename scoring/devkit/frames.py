@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from scoring.context import Polygons
 from scoring.vehicle import STATE_SIZE
 from shards_schema.errors import SampleError
-from shards_schema.poses import to_local
-
-Float64 = NDArray[np.float64]
+from shards_schema.poses import Float64, to_local
 
 _PERIOD_US = 100_000
 _KNOWN = 8

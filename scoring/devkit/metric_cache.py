@@ -33,9 +33,7 @@ from scoring.reference import interpolate, sample_times
 from scoring.vehicle import FRONT_LENGTH, REAR_AXLE_TO_CENTRE, REAR_LENGTH, STATE_SIZE, STEPS, WHEEL_BASE, WIDTH
 from shards_schema.errors import MissingFileError, SampleError, StoreError, UnsafePickleError
 from shards_schema.inputs.reading import judged, read_local
-from shards_schema.poses import to_local
-
-Float64 = NDArray[np.float64]
+from shards_schema.poses import Float64, to_local
 
 MAX_BYTES = 1 << 30
 """A cache that unpacks to more is refused; real ones are some megabytes."""

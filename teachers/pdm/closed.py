@@ -28,11 +28,9 @@ from scoring.context import RewardContext, collate
 from scoring.reference import interpolate, sample_times
 from scoring.scorer import rollout
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, STEPS
-from shards_schema.poses import to_local
+from shards_schema.poses import Float64, to_local
 from teachers.pdm.forecast import Forecast, Obstacles, forecast
 from teachers.pdm.scene_context import Prepared, ego_outlines
-
-Float64 = NDArray[np.float64]
 
 _FIRST_M = 1e-5
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scoring.devkit.frames import past_at_10_hz
 from scoring.vehicle import STATE_SIZE
-from shards_schema.poses import to_local
+from shards_schema.poses import Float64, to_local
 from shards_schema.records import Frame, Scene
-
-Float64 = NDArray[np.float64]
 
 PAST_FRAMES = 3
 HUMAN_FRAMES = 8

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from scoring.context import AGENT_STEPS, RewardContext
 from scoring.devkit.frames import local_polygons
 from scoring.vehicle import STEPS
-from shards_schema.poses import to_local
+from shards_schema.poses import Float64, to_local
 from teachers.pdm.observation import MOVING, STOPPED_MPS, Objects, objects, red_connectors
 from teachers.pdm.scene_context import Prepared, box_outlines, ego_centre, ego_outlines
-
-Float64 = NDArray[np.float64]
 
 EVERY = 2
 """Steps of 0.1 s between two forecasts."""

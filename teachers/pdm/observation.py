@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 from scoring.context import AGENT_STEPS, Version
 from scoring.vehicle import STEPS
 from shards_schema.errors import SampleError
-from shards_schema.poses import to_local
+from shards_schema.poses import Float64, to_local
 from shards_schema.records import Frame, Scene
 from teachers.pdm.route import Route
-
-Float64 = NDArray[np.float64]
 
 FRAMES = {"v1": 11, "v2": 9}
 """2 Hz frames from now on that a version's agents come from."""

@@ -6,16 +6,13 @@ import math
 
 import numpy as np
 import shapely
-from numpy.typing import NDArray
 
 from maps.lanes import Lane
 from maps.nuplan_map import NuplanMap
 from scoring.traffic import Seen, Traffic
-from shards_schema.poses import to_local
+from shards_schema.poses import Float64, to_local
 from shards_schema.records import Scene
 from teachers.pdm.observation import FRAMES, objects, ordered_tracks
-
-Float64 = NDArray[np.float64]
 
 _VEHICLE = 0
 _AHEAD_M = 0.5

@@ -21,15 +21,13 @@ from scoring.context import FILTERED, Polygons, RewardContext, Version
 from scoring.devkit.frames import local_polygons
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, REAR_AXLE_TO_CENTRE, STATE_SIZE, STEPS
 from shards_schema.errors import SampleError
-from shards_schema.poses import to_local
+from shards_schema.poses import Float64, to_local
 from shards_schema.records import Scene
 from teachers.pdm.drivable_map import RADIUS_M, DrivableMap, drivable_map
 from teachers.pdm.ego import ego_state, human_poses, past_states
 from teachers.pdm.observation import agents, red_lights
 from teachers.pdm.rails import traffic
 from teachers.pdm.route import Route, centerline, corrected_route, logged_route, starting_lane
-
-Float64 = NDArray[np.float64]
 
 FRAME_SECONDS = 0.5
 """NAVSIM's rate."""
