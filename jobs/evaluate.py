@@ -24,12 +24,13 @@ from pipeline.reading.reader import Dataset
 from pipeline.stores.volume import Volume
 from reports.evaluation import accounting, remarks, run
 from reports.evaluation.config import EvaluateConfig
-from reports.evaluation.drivers import POSES, make_drivers
+from reports.evaluation.drivers import make_drivers
 from reports.progress import bar
 from shards_schema import layout
 from shards_schema.errors import AbsentError, ConfigError
 from trainer.build import Policy, load_policy
 from trainer.data import DataConfig, notices
+from trainer.reward import POSES
 
 
 def main(arguments: list[str]) -> int:

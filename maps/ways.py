@@ -1,4 +1,4 @@
-"""Ways along the road graph, step by step as NAVSIM and OpenScene go: what the two corrections of a route share.
+"""Ways along the road graph, step by step as NAVSIM and OpenScene go: what the routes of score and command share.
 
 Where candidates are equal the first one wins, in the order of the map file.
 """
@@ -11,6 +11,8 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Final
 
+import numpy as np
+
 from maps.lanes import Lane
 from maps.roads import Block, Roads
 from shards_schema.poses import Float64
@@ -18,6 +20,7 @@ from shards_schema.poses import Float64
 FORWARD_DEPTH: Final = 30
 """Blocks that a search ahead may be long, both ends included."""
 _BACKWARD_DEPTH = 15
+_WINDOW = 30
 _MAX_HEADING = math.pi / 4
 _MAX_DISTANCE_M = 3.0
 
@@ -96,7 +99,19 @@ def search(start: Block, goals: Collection[Block], neighbours: Neighbours, depth
     return None
 
 
-def lane_path(lanes: Mapping[int, Lane], start: Lane, target: int) -> list[Lane]:
+def centerline(blocks: Sequence[Block], lanes: Mapping[int, Lane], start: Lane) -> Float64:
+    """float64 [P, 3] global poses: the baselines of the shortest lane path to the end of `blocks`, from the start of
+    `start`. Points in which two lanes meet stand twice. If the end cannot be reached: the path of most lanes.
+
+    Raises:
+        SampleError: code ``bad_map``, a lane on the way is broken.
+    """
+    ids = [block.id for block in blocks]
+    first = ids.index(start.block) if start.block in ids else 0
+    return np.concatenate([lane.centre for lane in _lane_path(lanes, start, ids[first : first + _WINDOW][-1])])
+
+
+def _lane_path(lanes: Mapping[int, Lane], start: Lane, target: int) -> list[Lane]:
     """Dijkstra over `lanes` from `start` to one of the block `target`, by length; the path of most lanes if none is.
 
     Raises:

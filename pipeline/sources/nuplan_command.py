@@ -18,13 +18,12 @@ import shapely
 
 from maps.lanes import Lane
 from maps.roads import Roads
-from maps.ways import begun_at, block_at, lane_path, without_gaps
+from maps.ways import begun_at, block_at, centerline, without_gaps
 from shards_schema.poses import Float64, to_local
 from shards_schema.records import COMMANDS
 
 AHEAD_M: Final = 20.0
 SIDEWAYS_M: Final = 2.0
-_WINDOW = 30
 _FIRST_M: Final = 1e-5
 """The nearest to its beginning that one stands on a centerline."""
 
@@ -48,10 +47,7 @@ def driving_command(roads: Roads, pose: Float64, route: Sequence[str]) -> int:
     here = _lane_at(lanes, pose)
     if here is None:
         return unknown
-    ids = [block.id for block in blocks]
-    first = ids.index(here.block)
-    line = np.concatenate([lane.centre for lane in lane_path(lanes, here, ids[first : first + _WINDOW][-1])])
-    left = float(_further(line, pose)[1])
+    left = float(_further(centerline(blocks, lanes, here), pose)[1])
     return COMMANDS.index("left" if left >= SIDEWAYS_M else "right" if left <= -SIDEWAYS_M else "straight")
 
 

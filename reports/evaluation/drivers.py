@@ -28,8 +28,7 @@ from trainer.batch import collate
 from trainer.build import Policy
 from trainer.data import DataConfig, ExampleMaker
 from trainer.drive import drive
-
-POSES = 8
+from trainer.reward import POSES
 
 
 @dataclass(frozen=True, slots=True, eq=False)

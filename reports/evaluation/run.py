@@ -13,7 +13,7 @@ from reports.evaluation import page, remarks, report, two_stage
 from reports.evaluation.accounting import Selection
 from reports.evaluation.columns import SCORE_NAME
 from reports.evaluation.config import EvaluateConfig
-from reports.evaluation.drivers import POSES, Driver, checked, documents_of
+from reports.evaluation.drivers import Driver, checked, documents_of
 from reports.evaluation.page import Evaluated
 from reports.evaluation.results import Gathering
 from reports.evaluation.two_stage import TwoStage, aggregate
@@ -24,7 +24,7 @@ from scoring.idm import react
 from shards_schema import layout
 from trainer.baselines import Scenes
 from trainer.data import DataConfig, ExampleMaker
-from trainer.reward import Reward
+from trainer.reward import POSES, Reward
 
 
 def is_reactive(config: EvaluateConfig, dataset: Dataset, selection: Selection) -> bool:

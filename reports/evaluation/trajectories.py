@@ -20,9 +20,7 @@ from scoring import ScoreResult, Version, collate, score
 from scoring.aggregate import MULTIPLICATIVE_V2, epdms, product
 from shards_schema.errors import MissingFileError, SampleError, StoreError
 from shards_schema.inputs import documents
-
-POSES = 8
-SCENES_AT_ONCE = 64
+from trainer.reward import POSES, SCENES_AT_ONCE
 
 Poses = list[list[float]]
 Trajectories = dict[str, dict[str, Poses]]

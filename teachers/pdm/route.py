@@ -1,4 +1,4 @@
-"""The way ahead: the log's route made whole, the lane one is in, and the centerline.
+"""The way ahead: the log's route made whole, and the lane one is in.
 
 A log's route may begin elsewhere than the ego, have gaps, or cross itself. The corrected one decides which lanes count
 as on route and where the centerline runs. Where candidates are equal the first one wins, in the order of the map file.
@@ -10,17 +10,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import shapely
 
 from maps.lanes import Lane
 from maps.roads import Block, Roads
-from maps.ways import AFTER, FORWARD_DEPTH, begun_at, block_at, lane_path, search, without_gaps
+from maps.ways import AFTER, FORWARD_DEPTH, begun_at, block_at, search, without_gaps
 from shards_schema.errors import SampleError
 from shards_schema.poses import Float64
 
 _LOOP_AREA_M2 = 1.0
-_WINDOW = 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,16 +93,6 @@ def starting_lane(
     if best is None:
         raise SampleError("no_route", "the blocks of the route have no lanes")
     return best
-
-
-def centerline(route: Route, start: Lane) -> Float64:
-    """float64 [P, 3] global poses: the baselines of the shortest lane path to the route's end, from the start of
-    `start`. Points in which two lanes meet stand twice. If the end cannot be reached: the path of most lanes.
-    """
-    ids = [block.id for block in route.blocks]
-    first = ids.index(start.block) if start.block in ids else 0
-    target = ids[first : first + _WINDOW][-1]
-    return np.concatenate([lane.centre for lane in lane_path(route.lanes, start, target)])
 
 
 def _from_ego(roads: Roads, blocks: Sequence[Block], pose: Float64) -> Sequence[Block]:

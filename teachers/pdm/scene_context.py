@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from maps.lanes import Lane
 from maps.nuplan_map import NuplanMap
+from maps.ways import centerline
 from scoring.context import FILTERED, Polygons, RewardContext, Version
 from scoring.devkit.frames import local_polygons
 from scoring.vehicle import HALF_LENGTH, HALF_WIDTH, REAR_AXLE_TO_CENTRE, STATE_SIZE, STEPS
@@ -27,7 +28,7 @@ from teachers.pdm.drivable_map import RADIUS_M, DrivableMap, drivable_map
 from teachers.pdm.ego import ego_state, human_poses, past_states
 from teachers.pdm.observation import agents, red_lights
 from teachers.pdm.rails import traffic
-from teachers.pdm.route import Route, centerline, corrected_route, logged_route, starting_lane
+from teachers.pdm.route import Route, corrected_route, logged_route, starting_lane
 
 FRAME_SECONDS = 0.5
 """NAVSIM's rate."""
@@ -89,7 +90,7 @@ def _prepare(scene: Scene, world: NuplanMap, versions: Sequence[Version], radius
     route = corrected_route(world.roads, logged, pose)
     around = drivable_map(world, centre, radius)
     lane = starting_lane(route, around.holding(pose[0], pose[1]), pose, centre, ego_outlines(pose[None])[0])
-    line = centerline(route, lane)
+    line = centerline(route.blocks, route.lanes, lane)
     shared = _shared(scene, around, route, line)
     contexts = tuple(_context(scene, logged, version, shared) for version in versions)
     return Prepared(scene, radius, route, lane, line, contexts)

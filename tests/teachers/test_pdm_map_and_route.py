@@ -11,10 +11,11 @@ import shapely
 
 from maps.nuplan_map import load_map
 from maps.roads import Roads
+from maps.ways import centerline
 from scoring.devkit.frames import local_polygons
 from shards_schema.errors import SampleError
 from teachers.pdm.closed import DiscretePath, shifted
-from teachers.pdm.route import Route, centerline, corrected_route, logged_route, starting_lane
+from teachers.pdm.route import Route, corrected_route, logged_route, starting_lane
 
 DATA = Path(__file__).parents[1] / "data" / "pdm"
 
@@ -40,7 +41,7 @@ def test_gaps_are_filled_and_starts_moved(roads: Roads) -> None:
             for given_ in ((first, last), (middle, last), (last,)):
                 fixed = corrected_route(roads, Route.of(given_), pose)
                 assert fixed.blocks == whole, given_
-            line = centerline(Route.of(whole), lane)
+            line = centerline(whole, Route.of(whole).lanes, lane)
             np.testing.assert_array_equal(line[0], lane.centre[0])
             tried += 1
     assert tried >= 3
