@@ -218,16 +218,10 @@ def _agents_v1(observation: Record, origin: Float64) -> dict[str, Any]:
             if token in index:
                 where.append((index[token], step))
                 boxes.append(geometry)
-    pose = np.zeros((len(tokens), steps, 3))
-    valid = np.zeros((len(tokens), steps), dtype=np.bool_)
-    if boxes:
-        corners = _box_corners(boxes)
-        ahead = corners[:, 0] - corners[:, 1]
-        heading = np.arctan2(ahead[:, 1], ahead[:, 0])
-        n, t = np.array(where).T
-        pose[n, t] = to_local(np.column_stack((corners.mean(axis=1), heading)), origin)
-        valid[n, t] = True
-    return _agent_arrays([unique[t] for t in tokens], pose, valid)
+    corners = _box_corners(boxes)
+    ahead = corners[:, 0] - corners[:, 1]
+    poses = np.column_stack((corners.mean(axis=1), np.arctan2(ahead[:, 1], ahead[:, 0])))
+    return _agent_arrays([unique[t] for t in tokens], where, to_local(poses, origin), steps)
 
 
 def _agents_v2(observation: Record, origin: Float64) -> dict[str, Any]:
@@ -248,16 +242,17 @@ def _agents_v2(observation: Record, origin: Float64) -> dict[str, Any]:
                 first.append(item)
             where.append((index[token], step))
             poses.append(_se2(item["_box"]["_center"]))
-    pose = np.zeros((len(first), steps, 3))
-    valid = np.zeros((len(first), steps), dtype=np.bool_)
-    if poses:
-        n, t = np.array(where).T
-        pose[n, t] = to_local(np.array(poses), origin)
-        valid[n, t] = True
-    return _agent_arrays(first, pose, valid)
+    return _agent_arrays(first, where, to_local(np.reshape(poses, (-1, 3)), origin), steps)
 
 
-def _agent_arrays(objects: Sequence[Record], pose: Float64, valid: NDArray[np.bool_]) -> dict[str, Any]:
+def _agent_arrays(
+    objects: Sequence[Record], where: Sequence[tuple[int, int]], poses: Float64, steps: int
+) -> dict[str, Any]:
+    """Of N agents; `poses` [K, 3] are theirs at K places `where`, an agent and a step each."""
+    n, t = np.reshape(where, (-1, 2)).astype(np.int64).T
+    pose = np.zeros((len(objects), steps, 3))
+    valid = np.zeros((len(objects), steps), dtype=np.bool_)
+    pose[n, t], valid[n, t] = poses, True
     size = [(float(o["_box"]["_length"]), float(o["_box"]["_width"])) for o in objects]
     kinds = [int(o["_tracked_object_type"].args[0]) for o in objects]
     return {
