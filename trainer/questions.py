@@ -60,7 +60,8 @@ class QuestionReader:
         grey: all pixels are 128.
 
     Raises:
-        ConfigError: neither of dataset and SURDS; SURDS, which has one picture, and a student that sees several.
+        ConfigError: neither of dataset and SURDS; SURDS, which has one picture, and a student that sees several; what
+            `ExampleMaker` refuses.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class QuestionReader:
                 return ExampleMaker(dataset, config, wanted, other, grey=grey)
 
             self._maker = maker
+            maker(())  # what the dataset cannot give is told before anything is asked
             for kind, target in (targets or {}).items():
                 self._kinds[kind] = frozenset(dataset.tokens(layout.SAMPLES, target.column))
                 shape = (target.latents, maker((*(targets or {}),)).channels(kind))

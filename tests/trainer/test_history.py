@@ -76,8 +76,11 @@ def test_a_student_is_given_the_frames_before_in_the_order_of_time(moving: str) 
 
 
 def test_a_dataset_without_them_is_refused_at_the_start(shards: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"sees 1 frames before now \(samples\.history\), the samples hold 0"):
+    told = r"sees 1 frames before now \(samples\.history\), the samples hold 0"
+    with pytest.raises(ConfigError, match=told):
         SFT(recipe(shards, tmp_path, samples=SEEN), CPU, log=lambda text: None)
+    with pytest.raises(ConfigError, match=told):
+        QuestionReader(Dataset(shards, columns=["samples"]), DataConfig(steps=3, history=1))
 
 
 def test_a_student_learns_about_motion_and_is_asked(moving: str, tmp_path: Path) -> None:
