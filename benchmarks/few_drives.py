@@ -8,7 +8,6 @@ motions is of all training drives, in every arm.
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.measure import temporary
 from jobs import config as job_config
+from jobs.experiments import repeated
 from reports import controls
 from shards_schema.inputs.models import StrictModel
 from trainer.batch import ANSWERS, Batch
@@ -51,18 +51,11 @@ def run(config: Config) -> None:
 
 
 def _arm(recipe: SFTConfig, arm: str, seed: int) -> SFTConfig:
-    changes: dict[str, Any] = {
-        "seed": seed,
-        "stream": recipe.stream.model_copy(update={"seed": seed}),
-        "out": str(Path(recipe.out) / f"{arm.replace(' ', '_')}_{seed}"),
-        "evaluate_every": 10**9,
-        "evaluate_limit": 1,
-        "save_every": 10**9,
-        "controls": recipe.controls.model_copy(update={"shuffle_teachers": "shuffled" in arm}),
-    }
+    dealt = recipe.controls.model_copy(update={"shuffle_teachers": "shuffled" in arm})
+    changes: dict[str, Any] = {"evaluate_limit": 1, "controls": dealt}
     if arm == ALONE:
         changes["stages"] = tuple(stage.model_copy(update={"weights": NOTHING}) for stage in recipe.stages)
-    return recipe.model_copy(update=changes)
+    return repeated(recipe, arm, seed, changes)
 
 
 def trained(recipe: SFTConfig, share: float) -> dict[str, float]:

@@ -36,6 +36,7 @@ from shards_schema.inputs.models import StrictModel
 from trainer import distributed
 from trainer.config import SFTConfig
 from trainer.evaluate import zeroed_latents
+from trainer.grpo_config import GRPOConfig
 from trainer.sft import SFT
 
 RECIPE, ZEROED = "the recipe", "latents zeroed"
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> Results:
             if time.monotonic() > end:
                 skipped.append(f"{name}, seed {seed}")
                 continue
-            run = SFT(_recipe(config.recipe, name, seed, arms[name]), device, log=lambda text: None)
+            run = SFT(repeated(config.recipe, name, seed, arms[name](config.recipe)), device, log=lambda text: None)
             notices = run.notices
             run.fit()
             if beside is not None:
@@ -122,17 +123,20 @@ def main(arguments: list[str]) -> Results:
     return results
 
 
-def _recipe(recipe: SFTConfig, name: str, seed: int, changed: Callable[[SFTConfig], dict[str, Any]]) -> SFTConfig:
-    """Of one run: other weights, other order, a folder of its own; evaluated and saved at the end of each stage."""
-    changes = changed(recipe) | {
+def repeated(recipe: SFTConfig, name: str, seed: int, changes: Mapping[str, Any]) -> SFTConfig:
+    """Of one run, see `its_own`; evaluated and saved at the end of each stage."""
+    seldom = {"evaluate_every": 10**9, "save_every": 10**9, "keep": 1}
+    update = {**changes, **its_own(recipe, name, seed), **seldom}
+    return SFTConfig.model_validate(recipe.model_copy(update=update).model_dump())
+
+
+def its_own(recipe: SFTConfig | GRPOConfig, name: str, seed: int) -> dict[str, Any]:
+    """What a run has that no other of the recipe has: weights and order, or answers and order; a folder."""
+    return {
         "seed": seed,
         "stream": recipe.stream.model_copy(update={"seed": seed}),
         "out": str(Path(recipe.out) / f"{name.replace(' ', '_')}_{seed}"),
-        "evaluate_every": 10**9,
-        "save_every": 10**9,
-        "keep": 1,
     }
-    return SFTConfig.model_validate(recipe.model_copy(update=changes).model_dump())
 
 
 if __name__ == "__main__":

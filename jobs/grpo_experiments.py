@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from pydantic import Field
 
 from jobs import config as job_config
+from jobs.experiments import its_own
 from jobs.grpo import train
 from reports.grpo import AFTER, BEFORE, NAMES, Outcome, finished, rows_table
 from reports.intervals import Interval, over
@@ -73,16 +73,10 @@ def main(arguments: list[str]) -> Results:
 
 
 def _recipe(recipe: GRPOConfig, name: str, seed: int) -> GRPOConfig:
-    """Of one run: other answers, other order, a folder of its own."""
-    return recipe.model_copy(
-        update={
-            "seed": seed,
-            "stream": recipe.stream.model_copy(update={"seed": seed}),
-            "policy": recipe.policy.replace("{seed}", str(seed)),
-            "out": str(Path(recipe.out) / f"{name.replace(' ', '_')}_{seed}"),
-            "controls": GRPOControls(shuffle_advantages=name == CONTROL),
-        }
-    )
+    """Of one run, see `its_own`."""
+    policy = recipe.policy.replace("{seed}", str(seed))
+    controls = GRPOControls(shuffle_advantages=name == CONTROL)
+    return recipe.model_copy(update={**its_own(recipe, name, seed), "policy": policy, "controls": controls})
 
 
 def mean_change(rows: Mapping[int, Outcome], name: str) -> Interval | None:
