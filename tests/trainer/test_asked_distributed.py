@@ -21,6 +21,7 @@ from trainer.sft import SFT
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 MODES = ("ddp", "fsdp")
+TEXT = {"thought": "text", "stages": [{"stage": 2, "steps": 2, "lr": 0.3, "warmup": 0.0}]}
 
 
 def train(data: str, units: str, out: Path, batch: int, **changes: Any) -> None:
@@ -47,6 +48,9 @@ def worker(rank: int, root: str, data: str, units: str) -> None:
             config = grpo_recipe(data, policy, Path(root, f"grpo_{mode}"), steps=1, parallel={"mode": mode})
             GRPO(config, CPU, log=lambda text: None).fit()
             refine(data, policy, Path(root, f"both_{mode}"), 2, units, parallel={"mode": mode})
+            train(data, units, Path(root, f"text_{mode}"), 2, parallel={"mode": mode}, **TEXT)
+            policy = str(Path(root, f"text_{mode}", "stage_1.pt"))
+            refine(data, policy, Path(root, f"text_both_{mode}"), 2, units, parallel={"mode": mode})
 
 
 def refine(data: str, policy: str, out: Path, batch: int, units: str, **changes: Any) -> None:
@@ -68,25 +72,28 @@ def two_ranks(reward_shards: str, units: str, tmp_path_factory: pytest.TempPathF
     return trainer_toys.two_ranks(worker, tmp_path_factory.mktemp("ranks"), reward_shards, units)
 
 
+@pytest.mark.parametrize("text", ["", "text_"])
 @pytest.mark.parametrize("mode", MODES)
 def test_two_ranks_learn_from_questions_as_one_does(
-    two_ranks: Path, reward_shards: str, units: str, tmp_path: Path, mode: str
+    two_ranks: Path, reward_shards: str, units: str, tmp_path: Path, mode: str, text: str
 ) -> None:
-    train(reward_shards, units, tmp_path, 4)
-    own, theirs = (checkpoint.load(folder / "stage_1.pt") for folder in (tmp_path, two_ranks / mode))
+    train(reward_shards, units, tmp_path, 4, **(TEXT if text else {}))
+    own, theirs = (checkpoint.load(folder / "stage_1.pt") for folder in (tmp_path, two_ranks / f"{text}{mode}"))
     assert own["words"] == theirs["words"]
     for name, value in own["student"].items():
         torch.testing.assert_close(theirs["student"][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("text", ["", "text_"])
 @pytest.mark.parametrize("mode", MODES)
 def test_two_ranks_are_refined_by_questions_as_one_is(
-    two_ranks: Path, reward_shards: str, units: str, tmp_path: Path, mode: str
+    two_ranks: Path, reward_shards: str, units: str, tmp_path: Path, mode: str, text: str
 ) -> None:
-    """The words, which the drives' passes leave out, and the motions, which the questions' do, among all others."""
-    policy = two_ranks / mode / "stage_1.pt"
+    """The words, which the drives' passes leave out (but for thoughts), and the motions, which the questions' do."""
+    policy = two_ranks / f"{text}{mode}" / "stage_1.pt"
     refine(reward_shards, str(policy), tmp_path, 4, units)
-    own, theirs = (checkpoint.load(out / "policy.pt")["student"] for out in (tmp_path, two_ranks / f"both_{mode}"))
+    places = (tmp_path, two_ranks / f"{text}both_{mode}")
+    own, theirs = (checkpoint.load(out / "policy.pt")["student"] for out in places)
     for name, value in own.items():
         torch.testing.assert_close(theirs[name], value, atol=1e-5, rtol=1e-4, msg=name)
     first = checkpoint.load(policy)["student"]

@@ -47,11 +47,17 @@ def train(data: str, policy: str, out: Path, batch: int, **changes: Any) -> tupl
             right = ((q, (int(q.token, 16) + i) % 3 > 0) for q, i in product(batch.asked, range(group)))
             tokens = run.model.student.speech.encode([said(q.answer if is_right else "No") for q, is_right in right])
             return Sampled(tokens, torch.zeros(tokens.shape))
-        rows = []
+        rows, thoughts = [], []
         for token, i in product(batch.tokens, range(group)):
             generator = torch.Generator().manual_seed(int(token, 16) % 2**31 + i)
             rows.append(torch.randint(vocabulary, (length,), generator=generator))
-        return Sampled(torch.stack(rows), torch.zeros(len(rows), length))
+            if run.model.student.thinks:
+                thoughts.append(torch.randint(1, 9, (5,), generator=generator))
+                thoughts[-1][i:] = torch.tensor([run.model.student.words.end, *[-1] * 4])[: 5 - i]  # type: ignore[union-attr]
+        zeros = torch.zeros(len(rows), length)
+        if not thoughts:
+            return Sampled(torch.stack(rows), zeros)
+        return Sampled(torch.stack(rows), zeros, torch.stack(thoughts), zeros[:, :5], zeros[:, 0] > 0)
 
     run.model.student.sample = by_token  # type: ignore[method-assign]
     run.fit(on_numbers=note)
