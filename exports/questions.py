@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from exports.rows import Format, Row, row, write
+from pydantic import field_validator
+
+from exports.rows import Format, Row, formats, row, write
 from pipeline.reading.reader import Dataset
 from pipeline.stores.disk import write_bytes
 from pipeline.stores.places import LocalPath, OutPath, Place, apart
@@ -35,6 +37,13 @@ class ExportConfig(StrictModel):
     """The folder of SURDS, for its units; its images are named where they lie."""
     answer: str = "<answer>{answer}</answer>"
     """What the assistant says. Field: answer."""
+
+    @field_validator("answer")
+    @classmethod
+    def _says_it(cls, value: str) -> str:
+        if formats(value, {"answer": "Yes"}).format(answer="Yes") == value.format(answer="No"):
+            raise ValueError("no template over answer: it says the same whatever the answer is; write {answer} in it")
+        return value
 
 
 def export(config: ExportConfig) -> int:
@@ -104,6 +113,8 @@ def _of_dataset(config: ExportConfig, prompt: Prompt, past: Sequence[PastFrame],
 
 
 def _of_surds(config: ExportConfig, prompt: Prompt) -> list[str]:
+    if not prompt.images:
+        raise ConfigError(f"{config.units}: unit {prompt.unit} is of a dataset, and not of SURDS: give data=DATASET")
     paths = [Path(config.surds or "").absolute() / image for image in prompt.images]
     if gone := [path for path in paths if not path.is_file()]:
         raise MissingFileError(f"unit {prompt.unit}: there is no image {gone[0]}")

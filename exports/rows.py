@@ -50,6 +50,19 @@ def row(kind: Format, said: Said, images: Sequence[str], token: str, index: int)
     return {"messages": [*said], "images": [*images], "token": token}
 
 
+def formats(template: str, fields: Mapping[str, Any]) -> str:
+    """The template, which these fields fill.
+
+    Raises:
+        ValueError: they do not.
+    """
+    try:
+        template.format(**fields)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"no template over {', '.join(fields)} ({type(error).__name__}: {error})") from error
+    return template
+
+
 def write(kind: Format, path: Path, rows: Iterable[Row]) -> None:
     """The file of a format, in place when it is whole, and what its library needs beside it.
 

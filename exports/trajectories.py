@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from exports.rows import Format, Row, row, write
+from exports.rows import Format, Row, formats, row, write
 from pipeline.reading.materialise import materialise
 from pipeline.reading.reader import Dataset
 from pipeline.stores.places import OutPath, Place
@@ -68,13 +68,13 @@ class ExportConfig(StrictModel):
     @field_validator("point")
     @classmethod
     def _point(cls, value: str) -> str:
-        return _formats(value, {"x": 0.0, "y": 0.0, "heading": 0.0})
+        return formats(value, {"x": 0.0, "y": 0.0, "heading": 0.0})
 
     @field_validator("prompt")
     @classmethod
     def _prompt(cls, value: str) -> str:
         numbers = dict.fromkeys(("speed", "ax", "ay", "past", "seconds"), 0.0)
-        return _formats(value, {**numbers, "command": "", "history": "", "steps": 0})
+        return formats(value, {**numbers, "command": "", "history": "", "steps": 0})
 
     @property
     def stands_for_image(self) -> str:
@@ -180,11 +180,3 @@ def messages(record: Mapping[str, Any], config: ExportConfig, images: int, times
 def _points(poses: Sequence[Sequence[float]], config: ExportConfig) -> Iterator[str]:
     for x, y, heading in poses:
         yield config.point.format(**{k: Written(round(v, 6)) for k, v in (("x", x), ("y", y), ("heading", heading))})
-
-
-def _formats(template: str, fields: Mapping[str, Any]) -> str:
-    try:
-        template.format(**fields)
-    except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"no template over {', '.join(fields)} ({type(error).__name__}: {error})") from error
-    return template

@@ -12,7 +12,7 @@ from pydantic import Field
 from exports.tracks import Tracks
 from pipeline.reading.reader import Dataset
 from pipeline.stores.decode import decode_jpeg
-from pipeline.stores.disk import write_text
+from pipeline.stores.disk import open_folder, write_text
 from pipeline.stores.places import LocalPath, OutPath, Place
 from questions.making import candidates as spatial
 from questions.making import dynamic
@@ -66,13 +66,26 @@ Looks = Mapping[tuple[str, str], Mapping[str, truth.Shown]]
 
 
 def make(config: MakeConfig) -> int:
-    """Make units; returns the exit code."""
+    """Make units; returns the exit code.
+
+    Raises:
+        ConfigError: a town is asked for, and is not there.
+        StoreError: `out` cannot be written to.
+    """
+    open_folder(config.out)
     dataset = Dataset(config.data, columns=[layout.SAMPLES, *config.columns])
     notices = [*dataset.manifest.notices]
     training, held = split_by_log(dataset, config.held_out, config.split_seed)
     town, tracks = _town(config, dataset), Tracks(dataset, config.source)
     if town is None:
         notices.append("label-derived: the truth is what the log's labels say; what hides what is told by their boxes.")
+    if town is None and dataset.manifest.source.get("synthetic") and config.looks == "auto":
+        notices.append(
+            f"looks=pixels: the town is not at {dataset.manifest.source.get('root')}; town=DIR says where it is."
+        )
+    unmade = len(dataset.plan.table) - len(dataset.tokens(layout.SAMPLES)) - len(dataset.quarantined(layout.SAMPLES))
+    if unmade:
+        notices.append(f"{unmade} planned scenes are not made yet; which logs are held out may change when they are.")
     for notice in (*notices, *([tracks.note] if tracks.note else [])):
         print(f"NOTE: {notice}")
     nothing, drawn = False, []
@@ -97,7 +110,7 @@ def make(config: MakeConfig) -> int:
         files.append("examples.html")
     print(f"\n{config.out.resolve()}: {', '.join(files)}")
     if nothing:
-        print("NOTHING ASKED in one of them: give more scenes or views, or other rules (rules.seconds, rules.image).")
+        print("NOTHING ASKED in one of them, as told above; more scenes or views may help, or other rules (--help).")
     return int(nothing)
 
 
@@ -121,9 +134,10 @@ def _town(config: MakeConfig, dataset: Dataset) -> Path | None:
     """
     root = config.town or Path(str(dataset.manifest.source.get("root", "")))
     there = bool(dataset.manifest.source.get("synthetic")) and is_synthetic(root)
-    if config.looks == "town" and not there:
+    if (config.looks == "town" or config.town) and not there:
         raise ConfigError(
-            f"looks=town: {root} is not the folder of a town that {config.data} was made of; give town=DIR"
+            f"{'looks=' * (config.looks == 'town')}town: {root} is not the folder of a town that {config.data} was "
+            "made of; give town=DIR"
         )
     return root if there and config.looks in ("auto", "town") else None
 

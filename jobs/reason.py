@@ -17,19 +17,21 @@ from pydantic import Field
 from jobs import config as job_config
 from pipeline.reading.reader import Dataset
 from pipeline.stores.decode import encode_jpeg
-from pipeline.stores.disk import write_text
+from pipeline.stores.disk import open_folder, write_text
 from pipeline.stores.places import LocalPath, OutPath, Place
 from questions import scoring
-from questions.answers import Coordinates, Rules
+from questions.answers import Fixed, Rules
 from questions.outputs import Key, Output
 from questions.units import Prompt, read_units, units_of
 from reports import questions as tables
 from reports.progress import bar
 from shards_schema import layout
+from shards_schema.errors import ConfigError, SampleError
 from shards_schema.inputs.models import StrictModel
 from trainer.asked import WAYS, Choosing, WayName, ask
 from trainer.build import Policy, load_policy
 from trainer.questions import QuestionReader
+from trainer.splits import spread
 
 
 class ReasonConfig(StrictModel):
@@ -51,7 +53,7 @@ class ReasonConfig(StrictModel):
     """said: what the policy writes counts; likeliest: of a choice the option that it finds likeliest."""
     rules: Rules = "official"
     """Whose scoring: official (SURDS' evaluator) or xiaomi (that of XEmbodied)."""
-    coordinates: Coordinates = "pixels"
+    coordinates: Fixed = "pixels"
     """Of the policy's points: pixels of the image, unit (0..1), thousand (0..1000)."""
     length: int = Field(default=256, ge=1)
     """Tokens that are written at most; an answer that is cut is none."""
@@ -68,36 +70,37 @@ class ReasonConfig(StrictModel):
 def main(arguments: list[str]) -> int:
     """Run the job; returns the exit code."""
     config = job_config.load(ReasonConfig, arguments)
+    if (config.data is None) == (config.surds is None):
+        raise ConfigError("give one of data=DATASET and surds=DIR: where the images of the units are")
+    open_folder(config.out)
     policy = load_policy(config.policy)
     policy.student.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dataset = None if config.data is None else Dataset(config.data, columns=[layout.SAMPLES])
     read = QuestionReader(dataset, policy.config.samples, surds=config.surds)
-    units = [*units_of(read_units(config.units)).values()]
-    some = units if config.limit is None else [units[i * len(units) // config.limit] for i in range(config.limit)]
+    some = spread((*units_of(read_units(config.units)).values(),), config.limit)
     prompts = [p for sides in some for p in sides if p.left_out is None]
     said = _asked(config, policy, prompts, read)
     for way, outputs in said.items():
         rows = [_row(p, outputs[p.unit, p.side]) for p in prompts]
         write_text(config.out / f"{way}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    asked = [p for p in prompts if read.why_not(p) is None]
+    outputs = said[config.ways[0]]
+    asked = [p for p in prompts if outputs[p.unit, p.side].text is not None]
     notices = [*policy.notices, *_trained_on(policy, asked)]
-    found = {
-        way: scoring.score_units(asked, outputs, config.rules, config.coordinates) for way, outputs in said.items()
-    }
+    found = {way: scoring.score_units(asked, its, config.rules, config.coordinates) for way, its in said.items()}
     document = {way: tables.document(scored, config.rules) for way, scored in found.items()}
     write_text(config.out / "scores.json", json.dumps(document, indent=1))
     if config.drawn and asked:
-        page = tables.examples(asked, config.drawn, lambda p: encode_jpeg(read.picture(p), 90), notices, said)
-        write_text(config.out / "examples.html", page)
+        drawn = tables.examples(asked, config.drawn, lambda p: encode_jpeg(read.picture(p), 90), notices, said)
+        write_text(config.out / "examples.html", drawn)
     for notice in notices:
         print(f"NOTE: {notice}")
     if asked:
         print(f"\nrules: {config.rules}, coordinates: {config.coordinates}, what counts: {config.choosing}\n")
         print(tables.ways(found, config.rules))
-    outputs = said[config.ways[0]]
     every = scoring.score_units(prompts, outputs, config.rules, config.coordinates)
     print(tables.accounted(scoring.accounts(every, outputs), len(some) - len(every)))
-    print(f"\n{config.out.resolve()}: {', '.join(f'{way}.jsonl' for way in said)}, scores.json, examples.html")
+    page = ", examples.html" * bool(config.drawn and asked)
+    print(f"\n{config.out.resolve()}: {', '.join(f'{way}.jsonl' for way in said)}, scores.json{page}")
     return 0 if asked else 1
 
 
@@ -112,10 +115,23 @@ def _asked(
     usable = [p for p in prompts if (p.unit, p.side) not in none]
     for i in bar(range(0, len(usable), config.batch_size), unit="batch"):
         some = usable[i : i + config.batch_size]
-        answers = ask(policy, some, read, config.ways, choosing=config.choosing, length=config.length)
-        for way, texts in answers.items():
-            said[way] |= {(p.unit, p.side): Output(text) for p, text in zip(some, texts, strict=True)}
+        for way, found in _answers(config, policy, some, read).items():
+            said[way] |= {(p.unit, p.side): output for p, output in zip(some, found, strict=True)}
     return said
+
+
+def _answers(
+    config: ReasonConfig, policy: Policy, some: Sequence[Prompt], read: QuestionReader
+) -> dict[WayName, list[Output]]:
+    """Of one batch; a picture that cannot be decoded costs its own question alone."""
+    try:
+        answers = ask(policy, some, read, config.ways, choosing=config.choosing, length=config.length)
+    except SampleError as error:
+        if len(some) == 1:
+            return {way: [Output(None, error.code)] for way in config.ways}
+        alone = [_answers(config, policy, [prompt], read) for prompt in some]
+        return {way: [output for answer in alone for output in answer[way]] for way in config.ways}
+    return {way: [*map(Output, texts)] for way, texts in answers.items()}
 
 
 def _row(prompt: Prompt, output: Output) -> dict[str, object]:

@@ -28,6 +28,8 @@ Rules = Literal["official", "xiaomi"]
 RULES: tuple[Rules, ...] = get_args(Rules)
 Coordinates = Literal["pixels", "unit", "thousand", "model_input"]
 """What a model's points are given in: pixels of the image; 0..1; 0..1000; pixels of what its processor made."""
+Fixed = Literal["pixels", "unit", "thousand"]
+"""Those that need no size of each output."""
 Box = tuple[float, float, float, float]
 
 _OPEN, _CLOSE = "<answer>", "</answer>"

@@ -19,11 +19,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from shards_schema.errors import ConfigError, DatasetError, MissingFileError, StoreError
 from shards_schema.inputs import documents
 from shards_schema.inputs.models import StrictModel
+from shards_schema.inputs.refusals import problems
 
 Metric = Literal["choice", "point", "place"]
 """choice: one of the options; point: pixels in the object's box, scored by centerness; place: metres in the car's
@@ -128,7 +129,7 @@ class Prompt(StrictModel):
     """Of the scene; of SURDS the image's name without its ending."""
     log: str | None = None
     """Of the scene; None where none is known."""
-    views: tuple[str, ...]
+    views: tuple[str, ...] = Field(min_length=1)
     """The cameras that are shown."""
     images: tuple[str, ...] = ()
     """Where they lie in the folder that was imported; none for the images of a dataset of ours."""
@@ -236,9 +237,8 @@ def read_units(path: Path) -> list[Prompt]:
         try:
             out.append(Prompt.model_validate(row))
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise DatasetError(f"{path}, line {number}: no prompt of a unit: {key} {first['msg']}") from error
+            told = "; ".join(problems(error.errors(), Prompt))
+            raise DatasetError(f"{path}, line {number}: no prompt of a unit: {told}") from error
     if not out:
         raise DatasetError(f"{path}: holds no unit")
     units_of(out, str(path))

@@ -21,6 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from pipeline.reading.reader import Dataset
+from pipeline.stores.disk import wrap_read_errors
 from pipeline.stores.places import LocalPath
 from questions.controls import said
 from questions.units import Prompt, read_units, refuse_training, units_of
@@ -98,8 +99,10 @@ class QuestionReader:
 
     def why_not(self, question: Prompt) -> str | None:
         """Why a question cannot be asked of this student, in a word; None: it can."""
-        if question.left_out is not None or self._surds is not None:
+        if question.left_out is not None:
             return question.left_out
+        if self._surds is not None:
+            return _why_no_picture(self._surds, question)
         if question.token not in self._tokens:
             return "no_scene"
         seen = question.shown_past(lambda frame: frame.back is not None and frame.back <= self._config.history)
@@ -149,6 +152,18 @@ class QuestionReader:
             future=np.full((self._config.steps, 3), np.nan, dtype=np.float32),
             targets={},
         )
+
+
+def _why_no_picture(surds: Path, question: Prompt) -> str | None:
+    if not question.images:
+        return "no_scene"  # it is of a dataset
+    path = surds / question.images[0]
+    try:
+        with wrap_read_errors(str(path)):
+            path.stat()
+    except MissingFileError:
+        return "image_missing"
+    return None
 
 
 def training_questions(

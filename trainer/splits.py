@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence, Set
+from typing import TypeVar
 
 from pipeline.reading.reader import Dataset
 from shards_schema.errors import ConfigError, DatasetError
 from trainer import distributed
 from trainer.data import DataConfig
 
+Item = TypeVar("Item")
 Split = tuple[tuple[str, ...], tuple[str, ...]]
 """Tokens to train on, and tokens held out, each in plan order."""
 
@@ -43,7 +45,10 @@ def split_by_log(
     log_of = logs_of(dataset)
     logs = sorted({log_of[t] for t in chosen}, key=lambda log: hashlib.sha256(f"{seed}/{log}".encode()).hexdigest())
     if len(logs) < 2:
-        raise DatasetError(f"{dataset.url}: {len(logs)} logs; holding whole logs out needs at least two")
+        raise DatasetError(
+            f"{dataset.url}: {len(logs)} logs, of {len({*log_of.values()})} that are planned, have a scene that can be "
+            "used; holding whole logs out needs at least two"
+        )
     return _by_log(chosen, log_of, set(logs[: min(max(1, round(held_out * len(logs))), len(logs) - 1)]))
 
 
@@ -75,8 +80,8 @@ def _by_log(tokens: Sequence[str], log_of: dict[str, str], held: Set[str]) -> Sp
     return tuple(t for t in tokens if log_of[t] not in held), tuple(t for t in tokens if log_of[t] in held)
 
 
-def spread(tokens: tuple[str, ...], limit: int | None) -> tuple[str, ...]:
-    """At most `limit` of the tokens, evenly spread over them; None: all."""
+def spread(tokens: tuple[Item, ...], limit: int | None) -> tuple[Item, ...]:
+    """At most `limit` of the tokens (or units), evenly spread over them; None: all."""
     if limit is None or limit >= len(tokens):
         return tokens
     return tuple(tokens[i * len(tokens) // limit] for i in range(limit))

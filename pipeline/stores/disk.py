@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -82,6 +83,18 @@ def make_folder(folder: Path, root: Path | None = None) -> None:
         make_folder(folder.parent, root)
         folder.mkdir(exist_ok=True)
         fsync(folder.parent)
+
+
+def open_folder(folder: Path) -> None:
+    """See, before the work, that its results will have a place: the folder is made, and can be written to.
+
+    Raises:
+        StoreError: it cannot.
+    """
+    with wrap_os_errors(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def fsync(path: Path | str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from questions.making.seeing import Seen
 from shards_schema.inputs.models import StrictModel
@@ -45,6 +45,12 @@ class Rules(StrictModel):
     """At most so many units of a category; null is all."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of every choice."""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Rules:
+        if self.depth[0] >= self.depth[1]:
+            raise ValueError(f"depth is [{self.depth[0]:g}, {self.depth[1]:g}], expected the lesser one first")
+        return self
 
     def shows(self, seen: Seen, size: tuple[int, int], part: float = 1.0) -> bool:
         """Whether it is large enough in an image of `size`, for a `part` of the least sizes."""

@@ -17,7 +17,7 @@ from questions import controls
 from questions.outputs import read_outputs
 from questions.units import PastFrame, Prompt, read_units, refuse_training
 from questions.wording import whole
-from shards_schema.errors import ConfigError, MissingFileError
+from shards_schema.errors import ConfigError, DatasetError, MissingFileError, StoreError
 from tests import made_once
 from tests import questions_toys as toys
 from tests.blocks import block
@@ -227,8 +227,28 @@ def test_labels_alone_are_said_to_be_that(town: Path, tmp_path: Path, capsys: py
     for looks in ("labels", "pixels"):
         assert questions_job.main(["make", f"data={town}", f"out={tmp_path}", f"looks={looks}"]) == 0
         assert "label-derived" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"looks=town: .* is not the folder of a town"):
-        questions_job.main(["make", f"data={town}", f"out={tmp_path}", "looks=town", f"town={tmp_path}"])
+    for looks in ("town", "auto"):
+        with pytest.raises(ConfigError, match=r"town: .* is not the folder of a town"):
+            questions_job.main(["make", f"data={town}", f"out={tmp_path}", f"looks={looks}", f"town={tmp_path}"])
+
+
+def test_what_cannot_be_made_is_said_at_the_start(town: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file: File exists"):
+        questions_job.main(["make", f"data={town}", f"out={tmp_path}/file"])
+    with pytest.raises(ConfigError, match=r"rules: depth is \[60, 2\], expected the lesser one first"):
+        questions_job.main(["make", f"data={town}", f"out={tmp_path}", "rules.depth=[60, 2]"])
+
+
+def test_a_dataset_that_is_not_whole_is_said_to_be_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "images", 3, 9)
+    source = ToySource(str(tmp_path / "images"), logs=3)
+    commit(source, tmp_path / "data", [], zarr=False, shard_size=5, shards=2)
+    assert questions_job.main(["make", f"data={tmp_path}/data", f"out={tmp_path}/out", "drawn=0"]) == 1
+    assert "5 planned scenes are not made yet; which logs are held out may change" in capsys.readouterr().out
+    commit(source, tmp_path / "one", [], zarr=False, shard_size=5, shards=1)
+    with pytest.raises(DatasetError, match="1 logs, of 3 that are planned, have a scene that can be used"):
+        questions_job.main(["make", f"data={tmp_path}/one", f"out={tmp_path}/out"])
 
 
 @pytest.mark.parametrize("kind", ["ms-swift", "llama-factory", "trl-sft", "trl-grpo", "verl"])
@@ -289,6 +309,18 @@ def test_a_question_about_motion_has_the_pictures_before_now(
     assert rows[0]["messages"][0]["content"].count("<image>") == 2
     stored = dataset.read(first, {"samples": ["cam_f0.jpg"]})["samples"]["cam_f0.jpg"]
     assert Path(rows[0]["images"][0]).read_bytes() == stored
+
+
+@pytest.mark.parametrize("answer", ["{answer", "{answr}", "{answer.text}", "hello"])
+def test_an_answer_that_does_not_say_the_answer(answer: str) -> None:
+    with pytest.raises(ConfigError, match="answer: no template over answer"):
+        questions_job.main(["export", "units=a", "to=b", "use=train", f"answer={answer}"])
+
+
+def test_units_of_a_dataset_have_no_picture_in_surds(made: Path, tmp_path: Path) -> None:
+    where = [f"units={made}/train.jsonl", f"surds={SURDS}", f"to={tmp_path}/rows.jsonl"]
+    with pytest.raises(ConfigError, match=r"unit .* is of a dataset, and not of SURDS: give data=DATASET"):
+        questions_job.main(["export", *where, "use=train"])
 
 
 def test_nothing_is_exported_to_train_on_that_is_for_evaluation(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from jobs import questions as questions_job
 from jobs import reason, sft
@@ -17,7 +18,7 @@ from questions.controls import said
 from questions.outputs import read_outputs
 from questions.units import Prompt, read_units
 from reports import questions as tables
-from shards_schema.errors import ConfigError
+from shards_schema.errors import ConfigError, StoreError
 from tests.blocks import block
 from tests.questions_toys import write_units
 from tests.trainer.reward_toys import grpo_recipe
@@ -154,8 +155,22 @@ def test_nothing_to_ask_is_no_success(shards: str, tmp_path: Path, capsys: pytes
     command = [f"policy={tmp_path}/run/stage_2.pt", f"units={units}", f"out={tmp_path}/out", "device=cpu"]
     assert reason.main([*command, f"data={shards}"]) == 1
     assert "unanswered 1 (no_scene 1)" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"give one of data=DATASET and surds=DIR"):
-        reason.main(command)
+    for places in ([], [f"data={shards}", f"surds={tmp_path}"]):
+        with pytest.raises(ConfigError, match=r"give one of data=DATASET and surds=DIR"):
+            reason.main([*command, *places])
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file: File exists"):  # before anything is asked
+        reason.main([*command[:2], f"data={shards}", f"out={tmp_path}/file", "device=cpu"])
+    with pytest.raises(ConfigError, match=r"coordinates: .*'model_input'"):
+        reason.main([*command, f"data={shards}", "coordinates=model_input"])
+    names = ("whole.png", "damaged.png", "gone.png")
+    asked = [question(f"image{i}", i, log=None, images=(name,), views=("CAM_FRONT",)) for i, name in enumerate(names)]
+    write_units(units, [*asked, question("f" * 16)])
+    Image.new("RGB", (48, 32)).save(tmp_path / "whole.png")
+    (tmp_path / "damaged.png").write_bytes(b"no picture")
+    assert reason.main([*command, f"surds={tmp_path}", "ways=[hidden]", "limit=1000"]) == 0
+    told = capsys.readouterr().out
+    assert "planned 4 = scored 1 + unanswered 3 (image_damaged 1, image_missing 1, no_scene 1)" in told
 
 
 def test_ways_are_compared_with_their_intervals() -> None:
