@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from questions.answers import Coordinates
+from questions.answers import Fixed
 from questions.outputs import Key
 from questions.rewards import Weights, weighed
 from questions.units import Prompt, read_units, refuse_training
 from shards_schema.errors import ConfigError
+from shards_schema.inputs.models import validated
 from trainer.reward_functions import completion_text
 
 UNITS = "LAST_SHARDS_UNITS"
@@ -29,7 +31,7 @@ class QuestionReward:
 
     Args:
         units: the unit file.
-        weights: of the parts; None is `Weights()`.
+        weights: of the parts, as `Weights` or as a mapping; None is `Weights()`.
         pairs: both answers of a pair must be right, as the metric has it; both have to be in one call.
         coordinates: of points and boxes.
 
@@ -37,7 +39,7 @@ class QuestionReward:
         asked: the prompts, in the order of the rows that `jobs.questions export` writes.
 
     Raises:
-        ConfigError: units of an evaluation split.
+        ConfigError: units of an evaluation split; weights or coordinates that cannot be.
         MissingFileError, StoreError, DatasetError: see `read_units`.
     """
 
@@ -45,15 +47,17 @@ class QuestionReward:
         self,
         units: str | Path,
         *,
-        weights: Weights | None = None,
+        weights: Weights | Mapping[str, float] | None = None,
         pairs: bool = False,
-        coordinates: Coordinates = "pixels",
+        coordinates: Fixed = "pixels",
     ) -> None:
+        if coordinates not in get_args(Fixed):
+            raise ConfigError(f"reward: coordinates is {coordinates!r}, expected one of {', '.join(get_args(Fixed))}")
         every = read_units(Path(units))
         refuse_training(every, str(units))
         self.asked = [p for p in every if p.left_out is None]
         self._prompts: dict[Key, Prompt] = {(p.unit, p.side): p for p in self.asked}
-        self._units, self._weights = units, weights or Weights()
+        self._units, self._weights = units, validated(Weights, weights or {}, "reward: weights: ")
         self._pairs, self._coordinates = pairs, coordinates
 
     def rows(self, texts: Sequence[str], units: Sequence[str], sides: Sequence[int]) -> dict[str, list[float]]:
@@ -64,9 +68,10 @@ class QuestionReward:
         """
         if not len(texts) == len(units) == len(sides):
             raise ConfigError(f"reward: {len(texts)} completions, {len(units)} units and {len(sides)} sides")
-        if unknown := [key for key in zip(units, sides, strict=True) if key not in self._prompts]:
+        keys = [(unit, int(side) if str(side) in ("1", "2") else side) for unit, side in zip(units, sides, strict=True)]
+        if unknown := [key for key in keys if key not in self._prompts]:
             raise ConfigError(f"reward: {self._units} has no side {unknown[0][1]} of unit {unknown[0][0]}")
-        prompts = [self._prompts[key] for key in zip(units, sides, strict=True)]
+        prompts = [self._prompts[key] for key in keys]
         return weighed(prompts, texts, self._weights, pairs=self._pairs, coordinates=self._coordinates)
 
 
@@ -111,7 +116,7 @@ def compute_question_score(
     """
     reward, info = _reward(units), extra_info or {}
     index = info.get("index")
-    prompt = reward.asked[index] if isinstance(index, int) and 0 <= index < len(reward.asked) else None
+    prompt = reward.asked[index] if isinstance(index, Integral) and 0 <= index < len(reward.asked) else None
     if prompt is None or prompt.token != info.get("token"):
         raise ConfigError(f"reward: {data_source}: extra_info {info!r:.200} is no row of {units}")
     rows = reward.rows([solution_str], [prompt.unit], [prompt.side])

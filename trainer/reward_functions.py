@@ -150,8 +150,8 @@ def _from_environment() -> tuple[Version, str]:
 
 
 def completion_text(completion: Any) -> str:
-    """The text of a completion: TRL gives messages where the prompt was a conversation."""
+    """The text of a completion: TRL gives messages where the prompt was a conversation; "" where nothing was said."""
     if isinstance(completion, str):
         return completion
-    content = completion[-1]["content"]
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    content = (completion[-1].get("content") if completion else None) or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)

@@ -48,6 +48,8 @@ def test_trl_ms_swift_and_verl_give_the_same(units: Path, monkeypatch: pytest.Mo
     assert trl(completions=texts, **columns) == expected
     share = pytest.approx(2 / 3)
     assert logged == {"questions/score": 1.0, "questions/form": share, "questions/accuracy": share}
+    silent = [None, [], [{"role": "assistant", "content": None}]]  # a call of a tool, or nothing
+    assert trl(completions=silent, unit=["fb", "fb", "xy"], side=["1", "2", "1"]) == [0.0, 0.0, 0.0]
     monkeypatch.setenv(question_rewards.UNITS, str(units))
     assert SwiftQuestionReward()(texts, **columns) == expected
     rows = [("nuscenes_0007_CAM_FRONT", 0), ("nuscenes_0007_CAM_FRONT", 1), ("other", 2)]
@@ -80,3 +82,7 @@ def test_what_is_no_row_of_the_units_is_an_error_and_no_zero(units: Path, tmp_pa
     held = write_units(tmp_path / "evaluation.jsonl", [prompt("xy2d", answer="[718, 524]")])
     with pytest.raises(ConfigError, match="nothing may be trained on these"):
         QuestionReward(held)
+    with pytest.raises(ConfigError, match="reward: weights: frm: unknown key; did you mean form"):
+        QuestionReward(units, weights={"frm": 1.0})
+    with pytest.raises(ConfigError, match="coordinates is 'model_input', expected one of pixels, unit, thousand"):
+        QuestionReward(units, coordinates="model_input")  # type: ignore[arg-type]
