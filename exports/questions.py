@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -65,7 +65,7 @@ def export(config: ExportConfig) -> int:
     def has(frame: PastFrame) -> bool:
         return frame.token in written or (dataset is not None and _own(frame, dataset))
 
-    shown = [p for p in prompts if p.kind.part != "observed" or p.shown_past(has) is not None]
+    shown = {n: p for n, p in enumerate(prompts) if p.kind.part != "observed" or p.shown_past(has) is not None}
     write(config.format, config.to, _rows(config, shown, dataset, has))
     print(f"{config.to.resolve()}: {len(shown)} prompts for {config.format}, to {config.use}")
     if len(shown) < len(prompts):
@@ -80,10 +80,13 @@ def _own(frame: PastFrame, dataset: Dataset) -> bool:
 
 
 def _rows(
-    config: ExportConfig, prompts: Sequence[Prompt], dataset: Dataset | None, has: Callable[[PastFrame], bool]
+    config: ExportConfig, shown: Mapping[int, Prompt], dataset: Dataset | None, has: Callable[[PastFrame], bool]
 ) -> Iterator[Row]:
-    """`has` says of which frames before now there is a picture: the scene's own, or that of a sample of theirs."""
-    for index, prompt in enumerate(bar(prompts, unit="prompt")):
+    """`shown` are prompts by their place among all that are asked, by which verl's reward finds them.
+
+    `has` says of which frames before now there is a picture: the scene's own, or that of a sample of theirs.
+    """
+    for index, prompt in bar(shown.items(), unit="prompt"):
         past = prompt.shown_past(has) or ()
         images = _of_surds(config, prompt) if dataset is None else _of_dataset(config, prompt, past, dataset)
         before = "" if config.format.startswith("trl") else "<image>\n" * len(images)
