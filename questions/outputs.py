@@ -144,8 +144,8 @@ def _output(row: Mapping[str, Any], where: str) -> Output:
         isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
     ):
         raise DatasetError(f"{where}: input_size is {size!r}, expected [width, height]")
-    reason = str(row.get("reason") or row.get("error") or "null") if text is None else None
-    return Output(text, reason, None if size is None else (size[0], size[1]))
+    reason = str(row.get("reason") or row.get("error") or "null").encode(errors="backslashreplace").decode()
+    return Output(text, reason if text is None else None, None if size is None else (size[0], size[1]))
 
 
 def _text(said: Any) -> Any:

@@ -17,6 +17,7 @@ from questions import controls
 from questions.answers import Coordinates, Reading, Rules, read, tags
 from questions.outputs import Key, Output, unanswered
 from questions.units import KINDS, Prompt, units_of
+from shards_schema.errors import ConfigError
 
 BANDS = {"depth": ((0.0, 10.0, 20.0, 30.0, math.inf), "m"), "speed_range": ((0.0, 3.0, 6.0, 10.0, math.inf), "m/s")}
 """Category -> the bands of its true value, and its unit."""
@@ -99,9 +100,13 @@ def score_units(
     """Read and score every output.
 
     Raises:
-        ConfigError: ``model_input`` and no size.
+        ConfigError: ``model_input`` and no size, or a size and not ``model_input``.
         DatasetError: a unit is not whole.
     """
+    if input_size is not None and coordinates != "model_input":
+        raise ConfigError(
+            f"coordinates={coordinates} needs no input_size: leave it out, or give coordinates=model_input"
+        )
 
     def reading(prompt: Prompt) -> Reading | None:
         output = outputs.get((prompt.unit, prompt.side))

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from numbers import Integral
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
 
 from questions.answers import Fixed
 from questions.outputs import Key
@@ -116,7 +117,7 @@ def compute_question_score(
     """
     reward, info = _reward(units), extra_info or {}
     index = info.get("index")
-    prompt = reward.asked[index] if isinstance(index, Integral) and 0 <= index < len(reward.asked) else None
+    prompt = reward.asked[index] if isinstance(index, int | np.integer) and 0 <= index < len(reward.asked) else None
     if prompt is None or prompt.token != info.get("token"):
         raise ConfigError(f"reward: {data_source}: extra_info {info!r:.200} is no row of {units}")
     rows = reward.rows([solution_str], [prompt.unit], [prompt.side])

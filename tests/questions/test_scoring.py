@@ -15,7 +15,7 @@ from questions import controls, options, scoring
 from questions.answers import RULES, Rules, centerness
 from questions.outputs import Output, read_outputs
 from questions.units import Prompt, Target, units_of
-from shards_schema.errors import DatasetError
+from shards_schema.errors import ConfigError, DatasetError
 from tests.questions_toys import CARS, RANGES, WORDS, official_units, prompt
 
 
@@ -89,6 +89,11 @@ def test_nothing_answered_is_no_score_by_xiaomis_rules() -> None:
     category = scoring.by_category(scored(SIX, [None] * len(SIX), "xiaomi"), "xiaomi")["yaw"]
     assert (category.units, category.score, category.chance, category.corrected) == (0, None, None, None)
     assert scoring.overall({"yaw": category}) == (None, None)
+
+
+def test_a_size_that_nothing_would_be_read_by_is_refused() -> None:
+    with pytest.raises(ConfigError, match="coordinates=pixels needs no input_size"):
+        scoring.score_units(SIX, {}, "official", "pixels", (644, 364))
 
 
 def test_accounts_close_and_say_why() -> None:
@@ -304,13 +309,13 @@ def by_others(given: Prompt) -> dict[str, Any]:
 
 def test_outputs_as_servers_and_other_trainers_write_them(tmp_path: Path) -> None:
     rows = [by_others(given) for given in SIX]
-    rows[0] |= {"response": None, "error": {"code": "timeout"}}
+    rows[0] |= {"response": None, "error": {"code": "timeout \ud800"}}
     lines = "".join(json.dumps(row) + "\r\n\r\n" for row in rows)
     (tmp_path / "outputs.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
     (tmp_path / "._outputs.jsonl").write_bytes(b"\0\5")  # as a Mac leaves it
     (tmp_path / "old.json").mkdir()
     found = read_outputs(tmp_path, SIX)
-    assert found[SIX[0].unit, 1] == Output(None, "{'code': 'timeout'}")
+    assert found[SIX[0].unit, 1] == Output(None, r"{'code': 'timeout \ud800'}")
     assert [found[p.unit, p.side].text for p in SIX[1:]] == [controls.oracle(p) for p in SIX[1:]]
 
 
