@@ -28,6 +28,8 @@ SLIVER = 0.04
 TIE_X = 0.0625
 """Share of the width: 100 of 1,600 pixels."""
 
+_KEPT = ("token", "log", "timestamp", "frames", "past", "cameras")
+"""Of a scene's document; candidates of all scenes are held at once, and the labels are most of it."""
 _HOW: dict[str, tuple[How, ...]] = {
     "yaw": ("look", "place", "region"),
     "xy2d": ("look",),
@@ -50,7 +52,7 @@ class Candidate:
     Attributes:
         category: a key of `questions.units.KINDS`.
         within, answer: units of one `within` are balanced over their `answer`.
-        scene: the scene's document.
+        scene: the scene's document, as far as a unit has to know it.
         view: the image.
         seen: what is asked about, in the order of the question.
         called: what each is called.
@@ -127,7 +129,8 @@ def look_at(
         for s in seen
         if s.name in describing.WORDS
     }
-    return Pictured(document, view, size, rules, refused, seen, called, generator, motion)
+    kept = {key: document[key] for key in _KEPT if key in document}
+    return Pictured(kept, view, size, rules, refused, seen, called, generator, motion)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ class Pictured:
     """One image, ready to be asked about.
 
     Attributes:
-        document, view, rules, refused, motion: see `look_at`.
+        document: of the scene, as far as a unit has to know it.
+        view, rules, refused, motion: see `look_at`.
         size: width, height of the image.
         seen: the labelled boxes in it.
         called: what they can be called.

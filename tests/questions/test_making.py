@@ -331,6 +331,9 @@ def test_the_official_style_gives_depth_away() -> None:
     units = [p for c in chosen for p in prompts(c, rules, "shards-spatial", "train")]
     blind = scoring.by_category(scoring.answered_by(controls.chosen(controls.widest), units), "official")["depth"]
     assert (blind.units, blind.score) == (90, 1.0)
+    assert not any(
+        {"annotations", "future"} & c.scene.keys() for c in chosen
+    )  # all scenes' candidates are held at once
     assert {p.style for p in units} == {"official"}
 
 
