@@ -86,9 +86,10 @@ def _rows(
 
     `has` says of which frames before now there is a picture: the scene's own, or that of a sample of theirs.
     """
+    fresh: set[Path] = set()
     for index, prompt in bar(shown.items(), unit="prompt"):
         past = prompt.shown_past(has) or ()
-        images = _of_surds(config, prompt) if dataset is None else _of_dataset(config, prompt, past, dataset)
+        images = _of_surds(config, prompt) if dataset is None else _of_dataset(config, prompt, past, dataset, fresh)
         before = "" if config.format.startswith("trl") else "<image>\n" * len(images)
         said = [
             {"role": "user", "content": before + whole(prompt)},
@@ -99,8 +100,10 @@ def _rows(
         yield {**row(config.format, said, images, prompt.token, index), **kept, **solution}
 
 
-def _of_dataset(config: ExportConfig, prompt: Prompt, past: Sequence[PastFrame], dataset: Dataset) -> list[str]:
-    """The pictures of each view, in the order of time."""
+def _of_dataset(
+    config: ExportConfig, prompt: Prompt, past: Sequence[PastFrame], dataset: Dataset, fresh: set[Path]
+) -> list[str]:
+    """The pictures of each view, in the order of time; `fresh` are those of this export; others are written anew."""
     folder = config.to.absolute().with_name(f"{config.to.stem}_images")
     shown = [(prompt.token, frame.back or 0) if _own(frame, dataset) else (frame.token, 0) for frame in past]
     paths = [
@@ -109,9 +112,10 @@ def _of_dataset(config: ExportConfig, prompt: Prompt, past: Sequence[PastFrame],
         for token, back in (*shown, (prompt.token, 0))
     ]
     for path in paths:
-        if not path.exists():
+        if path not in fresh:
             token, _, member = path.name.partition(".")
             write_bytes(path, dataset.read(token, {layout.SAMPLES: [member]})[layout.SAMPLES][member])
+    fresh.update(paths)
     return [*map(str, paths)]
 
 

@@ -310,6 +310,9 @@ def test_a_question_about_motion_has_the_pictures_before_now(
     assert rows[0]["messages"][0]["content"].count("<image>") == 2
     stored = dataset.read(first, {"samples": ["cam_f0.jpg"]})["samples"]["cam_f0.jpg"]
     assert Path(rows[0]["images"][0]).read_bytes() == stored
+    Path(rows[0]["images"][0]).write_bytes(b"of a dataset that was there before")
+    assert questions_job.main(export) == 0
+    assert Path(rows[0]["images"][0]).read_bytes() == stored
     assert questions_job.main([*export[:-2], f"to={tmp_path}/rows.parquet", "use=train", "format=verl"]) == 0
     found = pq.read_table(tmp_path / "rows.parquet").column("extra_info").to_pylist()
     assert [QuestionReward(units).asked[info["index"]].unit for info in found] == [row["unit"] for row in rows]
