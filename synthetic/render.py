@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,10 +83,6 @@ class Renderer:
     def __init__(self, drive: Drive, width: int, height: int) -> None:
         self.drive, self.width, self.height = drive, width, height
         self.cameras = rig(width, height)
-        self._ground, self._ground_rgb = ground(drive.town)
-        self._ground_xy = self._ground[..., :2].mean(1)
-        self._still = _still_things(drive.town)
-        self._still_xy = np.array([t.box[:2] for t in self._still])
         self._backdrop, self._backdrop_rgb = _backdrop(drive.town)
         self._sky = _sky(width * SUPER, height * SUPER)
         rng = rng_of("grain")
@@ -101,18 +98,20 @@ class Renderer:
     def frame(self, t: float, channels: Sequence[str] = CHANNELS) -> dict[str, Image]:
         """The images of some cameras at time `t` [s]: channel -> uint8 [height, width, 3] RGB."""
         stage = self.stage(t)
-        at = np.hypot(*(self._ground_xy - stage.position[:2]).T) < SIGHT
-        paint, inks = self._ground[at], colours(self._ground_rgb[at], 255)
+        quads, rgb = ground(self.drive.town)
+        at = np.hypot(*(quads[..., :2].mean(1) - stage.position[:2]).T) < SIGHT
+        paint, inks = quads[at], colours(rgb[at], 255)
         return {name: self._image(name, stage, paint, inks) for name in channels}
 
     def stage(self, t: float) -> Stage:
         """Who stands where at time `t` [s]."""
         ego = self.drive.ego(t)
         rotation, position = ego_rotation(ego), ego_position(ego)
-        close = np.hypot(*(self._still_xy - position[:2]).T) < SIGHT
+        still, middles = _still_things(self.drive.town)
+        close = np.hypot(*(middles - position[:2]).T) < SIGHT
         actors = [a for a in self.drive.actors(t) if np.hypot(a.x - ego.x, a.y - ego.y) < SIGHT]
         things = [thing(a.name, actor_mesh(a), a.x, a.y, a.heading) for a in actors]
-        things = [*(self._still[i] for i in np.nonzero(close)[0]), *things, *self._signals(t, position)]
+        things = [*(still[i] for i in np.nonzero(close)[0]), *things, *self._signals(t, position)]
         return Stage(Scene(things, position), actors, int(close.sum()), rotation, position)
 
     def view(self, channel: str, stage: Stage) -> View:
@@ -181,8 +180,9 @@ def _cell(offset: NDArray[np.float32], origin: float, per_metre: float) -> NDArr
     return np.asarray(np.floor(offset * np.float32(per_metre) + base).astype(np.int32) & 511, dtype=np.int32)
 
 
-def _still_things(town: Town) -> list[Thing]:
-    """Houses, trees, lamps and the posts of signals."""
+@cache
+def _still_things(town: Town) -> tuple[list[Thing], Float64]:
+    """Houses, trees, lamps and the posts of signals, and [N, 2] the middle of each."""
     made: list[Thing] = []
     for lot in lots(town):
         if lot.kind == "house":
@@ -212,7 +212,7 @@ def _still_things(town: Town) -> list[Thing]:
             made.append(thing("pole", solids.post((-0.1, 0.1), 0.1, (0.0, up.height), grey), x, y, h))
             arm = solids.post((0.11, up.reach), 0.06, (up.height - 0.19, up.height - 0.07), grey)
             made.append(thing("pole", arm, x, y, h - np.pi / 2))
-    return made
+    return made, np.array([t.box[:2] for t in made])
 
 
 def _sky(width: int, height: int) -> Pillow.Image:

@@ -6,9 +6,13 @@ once as if it stood alone. Things that nobody annotates (houses, trees, lamps) h
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+
+from loky import ProcessPoolExecutor
 
 from pipeline.stores.disk import wrap_read_errors
 from shards_schema.errors import DatasetError
@@ -18,6 +22,9 @@ from synthetic.config import GENERATOR, SyntheticConfig
 from synthetic.logs import LogSpec, drive_of, frame_tokens, log_specs, timestamps, track_token
 from synthetic.pixels import truth
 from synthetic.render import Renderer
+
+_FRAMES = 32
+"""Frames of a process at least: it takes as long to begin as some of them to be painted."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +67,30 @@ def config_of(root: Path) -> SyntheticConfig:
 
 
 def shown(config: SyntheticConfig, tokens: Collection[str], channels: Collection[str]) -> Iterator[Shown]:
-    """Every actor in the images of some frames, as far as a pixel of it would be in the image."""
+    """Every actor in the images of some frames, as far as a pixel of it would be in the image.
+
+    Log by log, in their order; in `config.processes`, where there is work for them.
+    """
+    asked: list[tuple[LogSpec, list[tuple[str, float]]]] = []
     for spec in log_specs(config):
         frames = zip(frame_tokens(config, spec), timestamps(config, spec), strict=True)
-        wanted = [(token, (stamp - spec.start) / 1e6) for token, stamp in frames if token in tokens]
-        if wanted:
-            renderer = Renderer(drive_of(config, spec), config.width, config.height)
-            for token, t in wanted:
-                yield from _of_frame(config, spec, renderer, token, t, channels)
+        if wanted := [(token, (stamp - spec.start) / 1e6) for token, stamp in frames if token in tokens]:
+            asked.append((spec, wanted))
+    one = partial(_of_log, config, channels)
+    processes = min(config.processes, len(asked), sum(len(wanted) for _, wanted in asked) // _FRAMES)
+    if processes <= 1:
+        yield from chain.from_iterable(map(one, asked))
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from chain.from_iterable(pool.map(one, asked))
+
+
+def _of_log(
+    config: SyntheticConfig, channels: Collection[str], asked: tuple[LogSpec, Sequence[tuple[str, float]]]
+) -> list[Shown]:
+    spec, frames = asked
+    renderer = Renderer(drive_of(config, spec), config.width, config.height)
+    return [row for token, t in frames for row in _of_frame(config, spec, renderer, token, t, channels)]
 
 
 def _of_frame(

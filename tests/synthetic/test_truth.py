@@ -54,6 +54,16 @@ def test_what_shows_of_an_actor_goes_with_it(rows: list[truth.Shown], monkeypatc
         assert changed > 0.6 * row.pixels * (1 - row.hidden)
 
 
+def test_rows_are_the_same_whatever_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(truth, "_FRAMES", 1)
+    small = {"logs": 2, "frames": 4, "width": 96, "height": 54}
+    one, two = (CONFIG.model_copy(update={**small, "processes": n}) for n in (1, 2))
+    tokens = {frame_tokens(two, spec)[n] for spec in log_specs(two) for n in (0, 2)}
+    rows = list(truth.shown(two, tokens, ["CAM_F0"]))
+    assert rows == list(truth.shown(one, tokens, ["CAM_F0"]))
+    assert {row.token for row in rows} == tokens
+
+
 def test_a_folder_of_another_generator_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         truth.config_of(tmp_path)
