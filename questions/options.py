@@ -26,7 +26,7 @@ FASTER, SLOWER, STEADY, STOOD = "It sped up", "It slowed down", "It kept its spe
 LEFT, RIGHT, STRAIGHT = "To the left", "To the right", "It did not turn"
 NEXT = {
     FASTER: "It will speed up", SLOWER: "It will slow down", STEADY: "It will keep its speed", STOOD: "It will stand",
-    LEFT: LEFT, RIGHT: RIGHT, STRAIGHT: "It will not turn",
+    LEFT: "It will turn to the left", RIGHT: "It will turn to the right", STRAIGHT: "It will not turn",
 }  # fmt: skip
 """The same of what comes."""
 SAME_GAP = "Almost the same distance"

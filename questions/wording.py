@@ -13,7 +13,7 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "yaw": tuple(f"Suppose that the camera looks {way}. Which way does {{0}} face?" for way in ("north", "south")),
     "xy2d": ("Where in the image is {0}? Give one point [x, y] of it.",),
     "depth": ("How far is {0} from the camera, along the direction in which the camera looks?",),
-    "dis": tuple(f"Which is {word} to the camera, {{0}} or {{1}}?" for word in ("closer", "farther")),
+    "dis": tuple(f"Which is {word} the camera, {{0}} or {{1}}?" for word in ("closer to", "farther from")),
     "lr": tuple(f"Which is further {side} in the image, {{0}} or {{1}}?" for side in ("left", "right")),
     "fb": ("Is {0} in front of {1}?", "Is {0} behind {1}?"),
     "ego_speed": ("Over the last 1.5 seconds, what did the car that carries the camera do with its speed?",),

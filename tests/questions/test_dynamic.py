@@ -192,7 +192,7 @@ def test_turns_are_those_of_the_car_and_of_the_future_where_that_is_asked() -> N
     told = found(motion_of(left, {}, lambda t: 3.0))
     assert {c.answers.right for c in told["ego_turn"]} == {("To the left",)}
     assert sorted(len(c.answers.options) for c in told["ego_turn"]) == [2, 3]
-    assert {c.answers.right[0] for c in told["ego_next"]} == {"To the left", "It will keep its speed"}
+    assert {c.answers.right[0] for c in told["ego_next"]} == {"It will turn to the left", "It will keep its speed"}
     assert [p.objects for p in prompts(told["ego_turn"][0], Rules(), "shards-dynamics", "train")] == [()]
 
 
