@@ -252,7 +252,7 @@ def examples(
     notices: Sequence[str] = (),
     said: Mapping[str, Mapping[Key, Output]] | None = None,
 ) -> str:
-    """A page with a few units of each kind, spread evenly over them: picture, boxes, question, options, answer.
+    """A page with a few units of each kind, spread evenly over its answers: picture, boxes, question, options, answer.
 
     Args:
         prompts: of whole units.
@@ -264,6 +264,8 @@ def examples(
     units: dict[str, list[tuple[Prompt, ...]]] = {}
     for sides in units_of(prompts).values():
         units.setdefault(sides[0].category, []).append(sides)
+    for listed in units.values():  # so that each answer is drawn, also where one comes seldom
+        listed.sort(key=lambda sides: sides[0].answer)
     return pages.render(
         "questions.html",
         title=f"{', '.join(sorted({f'{p.benchmark} {p.split}' for p in prompts}))}: questions",

@@ -11,11 +11,12 @@ import pytest
 
 from jobs import config as job_config
 from jobs import questions as questions_job
+from jobs import teachers as teachers_job
 from pipeline.reading.reader import Dataset
 from pipeline.sources import registry as sources
-from questions import controls
+from questions import controls, scoring
 from questions.outputs import read_outputs
-from questions.units import PastFrame, Prompt, read_units, refuse_training
+from questions.units import KINDS, PastFrame, Prompt, read_units, refuse_training
 from questions.wording import whole
 from shards_schema.errors import ConfigError, DatasetError, MissingFileError, StoreError
 from tests import made_once
@@ -23,6 +24,7 @@ from tests import questions_toys as toys
 from tests.blocks import block
 from tests.chaos import small
 from tests.committed import commit
+from tests.inline_job import run_inline
 from tests.pages import Page
 from tests.questions_toys import SURDS, official_files, write_units
 from tests.toys import ToySource, write_images
@@ -216,6 +218,28 @@ def test_units_of_a_town(town: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     refuse_training(train, "train.jsonl")
     with pytest.raises(ConfigError, match="shards-spatial evaluation"):
         refuse_training(held, "evaluation.jsonl")
+
+
+@pytest.mark.slow
+def test_a_town_with_turns_is_asked_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_inline(monkeypatch)
+    made, asked = (
+        [w.replace("=out/", f"={tmp_path}/").replace("=data/turns", f"={tmp_path}/town") for w in shlex.split(line)[3:]]
+        for line in block("questions", "turns").splitlines()
+    )
+    assert "source.logs=28" in made
+    small = [
+        "source.logs=7",
+        "source.width=96",
+        "source.height=54",
+        "source.filter.frame_interval=1",
+        "plan.shard_size=64",
+    ]
+    assert teachers_job.main([*made, *small, "samples.size=null"]) == 0
+    assert questions_job.main([*asked, "rules.seconds=0", "rules.image=100", "drawn=1"]) == 0
+    units = [p for file in (tmp_path / "turns_questions").glob("*.jsonl") for p in read_units(file)]
+    told = scoring.by_category(scoring.answered_by(controls.oracle, units), "official")
+    assert {name: category.score for name, category in told.items()} == dict.fromkeys(KINDS, pytest.approx(1.0))
 
 
 def test_the_same_units_again(town: Path, made: Path, tmp_path: Path) -> None:
