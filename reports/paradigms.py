@@ -189,7 +189,7 @@ def _cost(policy: Policy, held: Sequence[Batch]) -> dict[str, float]:
     hook = student.blocks[0].register_forward_pre_hook(lambda _m, args: positions.append(args[0].shape[1]))
     began = time.perf_counter()
     for one in singles:
-        student.answer(one, table)
+        student.answer(one, table)[0].cpu()  # waits for the device
     seconds = time.perf_counter() - began
     hook.remove()
     count = len(singles)
