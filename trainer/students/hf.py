@@ -141,7 +141,7 @@ class HFStudent(Student):
             tower = model.model.vision_tower if self._family == "internvl" else model.model.visual
             tower.requires_grad_(False)
         if self.head is not None and model.lm_head.weight is not model.get_input_embeddings().weight:
-            model.lm_head.requires_grad_(False)  # unused: the answer head speaks
+            model.lm_head.requires_grad_(False)  # the answer head speaks; words are said by it as it is
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
 
