@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -14,3 +16,10 @@ def block(page: str, name: str) -> str:
     found = re.findall(rf"<!-- block: {re.escape(name)} -->\n```\w*\n(.*?)\n```", text, re.DOTALL)
     assert len(found) == 1, f"docs/{page}.md has {len(found)} blocks {name}"
     return found[0] + "\n"
+
+
+def checkout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a page's commands are typed in `folder`, which has what they find in a checkout."""
+    for name in ("Makefile", "configs", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(DOCS.parent / name)
+    monkeypatch.chdir(folder)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.blocks import DOCS, block
+from tests.blocks import DOCS, block, checkout
 from tests.chaos import small
 from tests.inline_job import run_inline
 from tests.made_once import drive
@@ -45,12 +45,10 @@ def jobs_of(command: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 def test_in_small(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block in this process: a `make` by the job that it starts, Ray left out."""
-    for name in ("Makefile", "configs", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    checkout(tmp_path, monkeypatch)
     data = drive(tmp_path_factory)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "synthetic").symlink_to(data)
-    monkeypatch.chdir(tmp_path)
     run_inline(monkeypatch)
     names: dict[str, Any] = {}
     ran = []

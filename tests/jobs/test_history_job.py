@@ -12,7 +12,7 @@ import pytest
 from jobs import questions, reason
 from pipeline.reading.reader import Dataset
 from questions.units import read_units
-from tests.blocks import DOCS, block
+from tests.blocks import block, checkout
 from tests.chaos import small
 from tests.inline_job import run_inline
 from tests.made_once import drive
@@ -22,9 +22,7 @@ from tests.test_tutorial import jobs_of
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which a page's commands can be typed."""
-    for name in ("Makefile", "configs", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).symlink_to(DOCS.parent / name)
-    monkeypatch.chdir(tmp_path)
+    checkout(tmp_path, monkeypatch)
     run_inline(monkeypatch)
     return tmp_path
 

@@ -15,7 +15,7 @@ from jobs import teachers as teachers_job
 from pipeline.reading.reader import Dataset
 from shards_schema.errors import ConfigError, IncompleteError
 from tests import navsim_root
-from tests.blocks import DOCS, block
+from tests.blocks import block, checkout
 from tests.chaos.small import SCENES_A_LOG
 from tests.inline_job import run_inline
 from tests.made_once import drive
@@ -25,9 +25,7 @@ from tests.test_tutorial import jobs_of
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which a page's commands can be typed."""
-    for name in ("Makefile", "configs", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).symlink_to(DOCS.parent / name)
-    monkeypatch.chdir(tmp_path)
+    checkout(tmp_path, monkeypatch)
     run_inline(monkeypatch)
     return tmp_path
 

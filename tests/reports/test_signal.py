@@ -21,7 +21,7 @@ from reports.signal.measure import NOW, Signal, measure
 from shards_schema.errors import ConfigError, DatasetError
 from shards_schema.records import Scene
 from teachers.registry import build_teacher
-from tests.blocks import DOCS, block
+from tests.blocks import block, checkout
 from tests.committed import begin
 from tests.pages import Page
 from tests.reports.invented import (
@@ -280,9 +280,7 @@ def test_channels_that_are_not_those_of_a_reference(source: Street, tmp_path: Pa
 def test_what_the_page_tells_people_to_type(
     honest: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("Makefile", "configs", "pyproject.toml", "constraints.txt"):
-        (tmp_path / name).symlink_to(DOCS.parent / name)
-    monkeypatch.chdir(tmp_path)
+    checkout(tmp_path, monkeypatch)
     (tmp_path / "out").mkdir()
     for name in ("demo", "new", "trusted"):
         (tmp_path / "out" / name).symlink_to(honest.url)
